@@ -1,0 +1,35 @@
+"""diffseg: few-shot segmentation from the shell and from Python.
+
+The public names below are resolved on first use, so that `import diffseg_cli` and `diffseg --help`
+cost nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from diffseg_cli.version import __version__
+
+if TYPE_CHECKING:
+    from diffseg_cli.errors import DiffsegError
+    from diffseg_cli.segmenter import Prediction, Segmenter, SupportFeatures, load_segmenter
+
+__all__ = ["DiffsegError", "Prediction", "Segmenter", "SupportFeatures", "__version__", "load_segmenter"]
+
+_HOME = {
+    "DiffsegError": "diffseg_cli.errors",
+    "Prediction": "diffseg_cli.segmenter",
+    "Segmenter": "diffseg_cli.segmenter",
+    "SupportFeatures": "diffseg_cli.segmenter",
+    "load_segmenter": "diffseg_cli.segmenter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'diffseg_cli' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,76 @@
+"""The contract both backbones answer: everything after it is the same code.
+
+Letters: b queries, k supports, S model-frame size in pixels, c latent channels, H W = S/8,
+t prompt tokens per support, d their width.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffseg_cli.models.attention import AttentionMaps, OnLayer
+
+# SCM as a look sees it: hidden states entering or leaving the down path, finest scale first, each
+# (b width_s h_s w_s) -> what to add to the hidden state that enters the attention of the same scale.
+Control = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+class Backbone(Protocol):
+    """A frozen network that can be looked through.
+
+    Attributes:
+        name: "compact" or "kandinsky-2-2"; what a checkpoint is tied to.
+        fingerprint: short hash of the frozen weights; what a checkpoint and a saved concept are checked against.
+        image_size: S it works best at; a multiple of 64.
+        latent_channels: c.
+        scale_widths: widths of the hidden states SCM reads and writes, finest scale first.
+        masks_support: True when `encode` is to be given supports with their background blacked out (eq. 3);
+            False when it is to see the whole support picture and the mask enters through PAM alone.
+        device: where its parameters are.
+        dtype: what it computes in.
+    """
+
+    name: str
+    fingerprint: str
+    image_size: int
+    latent_channels: int
+    scale_widths: tuple[int, ...]
+    masks_support: bool
+    device: torch.device
+    dtype: torch.dtype
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images (b 3 S S) in [0, 1] -> latents (b c H W)."""
+        ...
+
+    def embed(self, images: Tensor, masks: Tensor) -> Tensor:
+        """images (k 3 S S) in [0, 1], masks (k 1 S S) in {0, 1} -> image_embeds (k t d)."""
+        ...
+
+    def look(
+        self,
+        latents: Tensor,
+        image_embeds: Tensor,
+        *,
+        timesteps: Sequence[int],
+        noise: Tensor | None,
+        control: Control | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> AttentionMaps:
+        """One look at the queries, prompted (eq. 6); nothing after the last attention layer is computed.
+
+        Args:
+            latents: (b c H W) of the queries.
+            image_embeds: (b k t d) prompt of each query, supports apart (k = 1 after fusion by mean).
+            timesteps: noise levels; the maps are summed over them.
+            noise: (b c H W) unit normal, or None where the backbone adds none.
+            control: SCM bound to the edges of the queries, or None.
+            on_layer: called with each layer's probabilities; slows the look down.
+        """
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents (b c H W) -> pictures (b 3 S S), about [0, 1], not clipped."""
+        ...
