@@ -1,0 +1,87 @@
+"""Where work runs: the device and the number format, chosen or checked, never changed in silence."""
+
+import torch
+
+from diffseg_cli.errors import UsageError
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device a user named, or the fastest there is.
+
+    Args:
+        name: "auto" (cuda, else mps, else cpu), "cuda", "cuda:1", "mps" or "cpu".
+
+    Returns:
+        The device; CUDA ones always with their number.
+
+    Raises:
+        UsageError: no such name, or this machine does not have it.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (number and not (kind == "cuda" and number.isdecimal())):
+        raise UsageError(f"There is no device '{name}'.", f"Choose one of {', '.join(DEVICES)}, or cuda:N.")
+    present = _present_devices()
+    if name == "auto":
+        return torch.device(present[0])
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in present:
+        built = kind != "cuda" or torch.backends.cuda.is_built()
+        raise UsageError(
+            f"The device '{name}' is not there: this machine has {', '.join(present)}"
+            f"{'' if built else ', and its torch was built without CUDA'}.",
+            f"Use --device {present[0]}, or --device auto to take the fastest there is.",
+        )
+    return torch.device(wanted)
+
+
+def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The number format to compute in.
+
+    Args:
+        name: "float32", "float16", "bfloat16", "fp32", "fp16", "bf16"; None or "auto" choose float32 on CPU
+            and MPS, on CUDA bfloat16 where the hardware has it and float16 otherwise.
+        device: what it will run on.
+
+    Raises:
+        UsageError: no such name, or float16 on a CPU, which has no fast arithmetic for it.
+    """
+    if name is None or name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        with torch.cuda.device(device):
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if name not in DTYPES:
+        raise UsageError(f"There is no dtype '{name}'.", f"Choose one of auto, {', '.join(DTYPES)}.")
+    if DTYPES[name] == torch.float16 and device.type == "cpu":
+        raise UsageError("float16 does not run on a CPU.", "Use --dtype float32 (or bfloat16), or a GPU.")
+    return DTYPES[name]
+
+
+def describe_device(device: torch.device) -> str:
+    """A device in a user's words, such as "cpu (2 threads)" or "cuda:0 (NVIDIA H100, 79 GiB)"."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        return f"cpu ({threads} thread{'s' if threads > 1 else ''})"
+    return str(device)
+
+
+def _present_devices() -> list[str]:
+    """Names of what this machine has, fastest first."""
+    cuda = (
+        [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return cuda + (["mps"] if torch.backends.mps.is_available() else []) + ["cpu"]

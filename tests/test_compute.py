@@ -1,0 +1,138 @@
+"""Devices and number formats: chosen, checked, described; never changed in silence."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from diffseg_cli import compute
+from diffseg_cli.compute import describe_device, resolve_device, resolve_dtype
+from diffseg_cli.errors import ExitCode, UsageError
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> object:
+    """Make torch report the given hardware."""
+
+    def pretend(*, gpus: int = 0, mps: bool = False, bf16: bool = True) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)  # noqa: ARG005
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("hardware", "name", "expected"),
+    [
+        ({}, "auto", "cpu"),
+        ({}, "cpu", "cpu"),
+        ({"mps": True}, "auto", "mps"),
+        ({"gpus": 2}, "auto", "cuda:0"),
+        ({"gpus": 2, "mps": True}, "auto", "cuda:0"),
+        ({"gpus": 2}, "cuda", "cuda:0"),
+        ({"gpus": 2}, "cuda:1", "cuda:1"),
+        ({"gpus": 2}, "cpu", "cpu"),
+    ],
+)
+def test_device_is_the_one_asked_for(machine, hardware: dict[str, int], name: str, expected: str) -> None:
+    machine(**hardware)
+    assert resolve_device(name) == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "name", "reason"),
+    [
+        ({}, "cuda", "'cuda' is not there: this machine has cpu"),
+        ({}, "mps", "'mps' is not there: this machine has cpu"),
+        ({"gpus": 2}, "cuda:2", "'cuda:2' is not there: this machine has cuda:0, cuda:1, cpu"),
+        ({"mps": True}, "cuda:0", "this machine has mps, cpu"),
+        ({}, "gpu", "no device 'gpu'"),
+        ({}, "", "no device ''"),
+        ({}, "cuda:x", "no device 'cuda:x'"),
+        ({}, "cuda:-1", "no device 'cuda:-1'"),
+        ({}, "cpu:0", "no device 'cpu:0'"),
+    ],
+)
+def test_absent_device_is_a_usage_error(machine, hardware: dict[str, int], name: str, reason: str) -> None:
+    machine(**hardware)
+    with pytest.raises(UsageError, match=reason) as caught:
+        resolve_device(name)
+    assert caught.value.exit_code == ExitCode.USAGE and caught.value.hint
+
+
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="the sentence is about a torch without CUDA")
+def test_a_torch_without_cuda_is_named_as_the_reason() -> None:
+    with pytest.raises(UsageError, match="built without CUDA"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize("name", [None, "auto"])
+@pytest.mark.parametrize(
+    ("device", "bf16", "expected"),
+    [
+        (CPU, True, torch.float32),
+        (MPS, True, torch.float32),
+        (CUDA, True, torch.bfloat16),
+        (CUDA, False, torch.float16),
+    ],
+)
+def test_automatic_dtype(
+    machine,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str | None,
+    device: torch.device,
+    bf16: bool,
+    expected: torch.dtype,
+) -> None:
+    machine(gpus=1, bf16=bf16)
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device", lambda chosen: entered.append(chosen) or torch.no_grad())
+    assert resolve_dtype(name, device) == expected
+    assert entered == ([device] if device.type == "cuda" else [])
+
+
+@pytest.mark.parametrize(("short", "long"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")])
+def test_dtype_names(short: str, long: str) -> None:
+    assert resolve_dtype(short, CUDA) == resolve_dtype(long, CUDA) == getattr(torch, long)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("float16", "float16 does not run on a CPU"),
+        ("fp16", "float16 does not run"),
+        ("int8", "no dtype 'int8'"),
+    ],
+)
+def test_dtype_that_cannot_be_is_a_usage_error(name: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason) as caught:
+        resolve_dtype(name, CPU)
+    assert caught.value.hint
+
+
+def test_bfloat16_computes_on_a_cpu() -> None:
+    dtype = resolve_dtype("bf16", CPU)
+    assert (torch.ones(2, 2, dtype=dtype) @ torch.ones(2, 2, dtype=dtype)).sum() == 8
+
+
+def test_devices_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert describe_device(CPU) == "cpu (2 threads)"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert describe_device(CPU) == "cpu (1 thread)"
+    assert describe_device(MPS) == "mps"
+    card = SimpleNamespace(name="Some GPU", total_memory=24 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
+    assert describe_device(CUDA) == "cuda:0 (Some GPU, 24 GiB)"
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_is_chosen_and_described() -> None:
+    device = compute.resolve_device("auto")
+    assert device.type == "cuda"
+    assert torch.cuda.get_device_name(device) in describe_device(device)
+    assert torch.ones(2, device=device, dtype=resolve_dtype(None, device)).sum() == 2
