@@ -1,0 +1,209 @@
+"""The shape of the package: who may import whom, help without heavy imports, the README's file tree."""
+
+import ast
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "diffseg_cli"
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("**/*.py"))
+
+# A module imports only from lower ranks; models/* and cli/* also among themselves. A folder stands for all in
+# it. A new module must be given its rank here.
+RANKS = {
+    "errors.py": 0,
+    "version.py": 0,
+    "config.py": 0,
+    "episode.py": 1,
+    "image_io.py": 1,
+    "metrics.py": 1,
+    "weights.py": 2,
+    "compute.py": 2,
+    "frames.py": 2,
+    "models/": 3,
+    "hub.py": 3,
+    "checkpoint.py": 3,
+    "backbones.py": 4,
+    "feature_cache.py": 4,
+    "segmenter.py": 5,
+    "compact_fit.py": 5,
+    "evaluation.py": 6,
+    "batch.py": 6,
+    "training.py": 7,
+    "cli/": 8,
+}
+DOORS = ("__init__.py", "__main__.py")  # the package's own: lazy names and `python -m`
+TORCH_SIDE = {
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "huggingface_hub",
+    "accelerate",
+}
+HEAVY = (*TORCH_SIDE, "numpy", "PIL", "cv2")
+
+
+def rank(module: str) -> int:
+    return RANKS.get(module, RANKS.get(f"{module.split('/')[0]}/", -1))
+
+
+def imports(module: str, *, top_level_only: bool = False) -> list[str]:
+    """Dotted names a module imports: everywhere in it, or only where importing it runs them."""
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    found = []
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if top_level_only and (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        ):
+            continue
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            assert node.module
+            # `from diffseg_cli import x` may mean the module x
+            found += [
+                f"{node.module}.{a.name}" if node.module == "diffseg_cli" else node.module for a in node.names
+            ]
+        pending += ast.iter_child_nodes(node)
+    return sorted(set(found))
+
+
+def own_module(dotted: str) -> str | None:
+    """The file inside the package that `diffseg_cli.x.y` means; None for anything outside it."""
+    first, *rest = dotted.split(".")
+    if first != "diffseg_cli" or not rest:
+        return None
+    path = "/".join(rest)
+    return f"{path}.py" if f"{path}.py" in MODULES else f"{path}/__init__.py"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in DOORS])
+def test_imports_go_downwards(module: str) -> None:
+    assert rank(module) >= 0, f"{module} has no rank yet: add it to RANKS"
+    for dotted in imports(module):
+        imported = own_module(dotted)
+        if imported is None or imported.split("/")[0] == "__init__.py":
+            continue
+        together = "/" in module and module.split("/")[0] == imported.split("/")[0]
+        assert together or rank(imported) < rank(module), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_outside_packages_stay_in_their_rooms(module: str) -> None:
+    everywhere = {dotted.split(".")[0] for dotted in imports(module)}
+    assert "click" not in everywhere, "Typer has its own copy: see its exceptions"
+    if not module.startswith("cli/"):
+        assert not everywhere & {"typer", "rich"}, "only cli/ talks to the terminal"
+    if rank(module) < 2:
+        assert not everywhere & TORCH_SIDE
+    if module.startswith("cli/"):
+        at_once = imports(module, top_level_only=True)
+        assert not {dotted.split(".")[0] for dotted in at_once} & set(HEAVY)
+        own = [own_module(dotted) for dotted in at_once]
+        assert not [name for name in own if name and 0 < rank(name) < RANKS["cli/"]], (
+            "import inside the command"
+        )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_command_line_prints_or_exits(module: str) -> None:
+    if module.startswith("cli/"):
+        return
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    as_script = [n for n in tree.body if isinstance(n, ast.If) and "__name__" in ast.unparse(n.test)]
+    allowed = {id(inner) for node in as_script for inner in ast.walk(node)}
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and id(n) not in allowed]
+    assert not [n.lineno for n in calls if ast.unparse(n.func) in ("print", "sys.exit", "exit")]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_is_over_400_lines(module: str) -> None:
+    assert len((PACKAGE / module).read_text(encoding="utf-8").splitlines()) <= 400
+
+
+EVERY_HELP = """
+import json, sys
+from typer.main import get_command
+from diffseg_cli.cli.main import app
+
+def walk(command, words):
+    yield words
+    for name, child in getattr(command, "commands", {}).items():
+        yield from walk(child, [*words, name])
+
+seen = {}
+for words in walk(get_command(app), []):
+    try:
+        app([*words, "--help"])
+    except SystemExit as leaving:
+        assert not leaving.code, words
+    seen[" ".join(words)] = [name for name in sys.argv[1:] if name in sys.modules]
+print(json.dumps(seen), file=sys.stderr)
+"""
+
+
+def test_help_of_every_verb_imports_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_HELP, *HEAVY], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stderr.splitlines()[-1])
+    assert {"", "segment", "attn", "edges", "models", "models list", "models pull"} <= set(loaded)
+    assert {verb: names for verb, names in loaded.items() if names} == {}
+    assert done.stdout.count("Usage:") == len(loaded)
+
+
+def test_help_answers_fast() -> None:
+    """Processor time, not wall time: what else runs on the machine does not count."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, "-m", "diffseg_cli", "--help"], cwd=REPOSITORY, capture_output=True, check=True
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.8
+
+
+def readme_tree() -> list[str]:
+    """Paths in the README's file tree; an indented line lies in the folder above it."""
+    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("\n## File tree\n")[1]
+    block = section.split("```text\n")[1].split("```")[0]
+    paths: list[str] = []
+    folders: list[tuple[int, str]] = []
+    for line in block.splitlines():
+        words = line.lstrip(" │├└─").split()
+        if not words:
+            continue
+        depth = len(line) - len(line.lstrip(" │├└─"))
+        folders = [(deep, folder) for deep, folder in folders if deep < depth]
+        path = (folders[-1][1] if folders else "") + words[0]
+        paths.append(path)
+        if path.endswith("/"):
+            folders.append((depth, path))
+    return paths
+
+
+def test_readme_tree_is_the_tree() -> None:
+    listed = readme_tree()
+    assert [path for path in listed if not (REPOSITORY / path).exists()] == []
+    named = {f"diffseg_cli/{module}" for module in MODULES if not module.endswith(DOORS)}
+    assert named - set(listed) == set()
+    folders = {
+        f"{path.split('/')[0]}/"
+        for path in subprocess.run(
+            ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        if "/" in path
+    }
+    assert {folder for folder in folders if not folder.startswith(".")} - set(listed) == set()
+    assert len(listed) == len(set(listed))
