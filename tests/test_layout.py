@@ -28,7 +28,7 @@ RANKS = {
     "models/": 3,
     "hub.py": 3,
     "checkpoint.py": 3,
-    "backbones.py": 4,
+    "loading.py": 4,
     "feature_cache.py": 4,
     "segmenter.py": 5,
     "compact_fit.py": 5,
