@@ -112,7 +112,9 @@ def upsampling_matrix(size_out: int, size_in: int, *, like: Tensor) -> Tensor:
 def _upsample(values: Tensor, grid_hw: GridHW, output_hw: GridHW) -> Tensor:
     """U: (b n) on a grid -> (b H W), bilinear."""
     b = values.shape[0]
-    return F.interpolate(values.view(b, 1, *grid_hw), size=output_hw, mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(values.view(b, 1, *grid_hw), size=output_hw, mode="bilinear", align_corners=False)[
+        :, 0
+    ]
 
 
 def _gather(values: Tensor, grid_hw: GridHW) -> Tensor:
@@ -170,7 +172,10 @@ def affinity_of(maps: AttentionMaps, weights: Tensor) -> Tensor:
     size_hw = (weights.shape[1], weights.shape[2])
     result = torch.zeros_like(weights)
     for (h, w), affinity in maps.affinity.items():
-        up_y, up_x = upsampling_matrix(size_hw[0], h, like=weights), upsampling_matrix(size_hw[1], w, like=weights)
+        up_y, up_x = (
+            upsampling_matrix(size_hw[0], h, like=weights),
+            upsampling_matrix(size_hw[1], w, like=weights),
+        )
         rows = (up_y.T @ weights @ up_x).flatten(1)  # U^T v: (b n)
         paid = (rows[:, None] @ affinity)[:, 0].view(-1, h, w)  # (b h w)
         result = result + up_y @ (paid / (up_y.sum(0)[:, None] * up_x.sum(0)[None, :])) @ up_x.T

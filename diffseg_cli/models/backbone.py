@@ -25,9 +25,11 @@ class Backbone(Protocol):
         fingerprint: short hash of the frozen weights; what a checkpoint and a saved concept are checked against.
         image_size: S it works best at; a multiple of 64.
         latent_channels: c.
+        latent_groups: widths of the groups the latent channels fall into, one a depth; they sum to c.
         scale_widths: widths of the hidden states SCM reads and writes, finest scale first.
         masks_support: True when `encode` is to be given supports with their background blacked out (eq. 3);
-            False when it is to see the whole support picture and the mask enters through PAM alone.
+            False when it is to see the whole support picture and the mask enters through prompt and PAM alone.
+        adds_noise: whether `look` adds noise to the latents.
         device: where its parameters are.
         dtype: what it computes in.
     """
@@ -36,8 +38,10 @@ class Backbone(Protocol):
     fingerprint: str
     image_size: int
     latent_channels: int
+    latent_groups: tuple[int, ...]
     scale_widths: tuple[int, ...]
     masks_support: bool
+    adds_noise: bool
     device: torch.device
     dtype: torch.dtype
 
@@ -45,8 +49,11 @@ class Backbone(Protocol):
         """images (b 3 S S) in [0, 1] -> latents (b c H W)."""
         ...
 
-    def embed(self, images: Tensor, masks: Tensor) -> Tensor:
-        """images (k 3 S S) in [0, 1], masks (k 1 S S) in {0, 1} -> image_embeds (k t d)."""
+    def embed(self, images: Tensor, masks: Tensor, latents: Tensor | None = None) -> Tensor:
+        """images (k 3 S S) in [0, 1], masks (k 1 S S) in {0, 1} -> image_embeds (k t d).
+
+        `latents` (k c H W) of the same pictures spare a backbone that prompts with them a second encoding.
+        """
         ...
 
     def look(

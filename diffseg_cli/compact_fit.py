@@ -1,0 +1,122 @@
+"""Fit what the compact backbone needs on top of its ImageNet encoder: statistics, basis, temperatures, decoder.
+
+Three short stages, each a generator of progress; `diffseg train backbone` runs them in order.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffseg_cli.episode import FewShotDataset, draw_episode
+from diffseg_cli.feature_cache import FeatureCache
+from diffseg_cli.frames import to_frame
+from diffseg_cli.image_io import read_image
+from diffseg_cli.models.attention import score_maps
+from diffseg_cli.models.compact import CompactBackbone
+
+BASIS_PICTURES = 600
+LOOK_STEPS = 300
+
+
+@dataclass(frozen=True)
+class FitStep:
+    """Progress of a stage."""
+
+    stage: str
+    step: int
+    steps: int
+    loss: float
+
+
+def spread_samples(dataset: FewShotDataset, count: int, seed: int) -> list[int]:
+    """`count` sample indices, classes taking turns, so that large classes do not dominate."""
+    generator = np.random.default_rng(seed)
+    queues = [list(generator.permutation(members)) for members in dataset.by_class.values()]
+    chosen: list[int] = []
+    while len(chosen) < count and any(queues):
+        chosen += [int(queue.pop()) for queue in queues if queue]
+    return chosen[:count]
+
+
+@torch.inference_mode()
+def fit_basis(backbone: CompactBackbone, dataset: FewShotDataset, *, seed: int = 0) -> Iterator[FitStep]:
+    """Channel statistics and principal directions of the normalised features of each tapped block."""
+    indices = spread_samples(dataset, BASIS_PICTURES, seed)
+    collected: list[list[Tensor]] = [[] for _ in backbone.latent_groups]
+    for step, start in enumerate(range(0, len(indices), 8)):
+        images = [read_image(dataset.samples[index].image) for index in indices[start : start + 8]]
+        frames = torch.stack([to_frame(image, backbone.image_size) for image in images]).to(backbone.device)
+        for features, rows in zip(backbone.features(frames), collected, strict=True):
+            rows.append(features.flatten(2).transpose(1, 2).flatten(0, 1).cpu())  # (b*n width)
+        yield FitStep("basis", step + 1, -(-len(indices) // 8), 0.0)
+    for index, rows in enumerate(collected):
+        features = torch.cat(rows)
+        mean, std = features.mean(0), features.std(0)
+        unit = F.normalize((features - mean) / std, dim=1)
+        directions = torch.linalg.eigh(unit.T @ unit / len(unit))[1].flip(1)  # descending
+        getattr(backbone, f"mean_{index}").copy_(mean)
+        getattr(backbone, f"std_{index}").copy_(std)
+        getattr(backbone, f"basis_{index}").copy_(directions[:, : backbone.latent_groups[index]])
+
+
+def fit_look(backbone: CompactBackbone, cache: FeatureCache, *, seed: int = 0) -> Iterator[FitStep]:
+    """Temperatures and prompt biases of the look, by the score map's squared error on training episodes."""
+    dataset = cache.dataset.with_enough(1)
+    scalars = [backbone.log_depth_weight, backbone.log_temperature, backbone.prompt_bias]
+    for scalar in scalars:
+        scalar.requires_grad_(True)
+    optimizer = torch.optim.Adam(scalars, lr=0.03)
+    for step in range(LOOK_STEPS):
+        episodes = [draw_episode(dataset, step * 8 + i, shots=1, seed=seed) for i in range(8)]
+        query = cache.read([episode.query * cache.views for episode in episodes], [False] * 8)
+        support = cache.read([episode.support[0] * cache.views for episode in episodes], [False] * 8)
+        maps = backbone.look(query.latents, support.image_embeds[:, None])
+        size_hw = (query.latents.shape[2], query.latents.shape[3])
+        error = F.mse_loss(
+            score_maps(maps, size_hw).score_map, F.interpolate(query.masks, size=size_hw, mode="area")
+        )
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        yield FitStep("look", step + 1, LOOK_STEPS, error.item())
+    for scalar in scalars:
+        scalar.requires_grad_(False)
+
+
+def train_decoder(
+    backbone: CompactBackbone, cache: FeatureCache, *, steps: int, seed: int = 0
+) -> Iterator[FitStep]:
+    """Decoder of latents to pictures: half photographs, half mask pictures, mean absolute error."""
+    decoder = backbone.decoder.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    rows_of = _class_rows(cache)
+    for step in range(steps):
+        generator = np.random.Generator(np.random.PCG64([seed, step]))
+        rows = [int(generator.choice(rows_of[generator.integers(len(rows_of))])) for _ in range(8)]
+        batch = cache.read(rows, [False] * 8)
+        pictures = torch.stack([cache.load_view(row)[0] for row in rows[:4]]).to(backbone.device)
+        masks = torch.stack([cache.load_view(row)[1] for row in rows[4:]]).to(backbone.device)
+        wanted = torch.cat([pictures, masks.expand(-1, 3, -1, -1)])
+        # A mask's latents reach the decoder through PAM, which is never exact: train on inexact ones.
+        noisy = batch.targets[4:] + 0.05 * torch.randn_like(batch.targets[4:]) * generator.random()
+        with torch.autocast(backbone.device.type, torch.bfloat16):
+            decoded = decoder(torch.cat([batch.latents[:4], noisy]))
+        error = F.l1_loss(decoded.float(), wanted)
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        schedule.step()
+        yield FitStep("decoder", step + 1, steps, error.item())
+    decoder.requires_grad_(False).eval()
+
+
+def _class_rows(cache: FeatureCache) -> list[Sequence[int]]:
+    return [
+        [index * cache.views + view for index in members for view in range(cache.views)]
+        for members in cache.dataset.by_class.values()
+    ]

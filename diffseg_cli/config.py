@@ -1,0 +1,75 @@
+"""Every default number of the method, with what it does and where it comes from. No torch here."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """The compact backbone. Its weights were fitted with these; other numbers need other weights."""
+
+    variant: int = 1  # EfficientNet-Lite1: best prototype line of 0, 1 and 2 on `val` (DESIGN.md, 2026-11-23)
+    taps: tuple[int, ...] = (6, 10, 14, 19, 20)  # last block of each width, strides 8, 16, 16, 32, 32
+    block_widths: tuple[int, ...] = (16, 32, 32, 64, 96)  # loses nothing against all 752 channels
+    image_size: int = 384  # 0.02 to 0.04 mean IoU above 256; 512 adds 0.015 at twice the cost
+    object_tokens: int = 4  # prompt vectors from the support's object
+    background_tokens: int = 4  # negative prompt vectors from its background
+    decoder_width: int = 64
+    edge_size: int = (
+        192  # HED runs at this size: it feeds a 48 x 48 grid, and at 384 it costs four times as much
+    )
+
+
+@dataclass(frozen=True)
+class ScmConfig:
+    """Spatial Control Module (paper section 4.4)."""
+
+    width: int = 48
+    shared: bool = True  # one trunk for all scales, as in the paper; False for its table 6
+    scales: tuple[int, ...] | None = None  # None: all
+
+
+@dataclass(frozen=True)
+class PamConfig:
+    """Perceptual Attention Module (paper section 4.3)."""
+
+    width: int = 64
+    head_width: int = 48
+    heads: int = 4
+    value_width: int = 6
+    key_stride: int = 2  # keys and values at half the grid: deep features hold no more places
+    modes: tuple[str, str, str] = ("attention", "attention", "attention")
+    channel_dropout: float = 0.15  # against memorising the training classes
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training of SCM and PAM.
+
+    `recipe` "paper": SGD, lr 0.01, times 0.9 every tenth of the run (20 of 200 epochs), loss of eq. 10 alone.
+    `recipe` "default": AdamW with cosine decay, weight averaging, and the decoded mask in the loss.
+    """
+
+    recipe: str = "default"
+    steps: int = 8000
+    batch_size: int = 8
+    lr: float = 1e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.02
+    average_decay: float = 0.998  # of the exponential moving average of the weights
+    map_weight: float = 2.0  # alpha of eq. 10
+    latent_weight: float = 1.0  # beta of eq. 10
+    mask_weight: float = 1.0  # of the decoded mask (cross entropy and Dice), "default" only
+    max_shots: int = 3  # a step has 1 shot with probability 0.7, else this many
+    synthetic_share: float = 0.15  # of episodes from pasted cut-outs
+    synthetic_source: str = "tuxpaint_composites/"  # how the names of their classes begin
+    validate_every: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """How a query is segmented."""
+
+    fusion: str = "concat"  # of several supports; "mean" is the paper's
+    timesteps: tuple[int, ...] = (50,)  # noise levels of the look; the compact backbone has none
+    threshold: float = 0.5

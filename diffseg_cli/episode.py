@@ -1,0 +1,142 @@
+"""Episodes: which pictures are support and query, as a pure function of (data set, shots, seed, index).
+
+A data set here is only paths and classes; nothing is decoded until an episode is run.
+"""
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffseg_cli.errors import InputError
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled picture.
+
+    Attributes:
+        image: the photograph.
+        mask: its mask, the object white.
+        class_name: "class" or "source/class".
+        present: names of other classes known to be in the same picture, without their source.
+    """
+
+    image: Path
+    mask: Path
+    class_name: str
+    present: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One few-shot task: indices into `FewShotDataset.samples`."""
+
+    class_name: str
+    support: tuple[int, ...]
+    query: int
+
+
+@dataclass(frozen=True)
+class FewShotDataset:
+    """Labelled pictures grouped by class.
+
+    Attributes:
+        samples: all of them, in a fixed order.
+        by_class: class name -> indices into `samples`; classes in sorted order.
+    """
+
+    samples: tuple[Sample, ...]
+    by_class: dict[str, tuple[int, ...]]
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.by_class)
+
+    def with_enough(self, shots: int) -> "FewShotDataset":
+        """Only the classes that have `shots` supports and a query to spare."""
+        return FewShotDataset(self.samples, {n: i for n, i in self.by_class.items() if len(i) > shots})
+
+
+def group_by_class(samples: Iterable[Sample]) -> FewShotDataset:
+    """Sort samples by class and path, so that the order does not depend on the file system."""
+    ordered = tuple(sorted(samples, key=lambda s: (s.class_name, s.image.as_posix())))
+    indices = defaultdict(list)
+    for index, sample in enumerate(ordered):
+        indices[sample.class_name].append(index)
+    return FewShotDataset(ordered, {name: tuple(indices[name]) for name in sorted(indices)})
+
+
+def read_folder(
+    root: Path, *, split: str | None = None, sources: Sequence[str] | None = None
+) -> FewShotDataset:
+    """Read a folder of classes.
+
+    Two layouts: `root/<class>/<id>.jpg` with `<id>.png` beside it as mask, or the same one level deeper
+    (`root/<source>/<class>/...`) with `root/index.csv` giving source, class, id, also_in_image and split.
+
+    Args:
+        root: the folder.
+        split: keep only the rows of `index.csv` with this split; needs the index.
+        sources: keep only these sources; needs the index.
+
+    Raises:
+        InputError: no such folder, no pair in it, or a split asked of a folder without an index.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder.", "Give the folder that holds one folder a class.")
+    index = root / "index.csv"
+    if index.is_file():
+        samples = _read_index(root, index, split, sources)
+    elif split or sources:
+        raise InputError(f"{index} was not found, so there is no split to choose from.", "Leave --split out.")
+    else:
+        samples = [
+            Sample(image, image.with_suffix(".png"), folder.name)
+            for folder in sorted(root.iterdir())
+            if folder.is_dir()
+            for image in sorted(folder.iterdir())
+            if image.suffix.lower() in PICTURE_SUFFIXES[:2] and image.with_suffix(".png").is_file()
+        ]
+    if not samples:
+        raise InputError(
+            f"{root} holds no picture with a mask.",
+            "Expected <class>/<name>.jpg with <class>/<name>.png beside it.",
+        )
+    return group_by_class(samples)
+
+
+def _read_index(root: Path, index: Path, split: str | None, sources: Sequence[str] | None) -> list[Sample]:
+    samples = []
+    with index.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if (split and row["split"] != split) or (sources and row["source"] not in sources):
+                continue
+            stem = root / row["source"] / row["class"] / row["id"]
+            also = tuple(filter(None, row["also_in_image"].split("|")))
+            name = f"{row['source']}/{row['class']}"
+            samples.append(Sample(Path(f"{stem}.jpg"), Path(f"{stem}.png"), name, also))
+    return samples
+
+
+def draw_episode(dataset: FewShotDataset, index: int, *, shots: int, seed: int) -> Episode:
+    """The `index`-th episode: classes take turns, pictures are drawn without replacement.
+
+    The same arguments give the same episode on every machine and in any order of asking.
+
+    Args:
+        dataset: every class of it must have more than `shots` pictures (`with_enough`).
+        index: 0, 1, 2, ...
+        shots: supports per episode.
+        seed: of the whole list.
+    """
+    name = dataset.classes[index % len(dataset.classes)]
+    members = dataset.by_class[name]
+    generator = np.random.Generator(np.random.PCG64([seed, index]))
+    chosen = generator.choice(len(members), size=shots + 1, replace=False)
+    return Episode(name, tuple(members[i] for i in chosen[1:]), members[chosen[0]])

@@ -1,0 +1,40 @@
+"""Pictures and masks in the model frame: square, float, batched.
+
+The whole picture is resized to S x S without keeping its aspect: every pixel is seen at a known place, and
+the way back is one resize. All (W, H) against (H, W) knowledge of the model side sits here.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def to_frame(image: NDArray[np.uint8], size: int) -> Tensor:
+    """uint8 (h w 3) -> float32 (3 S S) in [0, 1]; area averaging when shrinking, linear when growing."""
+    shrinks = image.shape[0] >= size and image.shape[1] >= size
+    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1).float() / 255
+
+
+def mask_to_frame(mask: NDArray[np.bool_], size: int) -> Tensor:
+    """bool (h w) -> float32 (1 S S), the share of each pixel that is covered, in [0, 1]."""
+    shrinks = mask.shape[0] >= size and mask.shape[1] >= size
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = cv2.resize(mask.astype(np.float32), (size, size), interpolation=interpolation)
+    return torch.from_numpy(resized)[None]
+
+
+def stack_frames(images: Sequence[NDArray[np.uint8]], size: int) -> Tensor:
+    """(b 3 S S)."""
+    return torch.stack([to_frame(image, size) for image in images])
+
+
+def from_frame(values: Tensor, size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """float (S S) -> float32 (h w) at the picture's own size; linear, so the range is kept."""
+    array = values.detach().float().cpu().numpy()
+    resized: NDArray[np.float32] = cv2.resize(array, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
+    return resized

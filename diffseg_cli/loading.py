@@ -1,0 +1,147 @@
+"""Build networks from their files: the one place that knows which weights make which network."""
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffseg_cli.checkpoint import read_checkpoint
+from diffseg_cli.config import CompactConfig, PamConfig, ScmConfig
+from diffseg_cli.errors import UsageError, WeightsError
+from diffseg_cli.models.backbone import Backbone
+from diffseg_cli.models.compact import CompactBackbone
+from diffseg_cli.models.perceptual_attention import PerceptualAttention
+from diffseg_cli.models.spatial_control import SpatialControl
+from diffseg_cli.weights import file_sha256, find_weights, load_strict, read_safetensors, write_safetensors
+
+COMPACT_ENCODER, COMPACT_DECODER = "compact/encoder.safetensors", "compact/decoder.safetensors"
+
+
+def build_compact(config: CompactConfig | None = None) -> CompactBackbone:
+    """A compact backbone with random weights, in eval mode and without gradients."""
+    config = config or CompactConfig()
+    backbone = CompactBackbone(
+        variant=config.variant,
+        taps=config.taps,
+        block_widths=config.block_widths,
+        image_size=config.image_size,
+        object_tokens=config.object_tokens,
+        background_tokens=config.background_tokens,
+        decoder_width=config.decoder_width,
+    )
+    # Two thirds of the time on a CPU; torch's types lack this form of Module.to.
+    backbone.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return backbone.eval().requires_grad_(False)
+
+
+def load_compact(
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    encoder: Path | None = None,
+    decoder: Path | None = None,
+) -> CompactBackbone:
+    """The shipped compact backbone.
+
+    Args:
+        device: where to put it.
+        dtype: to compute in.
+        encoder: ImageNet weights; default the shipped file.
+        decoder: what was fitted to them (statistics, basis, temperatures, decoder); default the shipped file.
+
+    Raises:
+        WeightsError: a file is missing, damaged or of another network.
+    """
+    encoder = encoder or find_weights(COMPACT_ENCODER)
+    decoder = decoder or find_weights(COMPACT_DECODER)
+    backbone = build_compact()
+    tensors = {f"encoder.{name}": value for name, value in read_safetensors(encoder)[0].items()}
+    load_strict(backbone, {**tensors, **read_safetensors(decoder)[0]}, decoder)
+    backbone.fingerprint = hashlib.sha256(
+        f"{file_sha256(encoder)}{file_sha256(decoder)}".encode()
+    ).hexdigest()[:16]
+    return backbone.to(device=device, dtype=dtype)
+
+
+def fitted_tensors(backbone: CompactBackbone) -> dict[str, Tensor]:
+    """What is fitted on top of the encoder, as half precision where that is enough."""
+    state = {name: value for name, value in backbone.state_dict().items() if not name.startswith("encoder.")}
+    return {name: value.half() if value.dim() > 1 else value for name, value in state.items()}
+
+
+def save_fitted(backbone: CompactBackbone, path: Path, training: str) -> None:
+    """Write what is fitted on top of the encoder. training: JSON text for the metadata."""
+    write_safetensors(
+        path, fitted_tensors(backbone), {"format": "diffseg-compact-decoder", "training": training}
+    )
+
+
+def load_backbone(model: str, device: torch.device, dtype: torch.dtype, offload: bool) -> Backbone:
+    """A backbone by name, or Kandinsky 2.2 from a folder.
+
+    Raises:
+        UsageError: neither a known name nor a folder.
+        WeightsError: its weights are missing or damaged.
+    """
+    if model == "compact":
+        return load_compact(device=device, dtype=dtype)
+    if model != "kandinsky-2-2" and not Path(model).is_dir():
+        raise UsageError(
+            f"Unknown model '{model}'.", "Use compact, kandinsky-2-2, or a folder that holds Kandinsky 2.2."
+        )
+    from diffseg_cli.models.kandinsky import (
+        load_kandinsky,
+    )  # diffusers and transformers take seconds to import
+
+    return load_kandinsky(model, device=device, dtype=dtype, offload=offload)
+
+
+def build_modules(backbone: Backbone, scm: ScmConfig | None, pam: PamConfig | None) -> nn.ModuleDict:
+    """The trained modules with random weights, ready for this backbone; None leaves one out."""
+    modules = nn.ModuleDict()
+    if scm is not None:
+        modules["scm"] = SpatialControl(
+            scale_widths=backbone.scale_widths, width=scm.width, shared=scm.shared, scales=scm.scales
+        )
+    if pam is not None:
+        modules["pam"] = PerceptualAttention(
+            latent_channels=backbone.latent_channels,
+            groups=backbone.latent_groups,
+            width=pam.width,
+            head_width=pam.head_width,
+            heads=pam.heads,
+            value_width=pam.value_width,
+            key_stride=pam.key_stride,
+            modes=pam.modes,
+            channel_dropout=pam.channel_dropout,
+        )
+    return modules
+
+
+def modules_config(scm: ScmConfig | None, pam: PamConfig | None) -> dict[str, Any]:
+    """What a checkpoint's metadata keeps so that `load_modules` can build the same modules."""
+    return {"scm": scm and asdict(scm), "pam": pam and asdict(pam)}
+
+
+def load_modules(checkpoint: Path, backbone: Backbone) -> nn.ModuleDict:
+    """SCM and PAM of a checkpoint, checked against this backbone; in eval mode, without gradients.
+
+    Raises:
+        WeightsError: damaged, of another backbone, or of another version.
+    """
+    tensors, info = read_checkpoint(checkpoint, backbone=backbone.name, fingerprint=backbone.fingerprint)
+    try:
+        scm, pam = info.config.get("scm"), info.config.get("pam")
+        modules = build_modules(
+            backbone, ScmConfig(**scm) if scm else None, PamConfig(**pam) if pam else None
+        )
+    except (TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{checkpoint} describes modules this diffseg cannot build: {error}.",
+            "Update diffseg, or train it again.",
+        ) from error
+    load_strict(modules, tensors, checkpoint)
+    return modules.eval().requires_grad_(False)

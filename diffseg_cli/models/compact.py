@@ -1,0 +1,255 @@
+"""The compact backbone: frozen ImageNet features that answer the contract of a diffusion backbone.
+
+It is not a diffusion model. It stands in for Kandinsky where 12 GB of weights cannot be had and gives the
+same kinds of latents, prompts and attention maps, so that SCM, PAM and every verb run unchanged.
+
+- `encode`: EfficientNet-Lite features of several depths, each standardised, normalised to unit length,
+  projected on a fixed orthogonal basis, normalised again, brought to S/8 and stacked: the latents.
+- `embed`: a few vectors of latents from the support's object (prompt) and from its background (negative
+  prompt), by k-means.
+- `look`: one joint-attention layer a scale (strides 16 and 32) over all depths; a third at stride 8 lowered
+  the score map's IoU (DESIGN.md).
+- `decode`: a small trained convolutional decoder back to pictures, masks included.
+
+Letters: b batch, k supports, S picture size, c latent channels, H W = S/8, h w grid of a scale, n = h*w,
+t prompt tokens a support (f of the object, the rest of the background), i tapped block.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffseg_cli.models.attention import AttentionMaps, LayerAttention, OnLayer, split_joint_attention
+from diffseg_cli.models.backbone import Control
+from diffseg_cli.models.efficientnet import EfficientNetLite
+
+PIXEL_MEAN, PIXEL_STD = 127 / 255, 128 / 255  # EfficientNet-Lite's own preprocessing
+KMEANS_STEPS = 5
+
+
+class LatentDecoder(nn.Module):
+    """Latents (b c H W) -> pictures (b 3 8H 8W): three convolutions and a pixel shuffle."""
+
+    def __init__(self, *, latent_channels: int, width: int) -> None:
+        super().__init__()
+        self.enter = nn.Conv2d(latent_channels, width, 3, padding=1)
+        self.middle = nn.Conv2d(width, width, 3, padding=1)
+        self.leave = nn.Conv2d(width, 3 * 8 * 8, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        x = F.relu(self.enter(latents))
+        x = x + F.relu(self.middle(x))
+        return F.pixel_shuffle(self.leave(x), 8)
+
+
+def cluster_centres(vectors: Tensor, weights: Tensor, count: int) -> Tensor:
+    """Weighted mean and k-means centres of unit vectors, deterministic.
+
+    Args:
+        vectors: (n c).
+        weights: (n) non-negative, not all zero.
+        count: how many vectors to return; the first is the weighted mean, the others are cluster centres
+            started from the farthest points.
+
+    Returns:
+        (count c).
+    """
+    mean = (vectors * weights[:, None]).sum(0) / weights.sum()
+    if count == 1:
+        return mean[None]
+    chosen = vectors[weights > 0.5 * weights.max()]
+    similarity = chosen @ mean
+    seeds = [similarity.argmax()]
+    for _ in range(count - 2):
+        nearest = (chosen @ chosen[torch.stack(seeds)].T).amax(1)
+        seeds.append(nearest.argmin())
+    centres = chosen[torch.stack(seeds)]
+    for _ in range(KMEANS_STEPS):
+        nearest = (chosen @ F.normalize(centres, dim=1).T).argmax(1)
+        member = F.one_hot(nearest, count - 1).to(chosen)  # (n count-1)
+        size = member.sum(0)[:, None]
+        centres = torch.where(size > 0, member.T @ chosen / size.clamp_min(1), centres)
+    return torch.cat([mean[None], centres])
+
+
+class CompactBackbone(nn.Module):
+    """EfficientNet-Lite as a `Backbone`; see the module's text and `backbone.py` for the contract.
+
+    Args:
+        variant: EfficientNet-Lite 0, 1 or 2.
+        taps: block indices that feed the latents.
+        block_widths: latent channels of each tap, the groups of the contract; they sum to c.
+        image_size: S.
+        object_tokens: f, prompt tokens from the support's object.
+        background_tokens: negative prompt tokens from its background.
+        decoder_width: channels inside the decoder.
+        look_strides: pixels between the places of each attention layer of the look, finest first.
+        fingerprint: short hash of the weights, given by the loader.
+    """
+
+    name = "compact"
+    masks_support = False
+    adds_noise = False
+
+    def __init__(
+        self,
+        *,
+        variant: int,
+        taps: Sequence[int],
+        block_widths: Sequence[int],
+        image_size: int,
+        object_tokens: int,
+        background_tokens: int,
+        decoder_width: int,
+        look_strides: Sequence[int] = (16, 32),
+        fingerprint: str = "",
+    ) -> None:
+        super().__init__()
+        self.encoder = EfficientNetLite(variant=variant, taps=taps)
+        self.latent_groups = tuple(block_widths)
+        self.latent_channels = sum(block_widths)
+        self.image_size, self.fingerprint = image_size, fingerprint
+        self.object_tokens, self.background_tokens = object_tokens, background_tokens
+        for index, (width_in, width_out) in enumerate(
+            zip(self.encoder.tap_widths, block_widths, strict=True)
+        ):
+            self.register_buffer(f"mean_{index}", torch.zeros(width_in))
+            self.register_buffer(f"std_{index}", torch.ones(width_in))
+            self.register_buffer(f"basis_{index}", torch.eye(width_in)[:, :width_out].contiguous())
+        self.look_strides = tuple(look_strides)
+        self.scale_widths = (self.latent_channels,) * len(look_strides)
+        # The scalars of the look, one row a scale: how much each depth counts, how sharp attention is, and how
+        # much prompt tokens weigh against places.
+        self.log_depth_weight = nn.Parameter(torch.zeros(len(look_strides), len(block_widths)))
+        self.log_temperature = nn.Parameter(torch.full((len(look_strides),), 2.1))
+        self.prompt_bias = nn.Parameter(torch.full((len(look_strides),), 2.0))
+        self.decoder = LatentDecoder(latent_channels=self.latent_channels, width=decoder_width)
+
+    @property
+    def device(self) -> torch.device:
+        return self.log_temperature.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.log_temperature.dtype
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """images (b 3 S S) in [0, 1] -> raw features of the tapped blocks, each (b width_i h w)."""
+        return self.encoder((images.to(self.dtype) - PIXEL_MEAN) / PIXEL_STD)
+
+    def encode_blocks(self, images: Tensor) -> list[Tensor]:
+        """images (b 3 S S) in [0, 1] -> one block of latents a tap at its own stride, unit length a place.
+
+        A fifth of the size of the latents they make (`stack_blocks`): the form in which they are cached.
+        """
+        blocks = []
+        for index, features in enumerate(self.features(images)):
+            mean, std = getattr(self, f"mean_{index}"), getattr(self, f"std_{index}")
+            unit = F.normalize((features - mean[:, None, None]) / std[:, None, None], dim=1)
+            blocks.append(
+                F.normalize(torch.einsum("bihw,io->bohw", unit, getattr(self, f"basis_{index}")), dim=1)
+            )
+        return blocks
+
+    def stack_blocks(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Blocks of `encode_blocks` -> latents (b c H W), coarse blocks brought up bilinearly."""
+        stride = self.encoder.tap_strides[0]
+        size_hw = (blocks[0].shape[2] * stride // 8, blocks[0].shape[3] * stride // 8)
+        return torch.cat(
+            [F.interpolate(block, size=size_hw, mode="bilinear", align_corners=False) for block in blocks],
+            dim=1,
+        )
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images (b 3 S S) in [0, 1] -> latents (b c S/8 S/8); each block of channels is about unit length."""
+        return self.stack_blocks(self.encode_blocks(images))
+
+    def embed(self, images: Tensor, masks: Tensor, latents: Tensor | None = None) -> Tensor:
+        """Prompt of each support: vectors of its object, then of its background.
+
+        Args:
+            images: (k 3 S S) in [0, 1]; not read when `latents` is given.
+            masks: (k 1 S S), or already at the size of the latents.
+            latents: (k c H W) of the same pictures, to spare a second encoding.
+
+        Returns:
+            (k t c).
+        """
+        latents = self.encode(images) if latents is None else latents
+        weights = F.interpolate(masks.to(latents), size=latents.shape[-2:], mode="area")
+        prompts = []
+        for vectors, weight in zip(latents.flatten(2).transpose(1, 2), weights.flatten(1), strict=True):
+            floor = 1e-3 * weight.max().clamp_min(1e-3)  # a full or tiny mask still leaves something of each
+            inside = cluster_centres(vectors, weight + (weight == weight.max()) * floor, self.object_tokens)
+            outside = 1 - weight
+            outside = cluster_centres(
+                vectors, outside + (outside == outside.max()) * floor, self.background_tokens
+            )
+            prompts.append(torch.cat([inside, outside]))
+        return torch.stack(prompts)
+
+    def look(
+        self,
+        latents: Tensor,
+        image_embeds: Tensor,
+        *,
+        timesteps: Sequence[int] = (0,),  # noqa: ARG002 - a noise level means nothing here
+        noise: Tensor | None = None,  # noqa: ARG002
+        control: Control | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> AttentionMaps:
+        """One joint-attention layer a scale; see `Backbone.look`. `timesteps` and `noise` have no effect."""
+        hidden_states = [
+            self._weigh(F.avg_pool2d(latents, stride // 8), scale)
+            for scale, stride in enumerate(self.look_strides)
+        ]
+        if control is not None:
+            residuals = control(hidden_states)
+            hidden_states = [hidden + add for hidden, add in zip(hidden_states, residuals, strict=True)]
+        prompts = image_embeds.expand(latents.shape[0], -1, -1, -1)
+        maps = AttentionMaps()
+        for index, hidden in enumerate(hidden_states):
+            grid_hw = (hidden.shape[2], hidden.shape[3])
+            probabilities, image_tokens = self._attend(index, hidden, prompts)
+            if on_layer is not None:
+                name = f"stride_{self.look_strides[index]}"
+                on_layer(LayerAttention(name, 0, grid_hw, image_tokens, probabilities))
+            maps.add(grid_hw, *split_joint_attention(probabilities, image_tokens))
+        return maps
+
+    def _weigh(self, values: Tensor, scale: int) -> Tensor:
+        """Latents (b c ...) with each depth's channels multiplied by its weight in this scale."""
+        weights = self.log_depth_weight[scale].exp()
+        per_channel = torch.cat([w.expand(n) for w, n in zip(weights, self.latent_groups, strict=True)])
+        return values * per_channel.view(-1, *[1] * (values.dim() - 2)).to(values)
+
+    def _attend(self, scale: int, hidden: Tensor, prompts: Tensor) -> tuple[Tensor, int]:
+        """One layer: hidden (b c h w), prompts (b k t c) -> probabilities (b 1 n k*f+n), k*f.
+
+        Background prompts take part in the softmax and are then dropped: what they take is what the
+        negative prompt removes.
+        """
+        keys = F.normalize(hidden.flatten(2), dim=1)  # (b c n)
+        queries = keys.transpose(1, 2) * self.log_temperature[scale].exp()
+        flat = self._weigh(prompts.flatten(0, 2), scale)  # (b*k*t c)
+        tokens = F.normalize(flat, dim=-1).view_as(prompts)
+        inside = tokens[:, :, : self.object_tokens].flatten(1, 2)
+        outside = tokens[:, :, self.object_tokens :].flatten(1, 2)
+        prompt_keys = torch.cat([inside, outside], dim=1).transpose(1, 2).to(keys)  # (b c k*t)
+        # The bias weighs prompt tokens against places as log of their number, so that neither the number of
+        # supports nor the size of the grid shifts the balance.
+        balance = self.prompt_bias[scale] + torch.tensor(keys.shape[-1] / prompt_keys.shape[-1]).log()
+        logits = torch.cat([queries @ prompt_keys + balance.to(keys), queries @ keys], dim=-1)
+        probabilities = logits.softmax(-1)  # (b n k*t+n)
+        image_tokens = inside.shape[1]
+        kept = torch.cat(
+            [probabilities[..., :image_tokens], probabilities[..., prompt_keys.shape[-1] :]], dim=-1
+        )
+        return kept[:, None], image_tokens
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents (b c H W) -> pictures (b 3 S S)."""
+        pictures: Tensor = self.decoder(latents)
+        return pictures

@@ -1,0 +1,299 @@
+"""Perceptual Attention Module (paper section 4.3, figure 3, eq. 12).
+
+Three attentions turn query latents, support latents and the score map into the latents of a mask picture:
+query to support (what is it), query to score map (where did the frozen network look), and self-attention
+over their mean (settle it). Two additions of ours, with their measurements in DESIGN.md:
+
+- Eq. 12 has no positions; without them attention to `M_a` sees values and no places. Queries and keys of
+  attention 2 and 3 carry 2-D sine-cosine positions.
+- What carries over to unseen classes is similarity, not features. Attention 1 compares query and support
+  under one metric (query and key share their projection, started at the identity on each group of latent
+  channels), and its values carry the support mask, so that every head reports how much of its attention
+  fell on the object. A learned null key takes what matches nothing.
+
+Keys and values may be pooled (`key_stride`): deep features hold no more places than that, and attention
+costs a quarter.
+
+Letters: b batch, k supports, c latent channels, H W latent size, n = H*W queries, m keys, g heads, d width.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MODES = ("attention", "conv", "none")
+
+
+def sine_cosine_positions(grid_hw: tuple[int, int], channels: int, *, like: Tensor) -> Tensor:
+    """(h*w channels) positions of a grid over the unit square, half the channels an axis, in [-1, 1]."""
+    frequencies = math.pi * 2.0 ** torch.arange(channels // 4, device=like.device, dtype=torch.float32)
+    axes = []
+    for size in grid_hw:
+        centres = (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) / size
+        phases = centres[:, None] * frequencies  # (size channels/4)
+        axes.append(torch.cat([phases.sin(), phases.cos()], dim=1))
+    rows = axes[0][:, None].expand(*grid_hw, -1)
+    columns = axes[1][None].expand(*grid_hw, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1).to(like.dtype)
+
+
+def to_tokens(grid: Tensor) -> Tensor:
+    """(b c h w) -> (b h*w c)."""
+    return grid.flatten(2).transpose(1, 2)
+
+
+def to_grid(tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """(b h*w c) -> (b c h w)."""
+    return tokens.transpose(1, 2).unflatten(2, grid_hw)
+
+
+def pool(grid: Tensor, stride: int) -> Tensor:
+    """(b c h w) -> (b c h/stride w/stride); small grids are left as they are."""
+    return F.avg_pool2d(grid, stride) if stride > 1 and min(grid.shape[-2:]) >= 2 * stride else grid
+
+
+class SupportAttention(nn.Module):
+    """Attention 1: query latents against support latents, under one learned metric a head.
+
+    Args:
+        groups: widths of the groups of latent channels, one head each.
+        width: d of the output.
+        head_width: most channels a head compares; a group's channels are ordered by importance.
+        value_width: support channels a head passes on beside its shares.
+        key_stride: pooling of keys and values.
+    """
+
+    def __init__(
+        self, *, groups: Sequence[int], width: int, head_width: int, value_width: int, key_stride: int
+    ) -> None:
+        super().__init__()
+        self.key_stride = key_stride
+        head_width = min(head_width, max(groups))
+        metric = torch.zeros(len(groups), head_width, sum(groups))
+        start = 0
+        for head, size in enumerate(groups):
+            metric[head, :, start : start + size] = torch.eye(head_width, size)
+            start += size
+        self.metric = nn.Parameter(metric)  # (g d_g c)
+        self.log_temperature = nn.Parameter(torch.full((len(groups),), math.log(20.0)))
+        self.null_cosine = nn.Parameter(torch.full((len(groups),), 0.5))
+        self.value = nn.Linear(sum(groups), len(groups) * value_width)
+        self.out = nn.Linear(len(groups) * (value_width + 2), width)
+
+    def _project(self, tokens: Tensor, last: Tensor) -> Tensor:
+        """tokens (b m c), last (g) -> (b g m d_g+1): unit vectors under each head's metric, and one more entry."""
+        projected = F.normalize(torch.einsum("bmc,gdc->bgmd", tokens, self.metric), dim=-1)
+        return torch.cat([projected, last[None, :, None, None].expand(*projected.shape[:3], 1)], dim=-1)
+
+    def relations(self, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
+        """Where each head's attention falls.
+
+        Args:
+            query: (b c H W) query latents.
+            support: (b k c H W) support latents.
+            masks: (b k 1 H W) support masks in [0, 1].
+
+        Returns:
+            (b g n 2+v): share on the object, share on anything at all, and the values passed on.
+        """
+        b, k = support.shape[:2]
+        keys_in = torch.stack([to_tokens(pool(support[:, i], self.key_stride)) for i in range(k)], 1).flatten(
+            1, 2
+        )
+        on_object = torch.stack([to_tokens(pool(masks[:, i], self.key_stride)) for i in range(k)], 1).flatten(
+            1, 2
+        )
+        temperature = self.log_temperature.exp()
+        attn_q = (
+            self._project(to_tokens(query), torch.ones_like(temperature)) * temperature[None, :, None, None]
+        )
+        attn_k = self._project(keys_in, torch.zeros_like(temperature))  # (b g m d_g+1)
+        null = torch.zeros_like(attn_k[:, :, :1])
+        null = torch.cat(
+            [null[..., :-1], self.null_cosine[None, :, None, None].expand(b, -1, 1, 1).to(null)], -1
+        )
+        heads = attn_k.shape[1]
+        passed_on = self.value(keys_in).unflatten(-1, (heads, -1)).transpose(1, 2)  # (b g m v)
+        shares = torch.cat([on_object, torch.ones_like(on_object)], -1)[:, None].expand(-1, heads, -1, -1)
+        values = torch.cat([shares.to(passed_on), passed_on], dim=-1)
+        spare = attn_k.shape[-1] - values.shape[-1]  # fused kernels want values as wide as keys
+        values = F.pad(values, (0, spare, 0, 1))  # the null key's value is zero
+        keys = torch.cat([attn_k, null], dim=2)
+        attended = F.scaled_dot_product_attention(attn_q.to(values), keys.to(values), values, scale=1.0)
+        return attended[..., : attended.shape[-1] - spare]
+
+    def forward(self, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
+        """As `relations`; returns L_1 (b n d)."""
+        return self.out(self.relations(query, support, masks).transpose(1, 2).flatten(2))
+
+
+class MapAttention(nn.Module):
+    """Attention 2: query latents against the score map, found by position."""
+
+    def __init__(self, *, latent_channels: int, width: int, key_stride: int) -> None:
+        super().__init__()
+        self.key_stride = key_stride
+        self.to_q = nn.Linear(latent_channels, width)
+        self.to_k = nn.Linear(1, width)
+        self.to_v = nn.Linear(1, width)
+        self.position_q = nn.Linear(width, width, bias=False)
+        self.position_k = nn.Linear(width, width, bias=False)
+        # Started equal and small, so that attention begins as a soft look around the place itself.
+        nn.init.normal_(self.position_q.weight, std=1.5 / math.sqrt(width))
+        self.position_k.weight.data.copy_(self.position_q.weight.data)
+        nn.init.normal_(self.to_q.weight, std=0.02)
+
+    def forward(self, query: Tensor, score_map: Tensor) -> Tensor:
+        """query (b c H W), score_map (b 1 H W) in [0, 1] -> L_2 (b n d)."""
+        query_hw = (query.shape[2], query.shape[3])
+        pooled = pool(score_map, self.key_stride)
+        width = self.to_k.out_features
+        places_q = sine_cosine_positions(query_hw, width, like=query)
+        places_k = sine_cosine_positions((pooled.shape[2], pooled.shape[3]), width, like=query)
+        attn_q = self.to_q(to_tokens(query)) + self.position_q(places_q)
+        attn_k = self.to_k(to_tokens(pooled)) + self.position_k(places_k)
+        attn_v = self.to_v(to_tokens(pooled))
+        attended = F.scaled_dot_product_attention(
+            attn_q[:, None], attn_k[:, None].to(attn_q), attn_v[:, None]
+        )
+        return attended[:, 0]
+
+
+class SelfAttention(nn.Module):
+    """Attention 3: the mean of all three sources against itself, with positions."""
+
+    def __init__(self, *, width: int, heads: int, key_stride: int) -> None:
+        super().__init__()
+        self.heads, self.key_stride = heads, key_stride
+        self.norm = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, fused: Tensor) -> Tensor:
+        """L_3 (b d H W) -> what to add to it, (b d H W)."""
+        query_hw = (fused.shape[2], fused.shape[3])
+        normed = self.norm(fused.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        pooled = pool(normed, self.key_stride)
+        key_hw = (pooled.shape[2], pooled.shape[3])
+        width = fused.shape[1]
+        tokens_q = to_tokens(normed)
+        tokens_k = to_tokens(pooled)
+        places_q = sine_cosine_positions(query_hw, width, like=tokens_q)
+        places_k = sine_cosine_positions(key_hw, width, like=tokens_k)
+        attn_q, attn_k, attn_v = (
+            tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b g n d/g)
+            for tokens in (
+                self.to_q(tokens_q + places_q),
+                self.to_k(tokens_k + places_k),
+                self.to_v(tokens_k),
+            )
+        )
+        attended = F.scaled_dot_product_attention(attn_q, attn_k, attn_v)
+        return to_grid(self.out(attended.transpose(1, 2).flatten(2)), query_hw)
+
+
+class PerceptualAttention(nn.Module):
+    """The trained module that turns latents and the score map into a mask's latents.
+
+    Args:
+        latent_channels: c.
+        groups: widths of the groups of latent channels attention 1 compares apart; they sum to c.
+        width: d.
+        head_width: most channels a head of attention 1 compares.
+        heads: of attention 3; d must divide by it.
+        value_width: support channels a head of attention 1 passes on.
+        key_stride: pooling of keys and values.
+        modes: of attention 1, 2 and 3, each "attention", "conv" (a convolution in its place) or "none"
+            (its source is left out of the mean; the paper's table 5).
+        channel_dropout: share of latent channels dropped, the same in query and support, when training.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_channels: int,
+        groups: Sequence[int],
+        width: int = 64,
+        head_width: int = 48,
+        heads: int = 4,
+        value_width: int = 6,
+        key_stride: int = 2,
+        modes: Sequence[str] = ("attention", "attention", "attention"),
+        channel_dropout: float = 0.15,
+    ) -> None:
+        super().__init__()
+        if sum(groups) != latent_channels or not set(modes) <= set(MODES):
+            raise ValueError(f"groups {tuple(groups)} must sum to {latent_channels} and modes be of {MODES}")
+        self.modes, self.channel_dropout = tuple(modes), channel_dropout
+        self.query_in = nn.Conv2d(latent_channels, width, 1)
+        self.attention_1: nn.Module | None = None
+        self.attention_2: nn.Module | None = None
+        self.attention_3: nn.Module | None = None
+        if modes[0] == "attention":
+            self.attention_1 = SupportAttention(
+                groups=groups,
+                width=width,
+                head_width=head_width,
+                value_width=value_width,
+                key_stride=key_stride,
+            )
+        elif modes[0] == "conv":
+            self.attention_1 = nn.Conv2d(2 * latent_channels + 1, width, 3, padding=1)
+        if modes[1] == "attention":
+            self.attention_2 = MapAttention(
+                latent_channels=latent_channels, width=width, key_stride=key_stride
+            )
+        elif modes[1] == "conv":
+            self.attention_2 = nn.Conv2d(latent_channels + 1, width, 3, padding=1)
+        if modes[2] == "attention":
+            self.attention_3 = SelfAttention(width=width, heads=heads, key_stride=key_stride)
+        elif modes[2] == "conv":
+            self.attention_3 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, latent_channels, 1),  # linear: latents are signed
+        )
+
+    def _drop_channels(self, query: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.training or self.channel_dropout == 0:
+            return query, support
+        kept = 1 - self.channel_dropout
+        keep = torch.empty(query.shape[0], query.shape[1], device=query.device).bernoulli_(kept) / kept
+        return query * keep[:, :, None, None].to(query), support * keep[:, None, :, None, None].to(support)
+
+    def forward(self, query: Tensor, support: Tensor, masks: Tensor, score_map: Tensor) -> Tensor:
+        """Predict the latents of the query's mask picture.
+
+        Args:
+            query: (b c H W) latents of the queries.
+            support: (b k c H W) latents of their supports (k = 1 after fusion by mean).
+            masks: (b k 1 H W) support masks at the size of the latents, in [0, 1].
+            score_map: (b 1 H W) `M_a` in [0, 1].
+
+        Returns:
+            (b c H W) `L_pre`.
+        """
+        query, support = self._drop_channels(query, support)
+        grid_hw = (query.shape[2], query.shape[3])
+        sources = [self.query_in(query)]
+        if isinstance(self.attention_1, SupportAttention):
+            sources.append(to_grid(self.attention_1(query, support, masks), grid_hw))
+        elif self.attention_1 is not None:
+            sources.append(self.attention_1(torch.cat([query, support.mean(1), masks.mean(1)], dim=1)))
+        if isinstance(self.attention_2, MapAttention):
+            sources.append(to_grid(self.attention_2(query, score_map), grid_hw))
+        elif self.attention_2 is not None:
+            sources.append(self.attention_2(torch.cat([query, score_map], dim=1)))
+        fused = torch.stack(sources).mean(0)  # L_3: (b d H W)
+        if self.attention_3 is not None:
+            fused = fused + self.attention_3(fused)
+        latents: Tensor = self.conv(fused)
+        return latents

@@ -1,0 +1,409 @@
+"""The method put together: encode supports once, look at a query, predict its mask.
+
+Two doors. The outer one takes pictures in any form and gives numpy in the query's own size (`encode_support`,
+`segment`, `look`). The inner one takes batched tensors in the model frame and is differentiable (`forward`);
+training and evaluation use it.
+
+Letters: b queries, k supports, S picture size, H W = S/8, c latent channels, t prompt tokens, d their width.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diffseg_cli.compute import describe_device, resolve_device, resolve_dtype
+from diffseg_cli.config import CompactConfig, SegmentConfig
+from diffseg_cli.errors import InputError, UsageError, WeightsError
+from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
+from diffseg_cli.image_io import ImageSource, MaskSource, check_pair, read_image, read_mask
+from diffseg_cli.loading import load_backbone, load_modules
+from diffseg_cli.models.attention import AttentionMaps, OnLayer, ScoreMaps, score_maps
+from diffseg_cli.models.backbone import Backbone
+from diffseg_cli.models.hed import HED, load_hed
+from diffseg_cli.weights import find_weights
+
+HEADS = ("pam", "attention")
+FUSIONS = ("concat", "mean")
+COMPACT_MODULES = "compact/modules.safetensors"
+
+
+@dataclass(frozen=True)
+class SupportFeatures:
+    """Encoded supports, reusable for any number of queries.
+
+    Attributes:
+        backbone: name of the backbone that encoded them.
+        fingerprint: of its weights.
+        latents: (b k c H W); b is 1 when the same supports serve every query.
+        masks: (b k 1 H W) share of each latent's cell that is object, in [0, 1].
+        image_embeds: (b k t d) prompt.
+    """
+
+    backbone: str
+    fingerprint: str
+    latents: Tensor
+    masks: Tensor
+    image_embeds: Tensor
+
+    def fused(self, fusion: str) -> "SupportFeatures":
+        """Supports as the modules read them: all of them ("concat") or their mean as one ("mean")."""
+        if fusion == "concat":
+            return self
+        mean = [values.mean(1, keepdim=True) for values in (self.latents, self.masks, self.image_embeds)]
+        return SupportFeatures(self.backbone, self.fingerprint, *mean)
+
+
+@dataclass(frozen=True)
+class SegmenterOutput:
+    """What `Segmenter.forward` gives, in the model frame.
+
+    Attributes:
+        maps: the running sums of the look.
+        scores: score map and its raw forms, (b 1 H W).
+        latents: (b c H W) `L_pre`, or None for the attention head.
+        picture: (b 1 S S) the predicted mask picture, channel mean of the decoded latents, about [0, 1] and not
+            clipped; for the attention head the score map brought to S.
+    """
+
+    maps: AttentionMaps
+    scores: ScoreMaps
+    latents: Tensor | None
+    picture: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One segmented query, in its own size and orientation.
+
+    Attributes:
+        mask: bool (h w).
+        probability: float32 (h w) in [0, 1].
+        score_map: float32 (h w) `M_a` in [0, 1], before PAM.
+        presence: in [0, 1], how sure it is that the thing is in the picture; None without calibration.
+        threshold: what `mask` was cut at.
+        seconds: wall time of each stage; shared stages of a batch are divided by its size.
+    """
+
+    mask: NDArray[np.bool_]
+    probability: NDArray[np.float32]
+    score_map: NDArray[np.float32]
+    presence: float | None
+    threshold: float
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at one query, for `diffseg attn`.
+
+    Attributes:
+        maps: running sums, batch of one.
+        scores: maps of eq. 11, (1 1 H W).
+        image_hw: the query's own size.
+    """
+
+    maps: AttentionMaps
+    scores: ScoreMaps
+    image_hw: tuple[int, int]
+
+
+class Segmenter:
+    """A frozen backbone with the trained modules on top.
+
+    Args:
+        backbone: frozen, in eval mode.
+        trained: SCM and PAM, what is optimised, saved and loaded; either may be absent.
+        hed: edge detector; needed when SCM is there.
+        head: "pam" decodes PAM's latents; "attention" takes the score map as it is, without trained modules.
+        settings: fusion, timesteps and threshold.
+        edge_size: size HED runs at.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        trained: nn.ModuleDict,
+        hed: HED | None,
+        head: str,
+        settings: SegmentConfig | None = None,
+        edge_size: int = CompactConfig.edge_size,
+    ) -> None:
+        if head == "pam" and "pam" not in trained:
+            raise ValueError("head 'pam' needs a trained PAM")
+        self.backbone, self.trained, self.hed, self.head = backbone, trained, hed, head
+        self.settings = settings or SegmentConfig()
+        self.edge_size = edge_size
+
+    @property
+    def model(self) -> str:
+        return self.backbone.name
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backbone.dtype
+
+    @property
+    def description(self) -> str:
+        """One sentence: model, device, number format, head."""
+        what = {"compact": "the compact model (a small stand-in, not a diffusion model)"}.get(
+            self.model, self.model
+        )
+        how = "SCM and PAM" if self.head == "pam" else "attention alone, without trained modules"
+        return f"{what} on {describe_device(self.device)} in {str(self.dtype).removeprefix('torch.')}, with {how}"
+
+    def find_edges(self, images: Tensor) -> Tensor | None:
+        """images (b 3 S S) in [0, 1] -> HED edges (b 1 E E) in [0, 1], or None when nothing reads them."""
+        if self.hed is None or "scm" not in self.trained or self.head != "pam":
+            return None
+        shrunk = F.interpolate(images.float(), size=(self.edge_size, self.edge_size), mode="area")
+        edges: Tensor = self.hed(shrunk)
+        return edges
+
+    def run_look(
+        self,
+        latents: Tensor,
+        edges: Tensor | None,
+        support: SupportFeatures,
+        noise: Tensor | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> AttentionMaps:
+        """One look at encoded queries, steered by SCM when there are edges; arguments as in `forward`."""
+        control = None
+        if edges is not None and "scm" in self.trained:
+            scm = self.trained["scm"]
+            size_hw = (8 * latents.shape[2], 8 * latents.shape[3])
+            edge_features = scm.edge_features(F.interpolate(edges.to(latents), size=size_hw, mode="bilinear"))
+
+            def control(hidden_states: Sequence[Tensor]) -> Sequence[Tensor]:
+                residuals: Sequence[Tensor] = scm(edge_features, hidden_states)
+                return residuals
+
+        return self.backbone.look(
+            latents,
+            support.image_embeds.expand(latents.shape[0], -1, -1, -1),
+            timesteps=self.settings.timesteps,
+            noise=noise,
+            control=control,
+            on_layer=on_layer,
+        )
+
+    def forward(
+        self, latents: Tensor, edges: Tensor | None, support: SupportFeatures, noise: Tensor | None = None
+    ) -> SegmenterOutput:
+        """From encoded queries to their mask pictures; differentiable in SCM and PAM.
+
+        Args:
+            latents: (b c H W) of the queries.
+            edges: (b 1 E E) of the queries in [0, 1], any size; None leaves SCM out.
+            support: of the queries, with b or 1 rows.
+            noise: (b c H W) unit normal, for a backbone that adds noise.
+        """
+        support = support.fused(self.settings.fusion)
+        b = latents.shape[0]
+        maps = self.run_look(latents, edges, support, noise)
+        scores = score_maps(maps, (latents.shape[2], latents.shape[3]))
+        if self.head == "attention":
+            picture = F.interpolate(scores.score_map, scale_factor=8, mode="bilinear")
+            return SegmenterOutput(maps, scores, None, picture)
+        predicted: Tensor = self.trained["pam"](
+            latents,
+            support.latents.expand(b, -1, -1, -1, -1).to(latents),
+            support.masks.expand(b, -1, -1, -1, -1).to(latents),
+            scores.score_map.to(latents),
+        )
+        picture = self.backbone.decode(predicted).mean(1, keepdim=True)
+        return SegmenterOutput(maps, scores, predicted, picture)
+
+    def make_noise(self, latents: Tensor, seed: int) -> Tensor | None:
+        """Unit normal noise like latents (b c H W): the same for every picture, whatever the batch or device."""
+        if not self.backbone.adds_noise:
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        one = torch.randn(latents.shape[1:], generator=generator)
+        return one.to(latents).expand_as(latents)
+
+    @torch.inference_mode()
+    def encode_support(self, pairs: Sequence[tuple[ImageSource, MaskSource]]) -> SupportFeatures:
+        """Encode supports once.
+
+        Args:
+            pairs: pictures and their masks; paths, PIL pictures or arrays, a mask of the size of its picture.
+
+        Raises:
+            InputError: a picture or mask cannot be used, or their sizes differ.
+        """
+        if not pairs:
+            raise InputError("There is no support picture.", "Give at least one picture with its mask.")
+        images, masks = [], []
+        for image_source, mask_source in pairs:
+            image, mask = read_image(image_source), read_mask(mask_source)
+            check_pair(image, mask, image_source, mask_source)
+            images.append(image)
+            masks.append(mask)
+        size = self.backbone.image_size
+        frames = stack_frames(images, size).to(self.device)
+        mask_frames = torch.stack([mask_to_frame(mask, size) for mask in masks]).to(self.device)
+        seen = frames * mask_frames if self.backbone.masks_support else frames
+        latents = self.backbone.encode(seen)
+        grid = F.interpolate(mask_frames, size=(latents.shape[2], latents.shape[3]), mode="area")
+        embeds = self.backbone.embed(frames, mask_frames, latents)
+        return SupportFeatures(
+            self.backbone.name, self.backbone.fingerprint, latents[None], grid[None].to(latents), embeds[None]
+        )
+
+    def segment(
+        self, query: ImageSource, support: SupportFeatures, *, threshold: float | None = None, seed: int = 0
+    ) -> Prediction:
+        """Find the supports' object in one picture; see `segment_batch`."""
+        return self.segment_batch([query], support, threshold=threshold, seed=seed)[0]
+
+    @torch.inference_mode()
+    def segment_batch(
+        self,
+        queries: Sequence[ImageSource],
+        support: SupportFeatures,
+        *,
+        threshold: float | None = None,
+        seed: int = 0,
+    ) -> list[Prediction]:
+        """Find the supports' object in several pictures at once.
+
+        Args:
+            queries: paths, PIL pictures or uint8 arrays.
+            support: from `encode_support` of the same model.
+            threshold: of the probability, in (0, 1); default 0.5.
+            seed: of the noise of a diffusion backbone.
+
+        Raises:
+            InputError: a picture cannot be used.
+            WeightsError: the supports were encoded by another model.
+        """
+        self._check_support(support)
+        threshold = self.settings.threshold if threshold is None else threshold
+        clock = _Clock()
+        images = [read_image(query) for query in queries]
+        frames = stack_frames(images, self.backbone.image_size).to(self.device)
+        clock.mark("read")
+        edges = self.find_edges(frames)
+        clock.mark("edges")
+        latents = self.backbone.encode(frames)
+        clock.mark("encode")
+        output = self.forward(latents, edges, support, self.make_noise(latents, seed))
+        picture, score_map = output.picture.float().clamp(0, 1).cpu(), output.scores.score_map.float().cpu()
+        clock.mark("look and modules")
+        predictions = []
+        for index, image in enumerate(images):
+            size_hw = (image.shape[0], image.shape[1])
+            probability = from_frame(picture[index, 0], size_hw)
+            predictions.append(
+                (probability > threshold, probability, from_frame(score_map[index, 0], size_hw))
+            )
+        clock.mark("resize")
+        seconds = {stage: spent / len(images) for stage, spent in clock.seconds.items()}
+        return [Prediction(*arrays, None, threshold, seconds) for arrays in predictions]
+
+    @torch.inference_mode()
+    def look(
+        self, query: ImageSource, support: SupportFeatures, *, seed: int = 0, on_layer: OnLayer | None = None
+    ) -> Look:
+        """The attention maps behind an answer, SCM included when the head uses it.
+
+        Args:
+            query: path, PIL picture or uint8 array.
+            support: from `encode_support` of the same model.
+            seed: of the noise.
+            on_layer: called with each layer's probabilities.
+        """
+        self._check_support(support)
+        image = read_image(query)
+        frames = stack_frames([image], self.backbone.image_size).to(self.device)
+        latents = self.backbone.encode(frames)
+        noise = self.make_noise(latents, seed)
+        maps = self.run_look(
+            latents, self.find_edges(frames), support.fused(self.settings.fusion), noise, on_layer
+        )
+        size_hw = (latents.shape[2], latents.shape[3])
+        return Look(maps, score_maps(maps, size_hw), (image.shape[0], image.shape[1]))
+
+    def _check_support(self, support: SupportFeatures) -> None:
+        if (support.backbone, support.fingerprint) != (self.backbone.name, self.backbone.fingerprint):
+            raise WeightsError(
+                f"The supports were encoded by {support.backbone} ({support.fingerprint}), and this is "
+                f"{self.backbone.name} ({self.backbone.fingerprint}).",
+                "Encode them again with this model.",
+            )
+
+
+class _Clock:
+    """Wall time between marks."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage], self._last = now - self._last, now
+
+
+def load_segmenter(
+    model: str = "compact",
+    checkpoint: str | Path | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    *,
+    head: str | None = None,
+    fusion: str | None = None,
+    offload: bool = False,
+) -> Segmenter:
+    """Load a backbone with its trained modules.
+
+    Args:
+        model: "compact", "kandinsky-2-2", or a folder with Kandinsky 2.2 in hub layout.
+        checkpoint: SCM and PAM; default the shipped ones for compact, none for Kandinsky.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        dtype: "float32", "bfloat16" or "float16"; default what suits the device.
+        head: "pam" or "attention"; default "pam" where there is a checkpoint, else "attention".
+        fusion: of several supports, "concat" or "mean"; default the one that measured better.
+        offload: keep only the part of Kandinsky in use on the device.
+
+    Raises:
+        UsageError: an unknown model, device, format, head or fusion.
+        WeightsError: weights or checkpoint missing, damaged, or made for each other's rivals.
+    """
+    if head not in (None, *HEADS) or fusion not in (None, *FUSIONS):
+        raise UsageError(f"Unknown {'head' if head not in (None, *HEADS) else 'fusion'}.", "See --help.")
+    place = resolve_device(device)
+    number_format = resolve_dtype(dtype, place)
+    backbone = load_backbone(model, place, number_format, offload)
+    if checkpoint is None and backbone.name == "compact" and head != "attention":
+        checkpoint = find_weights(COMPACT_MODULES)
+    trained = nn.ModuleDict()
+    if checkpoint is not None and head != "attention":
+        trained = load_modules(Path(checkpoint), backbone).to(place)
+    elif head == "pam":
+        raise WeightsError(
+            f"Head 'pam' needs trained SCM and PAM, and there is no checkpoint for {backbone.name}.",
+            "Give one with --checkpoint, train one with `diffseg train`, or use --head attention.",
+        )
+    hed = load_hed().to(device=place, dtype=number_format) if "scm" in trained else None
+    return Segmenter(
+        backbone=backbone,
+        trained=trained.to(number_format),
+        hed=hed,
+        head=head or ("pam" if "pam" in trained else "attention"),
+        settings=SegmentConfig(fusion=fusion or SegmentConfig.fusion),
+        edge_size=CompactConfig.edge_size if backbone.name == "compact" else backbone.image_size,
+    )
