@@ -1,0 +1,205 @@
+"""diffseg models: what is installed, under which licence, whether it is whole, and how to get the rest."""
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffseg_cli.errors import UsageError, WeightsError
+
+if TYPE_CHECKING:
+    from diffseg_cli.weights import Installed
+
+
+def _examples(*commands: str) -> str:
+    return "\n\n".join(["Examples:", *commands])
+
+
+models_app = typer.Typer(
+    no_args_is_help=True,
+    help="List, inspect, check and fetch the weights.",
+    epilog=_examples("diffseg models list", "diffseg models verify --json"),
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of columns.")]
+
+
+@models_app.command("list", epilog=_examples("diffseg models list", "diffseg models list --json | jq .name"))
+def list_models(as_json: JsonOption = False) -> None:
+    """Show every weight file: is it there, how large, under which licence, what it is.
+
+    Sizes are compared with the manifest; `diffseg models verify` compares the contents too.
+    """
+    from diffseg_cli.weights import survey
+
+    rows = [_row(item) for item in survey(quick=True)] + [_kandinsky_row()]
+    _print_rows(rows, ("name", "status", "size", "licence", "what"), as_json)
+
+
+@models_app.command(epilog=_examples("diffseg models show compact", "diffseg models show dog.safetensors"))
+def show(
+    target: Annotated[
+        str, typer.Argument(metavar="NAME|FILE", help="A name from `list`, or a safetensors file.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Tell everything about a model or a file: source, licence, training data, hash, what is in it.
+
+    "compact" shows all its files; a checkpoint also its backbone, training and metrics.
+    """
+    for row in _describe(target):
+        if as_json:
+            typer.echo(json.dumps(row))
+            continue
+        width = max(len(key) for key in row)
+        for key, value in row.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            typer.echo(f"{key.replace('_', ' '):<{width}}  {text}")
+        typer.echo()
+
+
+@models_app.command(
+    epilog=_examples("diffseg models verify", "DIFFSEG_WEIGHTS=mine diffseg models verify --json")
+)
+def verify(as_json: JsonOption = False) -> None:
+    """Compare size and sha256 of every weight file with the manifest; exit code 4 if one is not right.
+
+    A file that no manifest lists is named "unlisted" and is no error.
+    """
+    from diffseg_cli.weights import REFETCH, survey
+
+    found = survey()
+    _print_rows([_row(item) for item in found], ("name", "status", "path"), as_json)
+    bad = [f"{item.entry.file} is {item.status}" for item in found if item.status in ("damaged", "missing")]
+    if bad:
+        raise WeightsError(f"{', '.join(bad)}.", "Install diffseg again, or fetch its weights folder again.")
+    if not found:
+        raise WeightsError("No weights were found.", REFETCH)
+
+
+@models_app.command(
+    epilog=_examples("diffseg models pull kandinsky-2-2", "diffseg models pull kandinsky-2-2 --variant fp16")
+)
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to fetch: kandinsky-2-2.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the hub; default: the main branch.")
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(help="fp16 fetches half the bytes, where the hub has them.")
+    ] = None,
+) -> None:
+    """Fetch a model that does not ship with diffseg into the ordinary Hugging Face cache.
+
+    An interrupted download goes on where it stopped.
+    """
+    from diffseg_cli.hub import KANDINSKY, pull_kandinsky
+
+    if name != KANDINSKY:
+        raise UsageError(
+            f"There is nothing to fetch under the name '{name}'.",
+            f"{KANDINSKY} is the one model fetched; compact and hed are installed with diffseg.",
+        )
+    typer.echo(pull_kandinsky(revision=revision, variant=variant))
+
+
+def _row(item: "Installed") -> dict[str, Any]:
+    entry = item.entry
+    return {
+        "name": entry.file.removesuffix(".safetensors"),
+        "status": item.status,
+        "what": entry.what,
+        "path": str(item.path),
+        "bytes": entry.bytes,
+        "sha256": entry.sha256,
+        "licence": entry.licence,
+        "source": entry.source,
+        "trained_on": entry.trained_on,
+    }
+
+
+def _kandinsky_row() -> dict[str, Any]:
+    from diffseg_cli.hub import KANDINSKY, PULL, REPOSITORIES, find_kandinsky, locate_kandinsky
+
+    folder = find_kandinsky()
+    what = "Kandinsky 2.2: decoder UNet, MoVQ and CLIP image encoder, the method's own backbone."
+    row = {
+        "name": KANDINSKY,
+        "status": "not installed" if folder is None else "ok",
+        "what": what if folder else f"{what} Fetch it with `{PULL}`.",
+        "licence": "Apache-2.0",
+        "source": f"Hugging Face hub: {', '.join(REPOSITORIES.values())}",
+    }
+    if folder is None:
+        return row
+    files = {name: [str(path) for path in part.weights] for name, part in locate_kandinsky().items()}
+    size = sum(Path(path).stat().st_size for paths in files.values() for path in paths)
+    return row | {"path": str(folder), "bytes": size, "files": files}
+
+
+def _describe(target: str) -> list[dict[str, Any]]:
+    """Everything known about the files a name stands for, or about one file."""
+    from diffseg_cli.hub import KANDINSKY
+    from diffseg_cli.weights import file_sha256, survey
+
+    if target == KANDINSKY:
+        return [_kandinsky_row()]
+    rows = [_row(item) for item in survey()]
+    chosen = [
+        row
+        for row in rows
+        if target in (row["name"], f"{row['name']}.safetensors", row["name"].split("/")[0])
+    ]
+    if not chosen:
+        path = Path(target)
+        if not path.is_file():
+            names = ", ".join([row["name"] for row in rows] + [KANDINSKY])
+            raise WeightsError(f"{target} is neither a model nor a file.", f"Models are: {names}.")
+        chosen = [
+            {"name": path.name, "path": target, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        ]
+    return [row if row.get("status") == "missing" else row | _contents(Path(row["path"])) for row in chosen]
+
+
+def _contents(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of itself; a checkpoint's records are spelled out."""
+    from diffseg_cli.checkpoint import FORMAT, read_checkpoint_info
+    from diffseg_cli.weights import read_header
+
+    shapes, metadata = read_header(path)
+    known = asdict(read_checkpoint_info(path)) if metadata.get("format") == FORMAT else {}
+    counts = {"tensors": len(shapes), "parameters": sum(math.prod(shape) for shape in shapes.values())}
+    return counts | ({"checkpoint": known} if known else {"metadata": metadata})
+
+
+def _print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
+    """One JSON object a row, a table on a terminal, aligned columns anywhere else."""
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps(row))
+        return
+    cells = [[_cell(row, column) for column in columns] for row in rows]
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+        for line in cells:
+            table.add_row(*(Text(cell) for cell in line))
+        Console().print(table)
+        return
+    widths = [max(len(line[index]) for line in [list(columns), *cells]) for index in range(len(columns))]
+    for line in [list(columns), *cells]:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(row: dict[str, Any], column: str) -> str:
+    if column == "size":
+        return f"{row['bytes'] / 1e6:.1f} MB" if row.get("bytes") else ""
+    return str(row.get(column) or "")
