@@ -1,10 +1,12 @@
-"""Fit what the compact backbone needs on top of its ImageNet encoder: statistics, basis, temperatures, decoder.
+"""Fit what the compact backbone needs beside its ImageNet encoder: statistics, basis, scalars, decoder.
 
 Three short stages, each a generator of progress; `diffseg train backbone` runs them in order.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from diffseg_cli.episode import FewShotDataset, draw_episode
 from diffseg_cli.feature_cache import FeatureCache
 from diffseg_cli.frames import to_frame
 from diffseg_cli.image_io import read_image
+from diffseg_cli.loading import save_fitted
 from diffseg_cli.models.attention import score_maps
 from diffseg_cli.models.compact import CompactBackbone
 
@@ -120,3 +123,27 @@ def _class_rows(cache: FeatureCache) -> list[Sequence[int]]:
         [index * cache.views + view for index in members for view in range(cache.views)]
         for members in cache.dataset.by_class.values()
     ]
+
+
+def fit_backbone(
+    backbone: CompactBackbone, dataset: FewShotDataset, folder: Path, *, decoder_steps: int, seed: int
+) -> Iterator[FitStep]:
+    """All stages in order, `folder/decoder.safetensors` written at the end.
+
+    Args:
+        backbone: with its ImageNet encoder loaded; fitted in place.
+        dataset: training classes.
+        folder: where the feature cache and the result go.
+        decoder_steps: of 8 pictures.
+        seed: of every draw.
+    """
+    yield from fit_basis(backbone, dataset, seed=seed)
+    cache = FeatureCache(folder / "cache", dataset, backbone, None, views=1, seed=seed)
+    for done, rows in cache.build():
+        yield FitStep("cache", done, rows, 0.0)
+    yield from fit_look(backbone, cache, seed=seed)
+    yield from train_decoder(backbone, cache, steps=decoder_steps, seed=seed)
+    record = {"pictures": len(dataset.samples), "classes": len(dataset.classes), "seed": seed}
+    save_fitted(
+        backbone, folder / "decoder.safetensors", json.dumps({**record, "decoder_steps": decoder_steps})
+    )

@@ -34,7 +34,7 @@ class PamConfig:
 
     width: int = 64
     head_width: int = 48
-    heads: int = 4
+    heads: int = 2
     value_width: int = 6
     key_stride: int = 2  # keys and values at half the grid: deep features hold no more places
     modes: tuple[str, str, str] = ("attention", "attention", "attention")

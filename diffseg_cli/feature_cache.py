@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -51,7 +50,7 @@ class CachedBatch:
 def augment(
     image: NDArray[np.uint8], mask: NDArray[np.bool_], generator: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A random crop that keeps at least 40 % of the object, and changed brightness, contrast and saturation."""
+    """A random crop that keeps at least 40 % of the object, and changed brightness, contrast, saturation."""
     height, width = mask.shape
     for _ in range(10):
         scale, stretch = generator.uniform(0.4, 1.0), generator.uniform(0.8, 1.25)
@@ -72,6 +71,15 @@ def augment(
         (pixels - pixels.mean()) * generator.uniform(0.7, 1.3) + pixels.mean() + generator.uniform(-25, 25)
     )
     return np.clip(pixels, 0, 255).astype(np.uint8), mask
+
+
+def latents_hash(backbone: CompactBackbone) -> str:
+    """Of everything latents depend on, at the precision it is stored in; not of scalars or decoder."""
+    digest = hashlib.sha256()
+    for name, value in sorted(backbone.state_dict().items()):
+        if name.startswith(("encoder.", "mean_", "std_", "basis_")):
+            digest.update(value.half().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class FeatureCache:
@@ -102,8 +110,8 @@ class FeatureCache:
         self.views, self.edge_size, self.seed = views, edge_size, seed
         listing = "\n".join(sample.image.as_posix() for sample in dataset.samples)
         parts = [
-            backbone.fingerprint,
-            str(backbone.image_size),
+            latents_hash(backbone),
+            backbone.image_size,
             listing,
             views,
             edge_size,
@@ -116,7 +124,7 @@ class FeatureCache:
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def build(self) -> Iterator[tuple[int, int]]:
-        """Compute the rows that are missing; yields (rows done, rows in all). Can be interrupted and resumed."""
+        """Compute the rows that are missing; yields (rows done, rows in all) and can be interrupted."""
         self.folder.mkdir(parents=True, exist_ok=True)
         progress = self.folder / "rows_done"
         done = int(progress.read_text()) if progress.is_file() else 0

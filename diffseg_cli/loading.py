@@ -37,6 +37,12 @@ def build_compact(config: CompactConfig | None = None) -> CompactBackbone:
     return backbone.eval().requires_grad_(False)
 
 
+def load_encoder(backbone: CompactBackbone, path: Path) -> None:
+    """Load the ImageNet encoder alone, before anything is fitted to it."""
+    tensors, _ = read_safetensors(path)
+    load_strict(backbone.encoder, {name: value.float() for name, value in tensors.items()}, path)
+
+
 def load_compact(
     *,
     device: torch.device,

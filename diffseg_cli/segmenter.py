@@ -27,6 +27,7 @@ from diffseg_cli.loading import load_backbone, load_modules
 from diffseg_cli.models.attention import AttentionMaps, OnLayer, ScoreMaps, score_maps
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.hed import HED, load_hed
+from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.weights import find_weights
 
 HEADS = ("pam", "attention")
@@ -68,8 +69,8 @@ class SegmenterOutput:
         maps: the running sums of the look.
         scores: score map and its raw forms, (b 1 H W).
         latents: (b c H W) `L_pre`, or None for the attention head.
-        picture: (b 1 S S) the predicted mask picture, channel mean of the decoded latents, about [0, 1] and not
-            clipped; for the attention head the score map brought to S.
+        picture: (b 1 S S) the predicted mask picture, channel mean of the decoded latents, about [0, 1] and
+            not clipped; for the attention head the score map brought to S.
     """
 
     maps: AttentionMaps
@@ -161,7 +162,8 @@ class Segmenter:
             self.model, self.model
         )
         how = "SCM and PAM" if self.head == "pam" else "attention alone, without trained modules"
-        return f"{what} on {describe_device(self.device)} in {str(self.dtype).removeprefix('torch.')}, with {how}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{what} on {describe_device(self.device)} in {dtype}, with {how}"
 
     def find_edges(self, images: Tensor) -> Tensor | None:
         """images (b 3 S S) in [0, 1] -> HED edges (b 1 E E) in [0, 1], or None when nothing reads them."""
@@ -181,10 +183,9 @@ class Segmenter:
     ) -> AttentionMaps:
         """One look at encoded queries, steered by SCM when there are edges; arguments as in `forward`."""
         control = None
-        if edges is not None and "scm" in self.trained:
-            scm = self.trained["scm"]
-            size_hw = (8 * latents.shape[2], 8 * latents.shape[3])
-            edge_features = scm.edge_features(F.interpolate(edges.to(latents), size=size_hw, mode="bilinear"))
+        scm = self.trained["scm"] if "scm" in self.trained else None  # noqa: SIM401 - a ModuleDict has no get
+        if edges is not None and isinstance(scm, SpatialControl):
+            edge_features = scm.edge_features(edges.to(latents), (latents.shape[2], latents.shape[3]))
 
             def control(hidden_states: Sequence[Tensor]) -> Sequence[Tensor]:
                 residuals: Sequence[Tensor] = scm(edge_features, hidden_states)
@@ -227,7 +228,7 @@ class Segmenter:
         return SegmenterOutput(maps, scores, predicted, picture)
 
     def make_noise(self, latents: Tensor, seed: int) -> Tensor | None:
-        """Unit normal noise like latents (b c H W): the same for every picture, whatever the batch or device."""
+        """Unit normal noise like latents (b c H W): one draw a seed, whatever the batch, order or device."""
         if not self.backbone.adds_noise:
             return None
         generator = torch.Generator().manual_seed(seed)
@@ -255,13 +256,24 @@ class Segmenter:
         size = self.backbone.image_size
         frames = stack_frames(images, size).to(self.device)
         mask_frames = torch.stack([mask_to_frame(mask, size) for mask in masks]).to(self.device)
-        seen = frames * mask_frames if self.backbone.masks_support else frames
-        latents = self.backbone.encode(seen)
-        grid = F.interpolate(mask_frames, size=(latents.shape[2], latents.shape[3]), mode="area")
-        embeds = self.backbone.embed(frames, mask_frames, latents)
-        return SupportFeatures(
-            self.backbone.name, self.backbone.fingerprint, latents[None], grid[None].to(latents), embeds[None]
-        )
+        return self.encode_frames(frames, mask_frames)
+
+    def encode_frames(self, frames: Tensor, masks: Tensor, latents: Tensor | None = None) -> SupportFeatures:
+        """Supports already in the model frame.
+
+        Args:
+            frames: (k 3 S S) in [0, 1].
+            masks: (k 1 S S) in [0, 1].
+            latents: (k c H W) of the frames, to spare a second encoding where the backbone sees them whole.
+        """
+        backbone = self.backbone
+        if backbone.masks_support:
+            latents = backbone.encode(frames * masks)  # eq. 3
+        elif latents is None:
+            latents = backbone.encode(frames)
+        grid = F.interpolate(masks, size=(latents.shape[2], latents.shape[3]), mode="area").to(latents)
+        embeds = backbone.embed(frames, masks, latents)
+        return SupportFeatures(backbone.name, backbone.fingerprint, latents[None], grid[None], embeds[None])
 
     def segment(
         self, query: ImageSource, support: SupportFeatures, *, threshold: float | None = None, seed: int = 0

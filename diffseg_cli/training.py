@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from diffseg_cli.checkpoint import CheckpointInfo, write_checkpoint
 from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
 from diffseg_cli.episode import draw_episode
+from diffseg_cli.evaluation import class_groups
 from diffseg_cli.feature_cache import FeatureCache
 from diffseg_cli.loading import build_modules, modules_config
 from diffseg_cli.metrics import IouCounts
@@ -271,13 +272,8 @@ def validate(
         predicted, truth = (picture > 0.5).cpu().numpy(), (query.masks > 0.5).cpu().numpy()
         for episode, mine, theirs in zip(chunk, predicted, truth, strict=True):
             counts.add(episode.class_name, mine[0], theirs[0])
-    by_source: dict[str, list[str]] = defaultdict(list)
-    for name in counts.counts:
-        by_source[name.split("/")[0]].append(name)
-    return {
-        "all": counts.mean_iou(),
-        **{source: counts.mean_iou(names) for source, names in by_source.items()},
-    }
+    groups = class_groups(list(counts.counts))
+    return {group: counts.mean_iou(names) for group, names in groups.items()}
 
 
 def new_segmenter(

@@ -95,7 +95,7 @@ class ScoreMaps:
     Attributes:
         score_map: (b 1 H W) `M_a`, min-max normalised per picture, in [0, 1].
         cross_map: (b 1 H W) `M_cross` before smoothing: mean prompt share, in [0, 1], not normalised.
-        raw_map: (b 1 H W) `M_self vec(M_cross)` before normalisation; its level says whether anything matched.
+        raw_map: (b 1 H W) `M_self vec(M_cross)` before normalisation; its level tells if anything matched.
     """
 
     score_map: Tensor
@@ -104,7 +104,7 @@ class ScoreMaps:
 
 
 def upsampling_matrix(size_out: int, size_in: int, *, like: Tensor) -> Tensor:
-    """(size_out size_in) matrix of 1-D linear interpolation, as `interpolate(align_corners=False)` does it."""
+    """(size_out size_in) matrix of linear interpolation, as `interpolate(align_corners=False)` does it."""
     identity = torch.eye(size_in, device=like.device, dtype=torch.float32)[None]
     return F.interpolate(identity, size=size_out, mode="linear", align_corners=False)[0].T.to(like.dtype)
 

@@ -22,13 +22,13 @@ class Backbone(Protocol):
 
     Attributes:
         name: "compact" or "kandinsky-2-2"; what a checkpoint is tied to.
-        fingerprint: short hash of the frozen weights; what a checkpoint and a saved concept are checked against.
+        fingerprint: short hash of the frozen weights; what checkpoints and saved concepts are checked against.
         image_size: S it works best at; a multiple of 64.
         latent_channels: c.
         latent_groups: widths of the groups the latent channels fall into, one a depth; they sum to c.
         scale_widths: widths of the hidden states SCM reads and writes, finest scale first.
         masks_support: True when `encode` is to be given supports with their background blacked out (eq. 3);
-            False when it is to see the whole support picture and the mask enters through prompt and PAM alone.
+            False when it sees the whole support picture and the mask enters through prompt and PAM alone.
         adds_noise: whether `look` adds noise to the latents.
         device: where its parameters are.
         dtype: what it computes in.
@@ -42,8 +42,12 @@ class Backbone(Protocol):
     scale_widths: tuple[int, ...]
     masks_support: bool
     adds_noise: bool
-    device: torch.device
-    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def encode(self, images: Tensor) -> Tensor:
         """images (b 3 S S) in [0, 1] -> latents (b c H W)."""

@@ -120,8 +120,8 @@ class CompactBackbone(nn.Module):
             self.register_buffer(f"basis_{index}", torch.eye(width_in)[:, :width_out].contiguous())
         self.look_strides = tuple(look_strides)
         self.scale_widths = (self.latent_channels,) * len(look_strides)
-        # The scalars of the look, one row a scale: how much each depth counts, how sharp attention is, and how
-        # much prompt tokens weigh against places.
+        # The scalars of the look, one row a scale: how much each depth counts, how sharp attention is, and
+        # how much prompt tokens weigh against places.
         self.log_depth_weight = nn.Parameter(torch.zeros(len(look_strides), len(block_widths)))
         self.log_temperature = nn.Parameter(torch.full((len(look_strides),), 2.1))
         self.prompt_bias = nn.Parameter(torch.full((len(look_strides),), 2.0))
@@ -137,7 +137,8 @@ class CompactBackbone(nn.Module):
 
     def features(self, images: Tensor) -> list[Tensor]:
         """images (b 3 S S) in [0, 1] -> raw features of the tapped blocks, each (b width_i h w)."""
-        return self.encoder((images.to(self.dtype) - PIXEL_MEAN) / PIXEL_STD)
+        features: list[Tensor] = self.encoder((images.to(self.dtype) - PIXEL_MEAN) / PIXEL_STD)
+        return features
 
     def encode_blocks(self, images: Tensor) -> list[Tensor]:
         """images (b 3 S S) in [0, 1] -> one block of latents a tap at its own stride, unit length a place.
@@ -163,7 +164,7 @@ class CompactBackbone(nn.Module):
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """images (b 3 S S) in [0, 1] -> latents (b c S/8 S/8); each block of channels is about unit length."""
+        """images (b 3 S S) in [0, 1] -> latents (b c S/8 S/8), each group of channels about unit length."""
         return self.stack_blocks(self.encode_blocks(images))
 
     def embed(self, images: Tensor, masks: Tensor, latents: Tensor | None = None) -> Tensor:

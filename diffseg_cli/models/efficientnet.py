@@ -59,7 +59,8 @@ class Block(nn.Module):
         y = x if self.expand is None else F.relu6(self.expand(x))
         y = F.relu6(self.depthwise(_pad_same(y, self.kernel, self.stride)))
         y = self.project(y)
-        return x + y if self.residual else y
+        out: Tensor = x + y if self.residual else y
+        return out
 
 
 class EfficientNetLite(nn.Module):

@@ -29,7 +29,8 @@ MODES = ("attention", "conv", "none")
 
 def sine_cosine_positions(grid_hw: tuple[int, int], channels: int, *, like: Tensor) -> Tensor:
     """(h*w channels) positions of a grid over the unit square, half the channels an axis, in [-1, 1]."""
-    frequencies = math.pi * 2.0 ** torch.arange(channels // 4, device=like.device, dtype=torch.float32)
+    # From half a wave to eight across the picture: finer ones would alias on the coarser grid of the keys.
+    frequencies = math.pi * 2.0 ** torch.linspace(0, 4, channels // 4, device=like.device)
     axes = []
     for size in grid_hw:
         centres = (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) / size
@@ -52,7 +53,8 @@ def to_grid(tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 
 def pool(grid: Tensor, stride: int) -> Tensor:
     """(b c h w) -> (b c h/stride w/stride); small grids are left as they are."""
-    return F.avg_pool2d(grid, stride) if stride > 1 and min(grid.shape[-2:]) >= 2 * stride else grid
+    pooled: Tensor = F.avg_pool2d(grid, stride) if stride > 1 and min(grid.shape[-2:]) >= 2 * stride else grid
+    return pooled
 
 
 class SupportAttention(nn.Module):
@@ -84,7 +86,7 @@ class SupportAttention(nn.Module):
         self.out = nn.Linear(len(groups) * (value_width + 2), width)
 
     def _project(self, tokens: Tensor, last: Tensor) -> Tensor:
-        """tokens (b m c), last (g) -> (b g m d_g+1): unit vectors under each head's metric, and one more entry."""
+        """tokens (b m c), last (g) -> (b g m d_g+1): unit under each head's metric, and one more entry."""
         projected = F.normalize(torch.einsum("bmc,gdc->bgmd", tokens, self.metric), dim=-1)
         return torch.cat([projected, last[None, :, None, None].expand(*projected.shape[:3], 1)], dim=-1)
 
@@ -126,8 +128,11 @@ class SupportAttention(nn.Module):
         return attended[..., : attended.shape[-1] - spare]
 
     def forward(self, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
-        """As `relations`; returns L_1 (b n d)."""
-        return self.out(self.relations(query, support, masks).transpose(1, 2).flatten(2))
+        """As `relations`, with queries pooled like the keys; returns L_1 (b d H W)."""
+        pooled = pool(query, self.key_stride)
+        attended = self.out(self.relations(pooled, support, masks).transpose(1, 2).flatten(2))
+        grid = to_grid(attended, (pooled.shape[2], pooled.shape[3]))
+        return F.interpolate(grid, size=query.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class MapAttention(nn.Module):
@@ -230,7 +235,7 @@ class PerceptualAttention(nn.Module):
         if sum(groups) != latent_channels or not set(modes) <= set(MODES):
             raise ValueError(f"groups {tuple(groups)} must sum to {latent_channels} and modes be of {MODES}")
         self.modes, self.channel_dropout = tuple(modes), channel_dropout
-        self.query_in = nn.Conv2d(latent_channels, width, 1)
+        self.query_in = nn.Linear(latent_channels, width)
         self.attention_1: nn.Module | None = None
         self.attention_2: nn.Module | None = None
         self.attention_3: nn.Module | None = None
@@ -283,9 +288,9 @@ class PerceptualAttention(nn.Module):
         """
         query, support = self._drop_channels(query, support)
         grid_hw = (query.shape[2], query.shape[3])
-        sources = [self.query_in(query)]
+        sources = [to_grid(self.query_in(to_tokens(query)), grid_hw)]
         if isinstance(self.attention_1, SupportAttention):
-            sources.append(to_grid(self.attention_1(query, support, masks), grid_hw))
+            sources.append(self.attention_1(query, support, masks))
         elif self.attention_1 is not None:
             sources.append(self.attention_1(torch.cat([query, support.mean(1), masks.mean(1)], dim=1)))
         if isinstance(self.attention_2, MapAttention):

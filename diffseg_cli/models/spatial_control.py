@@ -54,19 +54,29 @@ class SpatialControl(nn.Module):
             nn.ReLU(),
             nn.Conv2d(width // 4, width // 2, 3, 2, 1),
             nn.ReLU(),
-            nn.Conv2d(width // 2, width, 3, 2, 1),
+            nn.Conv2d(width // 2, width, 3, 1, 1),
             nn.ReLU(),
         )
         self.adapters = nn.ModuleList(nn.Linear(channels, width) for channels in scale_widths)
         self.trunks = nn.ModuleList(Trunk(width) for _ in (scale_widths[:1] if shared else scale_widths))
         self.outputs = nn.ModuleList(nn.Linear(width, channels) for channels in scale_widths)
-        for output in self.outputs:
-            nn.init.zeros_(output.weight)
-            nn.init.zeros_(output.bias)
+        for parameter in self.outputs.parameters():
+            nn.init.zeros_(parameter)
 
-    def edge_features(self, edges: Tensor) -> Tensor:
-        """edges (b 1 S S) in [0, 1] -> (b e H W)."""
-        features: Tensor = self.edge_blocks(edges)
+    def edge_features(self, edges: Tensor, latent_hw: tuple[int, int]) -> Tensor:
+        """Edge maps of any size -> features at the size of the latents.
+
+        Args:
+            edges: (b 1 h w) in [0, 1]; brought to four times the latents, where edges are still thin.
+            latent_hw: (H, W).
+
+        Returns:
+            (b e H W).
+        """
+        size_hw = (4 * latent_hw[0], 4 * latent_hw[1])
+        features: Tensor = self.edge_blocks(
+            F.interpolate(edges, size=size_hw, mode="bilinear", align_corners=False)
+        )
         return features
 
     def forward(self, edge_features: Tensor, hidden_states: Sequence[Tensor]) -> list[Tensor]:
@@ -90,6 +100,6 @@ class SpatialControl(nn.Module):
             )
             both = torch.cat([tokens, edge_features], dim=1).permute(0, 2, 3, 1)  # (b H W 2e)
             controlled = self.trunks[index if len(self.trunks) > 1 else 0](both).permute(0, 3, 1, 2)
-            back = F.adaptive_avg_pool2d(controlled, hidden.shape[-2:])  # (b e h_s w_s)
+            back = F.adaptive_avg_pool2d(controlled, (hidden.shape[2], hidden.shape[3]))  # (b e h_s w_s)
             residuals.append(self.outputs[index](back.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
         return residuals

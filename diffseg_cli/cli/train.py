@@ -1,0 +1,61 @@
+"""diffseg train."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffseg_cli.cli import console
+from diffseg_cli.config import TrainConfig
+
+EXAMPLES = """
+Examples:
+
+  diffseg train --root my_classes/ --out runs/mine
+
+  diffseg train --stage backbone --root data/fewshot --split train --out runs/backbone
+"""
+
+
+def train(
+    root: Annotated[
+        Path, typer.Option(help="Folder with one folder a class: NAME.jpg and its mask NAME.png.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for caches, state, log and the best checkpoint.")],
+    stage: Annotated[
+        str, typer.Option(help="modules (SCM and PAM) or backbone (what compact fits to its encoder).")
+    ] = "modules",
+    split: Annotated[str | None, typer.Option(help="Rows of index.csv to train on.")] = None,
+    val_split: Annotated[str | None, typer.Option(help="Rows of index.csv to validate on.")] = None,
+    val_sources: Annotated[
+        str | None, typer.Option(help="Validate on these sources only, comma separated.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="default (AdamW, averaged weights) or paper (SGD, eq. 10 alone).")
+    ] = "default",
+    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = TrainConfig.steps,
+    batch_size: Annotated[int, typer.Option(min=1, help="Episodes a step.")] = TrainConfig.batch_size,
+    views: Annotated[
+        int, typer.Option(min=1, help="Cached views a picture; the first is the picture itself.")
+    ] = 2,
+    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Train SCM and PAM on labelled pictures; an interrupted run goes on where it was."""
+    from diffseg_cli.train_jobs import backbone_job, modules_job
+
+    if stage == "backbone":
+        job = backbone_job(root, out, split=split, steps=steps, seed=seed, device=device)
+    else:
+        config = TrainConfig(recipe=recipe, steps=steps, batch_size=batch_size, seed=seed)
+        job = modules_job(
+            root,
+            out,
+            config=config,
+            split=split,
+            val_split=val_split,
+            val_sources=val_sources,
+            views=views,
+            device=device,
+        )
+    console.show_training(job)

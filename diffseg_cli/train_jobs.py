@@ -1,0 +1,82 @@
+"""The two training runs from folder to weights, as generators of progress."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffseg_cli.checkpoint import CheckpointInfo
+from diffseg_cli.compact_fit import fit_backbone
+from diffseg_cli.compute import resolve_device
+from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
+from diffseg_cli.episode import read_folder
+from diffseg_cli.errors import UsageError
+from diffseg_cli.feature_cache import FeatureCache
+from diffseg_cli.loading import COMPACT_ENCODER, build_compact, load_compact, load_encoder
+from diffseg_cli.models.hed import load_hed
+from diffseg_cli.training import MODULES, Trainer, new_segmenter
+from diffseg_cli.weights import find_weights
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of a run: what is being done, how far it is, and figures worth showing."""
+
+    stage: str
+    done: int
+    total: int
+    figures: dict[str, float]
+    milestone: bool = False  # worth a line of its own where there is no bar
+
+
+def backbone_job(
+    root: Path, out: Path, *, split: str | None, steps: int, seed: int, device: str
+) -> Iterator[Progress]:
+    """Fit what the compact backbone needs beside its ImageNet encoder; writes `out/decoder.safetensors`."""
+    backbone = build_compact().to(resolve_device(device))
+    load_encoder(backbone, find_weights(COMPACT_ENCODER))
+    dataset = read_folder(root, split=split)
+    for step in fit_backbone(backbone, dataset, out, decoder_steps=steps, seed=seed):
+        yield Progress(step.stage, step.step, step.steps, {"loss": step.loss}, step.step == step.steps)
+
+
+def modules_job(
+    root: Path,
+    out: Path,
+    *,
+    config: TrainConfig,
+    split: str | None,
+    val_split: str | None,
+    val_sources: str | None,
+    views: int,
+    device: str,
+) -> Iterator[Progress]:
+    """Train SCM and PAM on the compact backbone; writes `out/modules.safetensors` whenever validation improves.
+
+    Raises:
+        UsageError: an unknown recipe.
+        InputError: no pictures at `root`.
+    """
+    if config.recipe not in ("default", "paper"):
+        raise UsageError(f"Unknown recipe '{config.recipe}'.", "Use default or paper.")
+    backbone = load_compact(device=resolve_device(device))
+    hed = load_hed().to(backbone.device)
+    dataset = read_folder(root, split=split)
+    cache = FeatureCache(out / "cache", dataset, backbone, hed, views=views, seed=config.seed)
+    validation = None
+    if val_split:
+        held_out = read_folder(root, split=val_split, sources=val_sources.split(",") if val_sources else None)
+        validation = FeatureCache(out / "cache", held_out, backbone, hed, views=1, seed=config.seed)
+    for name, each in (("cache", cache), ("validation cache", validation)):
+        for done, rows in each.build() if each else ():
+            yield Progress(name, done, rows, {}, done == rows)
+    segmenter, modules = new_segmenter(cache, ScmConfig(), PamConfig(), config.seed)
+    record = {
+        "data": root.name,
+        "split": split,
+        "pictures": len(dataset.samples),
+        "classes": len(dataset.classes),
+    }
+    info = CheckpointInfo(backbone.name, backbone.fingerprint, modules, record)
+    for step in Trainer(segmenter, cache, validation, config, out, info).run():
+        figures = {**step.losses, **(step.validation or {})}
+        yield Progress(f"training {MODULES}", step.step, config.steps, figures, step.validation is not None)
