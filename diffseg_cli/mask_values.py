@@ -1,0 +1,295 @@
+"""What the numbers or colours of a mask mean, or why that cannot be told and which flag would tell.
+
+Letters: H W size of the mask. A raster is what carries the meaning: numbers (H W) or colours (H W 3).
+"""
+
+import re
+import warnings
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor
+
+from diffseg_cli.errors import InputError, UsageError
+
+Bools = NDArray[np.bool_]
+
+DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # Pillow's names for more than 8 bits of grey
+NEARLY_GREY = 4  # levels between channels that JPEG leaves in a grey picture
+IGNORE_INDEX = 255  # of a palette mask: PASCAL VOC's border, neither object nor background
+IGNORE_COLOR = 0xE0E0C0  # the same in VOC's colours
+FEW_COLORS = 256  # more than so many come from lossy compression or smoothing
+FEW_LABELS = 32  # more than so many values are a picture, not labels
+LOSSY_TOLERANCE = 32  # per channel, where colours are not exact
+MOST_GREY = 0.25  # share of a mask that borders may take
+
+
+class MaskNote(UserWarning):
+    """A mask was understood, in a way its owner may want to know of."""
+
+
+def read_meaning(
+    content: Image.Image | NDArray[Any], *, label: int | None, color: str | None, invert: bool, name: str
+) -> Bools:
+    """Which pixels are the object; arguments, result and errors as in `image_io.read_mask`.
+
+    Args:
+        content: decoded, upright.
+        name: what messages call it.
+    """
+    if label is not None and color is not None:
+        raise UsageError("--label and --color both say what the object is.", "Give one of them.")
+    wanted = None if color is None else _parse_color(color)
+    raster, kind = _raster(content, name, by_value=label is not None, by_color=color is not None)
+    where = f"{name} ({raster.shape[1]} x {raster.shape[0]}, {kind})"
+    if raster.ndim == 3:
+        if label is not None:
+            raise InputError(f"{where} has no labels.", "Name the object's colour with --color '#RRGGBB'.")
+        chosen, ignored = _pick_color(raster, wanted, where)
+    else:
+        if wanted is not None:
+            raise InputError(f"{where} holds numbers, not colours.", "Choose the object with --label.")
+        chosen, ignored = _pick_label(raster, label, kind, where)
+    mask: Bools = ~(chosen | ignored) if invert else chosen
+    if mask.all() or not mask.any():
+        what = "is full: it marks the whole picture" if mask.all() else "is empty: it marks nothing"
+        raise InputError(
+            f"{where} {what}. It holds {_shares(raster)}.",
+            "255 is 'ignore' in a palette mask; if it is the object, save the mask as a grey picture."
+            if ignored.any()
+            else "A mask needs object and background; is this the right file?",
+        )
+    return mask
+
+
+def _raster(
+    content: Image.Image | NDArray[Any], name: str, *, by_value: bool, by_color: bool
+) -> tuple[NDArray[Any], str]:
+    """The raster of a mask, and what messages call it."""
+    if not isinstance(content, Image.Image):
+        if content.ndim == 3 and 1 in (content.shape[0], content.shape[2]):
+            content = content[0] if content.shape[0] == 1 else content[..., 0]
+        if content.ndim == 2 and content.size and content.dtype.kind in "buif":
+            return content, f"array of {content.dtype}"
+        if (
+            content.dtype != np.uint8
+            or content.ndim != 3
+            or content.shape[2] not in (3, 4)
+            or not content.size
+        ):
+            raise InputError(
+                f"{name} is an array of {content.dtype}, {' x '.join(map(str, content.shape))}, and no mask.",
+                "Give bool or whole numbers, height x width.",
+            )
+        content = Image.fromarray(content)
+    if content.mode in DEEP_MODES:
+        return np.asarray(content), "deep grey"
+    if content.mode == "1":
+        return np.asarray(content), "1-bit"
+    if content.mode == "P" and not by_color:
+        return _palette_raster(content, by_value)
+    if content.mode in ("LA", "RGBA") and not (by_value or by_color):
+        alpha = np.asarray(content.getchannel("A"))
+        if alpha.min() != alpha.max():
+            return alpha, "alpha channel"
+    if content.mode in ("L", "LA") and not by_color:
+        return np.asarray(content.getchannel("L")), "grey"
+    try:
+        colors = np.asarray(content.convert("RGB"))
+    except ValueError as error:
+        raise InputError(f"{name} is stored as {content.mode}.", "Save it as a grey or RGB PNG.") from error
+    spread = colors.max(axis=2) - colors.min(axis=2)
+    if not by_color and spread.max() <= NEARLY_GREY:
+        return colors[..., 1], "grey"
+    return colors, "colours"
+
+
+def _palette_raster(image: Image.Image, by_value: bool) -> tuple[NDArray[Any], str]:
+    """Indices are labels, unless the palette only writes black and white (or smooth greys) in another way."""
+    indices = np.asarray(image)
+    used = np.unique(indices)
+    palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+    palette = np.pad(palette, ((0, 256 - len(palette)), (0, 0)))
+    greys = palette[used, 0]
+    is_grey = bool((palette[used] == greys[:, None]).all()) and {0, 255} <= set(greys.tolist())
+    if is_grey and not by_value and (len(used) == 2 or len(used) > 8):
+        return palette[indices, 0], "grey palette"
+    return indices, "palette"
+
+
+def _parse_color(text: str) -> int:
+    """ "#RRGGBB", "RRGGBB" or a CSS name -> 0xRRGGBB.
+
+    Raises:
+        UsageError: it is no colour.
+    """
+    try:
+        red, green, blue = ImageColor.getrgb(f"#{text}" if re.fullmatch("[0-9a-fA-F]{6}", text) else text)[:3]
+    except ValueError as error:
+        raise UsageError(f"'{text}' is not a colour.", "Write it as '#RRGGBB', with the quotes.") from error
+    return red << 16 | green << 8 | blue
+
+
+def _shares(raster: NDArray[Any], most: int = 6) -> str:
+    """What a raster (H W) or (H W 3) holds, the commonest first: "0 (61%), 3 (30%)"."""
+    values, counts = _count(_codes(raster) if raster.ndim == 3 else raster)
+    order = np.argsort(-counts, kind="stable")[:most]
+    parts = [f"{_show(values[i], raster.ndim == 3)} ({_percent(counts[i] / counts.sum())})" for i in order]
+    more = len(values) - len(order)
+    return ", ".join(parts) + (f" and {more} more" if more else "")
+
+
+def _pick_label(values: NDArray[Any], label: int | None, kind: str, where: str) -> tuple[Bools, Bools]:
+    """Which numbers are the object.
+
+    Args:
+        values: (H W) bool, integer or float.
+        label: the user's choice.
+        kind: what the numbers were read from; "palette" reserves 255, "alpha channel" is never ambiguous.
+        where: the mask in words, for messages.
+
+    Returns:
+        bool (H W) object, and bool (H W) neither object nor background.
+    """
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise InputError(f"{where} holds values that are not numbers.", "Replace them by 0.")
+        if (values == np.rint(values)).all():
+            values = np.rint(values).astype(np.int64)
+    found, _ = _count(values)
+    ignore = values == IGNORE_INDEX if kind == "palette" else np.zeros(values.shape, dtype=bool)
+    if label is not None:
+        if kind == "palette" and label == IGNORE_INDEX:
+            raise InputError(
+                f"{where}: 255 means 'ignore' in a palette mask, not an object.",
+                "If it is the object here, save the mask as a grey picture.",
+            )
+        if label not in found:
+            raise InputError(
+                f"{where} has no label {label}. It holds {_shares(values)}.", "Choose one of these."
+            )
+        return values == label, ignore
+    if kind == "alpha channel":
+        if len(found) > 2:
+            _note_soft(where)
+        return values > 127, ignore
+    candidates = [
+        value for value in found.tolist() if value and not (kind == "palette" and value == IGNORE_INDEX)
+    ]
+    if len(candidates) <= 1:
+        return (values == candidates[0] if candidates else np.zeros(values.shape, dtype=bool)), ignore
+    if kind != "palette" and (levels := _as_levels(values)) is not None and _is_soft(levels):
+        _note_soft(where)
+        return levels > 127, ignore
+    raise _ambiguous_labels(values, candidates, kind, where)
+
+
+def _pick_color(colors: NDArray[np.uint8], wanted: int | None, where: str) -> tuple[Bools, Bools]:
+    """Which colours are the object.
+
+    Args:
+        colors: (H W 3).
+        wanted: the user's choice, 0xRRGGBB.
+        where: the mask in words, for messages.
+
+    Returns:
+        bool (H W) object, and bool (H W) neither object nor background.
+    """
+    codes = _codes(colors)
+    found, _ = _count(codes)
+    ignore = codes == IGNORE_COLOR
+    if wanted is not None:
+        chosen = codes == wanted
+        if len(found) > FEW_COLORS:
+            exact = np.array([wanted >> 16, wanted >> 8 & 255, wanted & 255])
+            chosen = np.abs(colors.astype(np.int16) - exact).max(axis=2) <= LOSSY_TOLERANCE
+            if chosen.any():
+                message = f"{where} has unclean colours: those near {_show(wanted, True)} are the object."
+                warnings.warn(message, MaskNote, stacklevel=3)
+        if not chosen.any():
+            raise InputError(
+                f"{where} has no pixel of {_show(wanted, True)}. It holds {_shares(colors)}.",
+                "Choose one of these.",
+            )
+        return chosen, ignore & ~chosen
+    candidates = [code for code in found.tolist() if code not in (0, IGNORE_COLOR)]
+    if len(candidates) == 1 and 0 in found:
+        return codes == candidates[0], ignore
+    if len(found) > FEW_COLORS:
+        raise InputError(
+            f"{where} holds {len(found)} colours, so it looks like a photograph, not a mask.",
+            "Are --support and --mask swapped? If it is a mask, name the object's colour with --color.",
+        )
+    raise InputError(
+        f"{where} is drawn in several colours: {_shares(colors)}.",
+        f"Say which one is the object, for example --color '{_show((candidates or [0])[0], True)}'.",
+    )
+
+
+def _ambiguous_labels(values: NDArray[Any], candidates: list[Any], kind: str, where: str) -> InputError:
+    if len(candidates) > FEW_LABELS or values.dtype.kind == "f":
+        low, high = values.min(), values.max()
+        return InputError(
+            f"{where} is shaded, not a mask: {len(candidates)} values from {low:g} to {high:g}.",
+            "Make it black and white first (a threshold), or choose one value with --label; "
+            "are --support and --mask swapped?",
+        )
+    choice = " or ".join(f"--label {value}" for value in candidates[:3])
+    ignored = " (255 is 'ignore')" if kind == "palette" and (values == IGNORE_INDEX).any() else ""
+    return InputError(
+        f"{where} holds more than one label: {_shares(values)}.",
+        f"Say which one is the object: {choice}{', ...' if len(candidates) > 3 else ''}{ignored}.",
+    )
+
+
+def _as_levels(values: NDArray[Any]) -> NDArray[np.uint8] | None:
+    """Numbers that run from black to white in 8 bits, 16 bits or 0 to 1, as 0 to 255; None for others."""
+    high = values.max()
+    tops = (1, 255, 65535) if values.dtype.kind == "f" else (255, 65535)
+    top = next((top for top in tops if 0.9 * top <= high <= top), None)
+    if top is None or values.min() < 0:
+        return None
+    return np.rint(values * (255 / top)).astype(np.uint8)
+
+
+def _is_soft(levels: NDArray[np.uint8]) -> bool:
+    """Black and white with smoothed or JPEG-damaged borders, rather than labels or a picture.
+
+    Then most of it is black or white, what is between lies on both sides of the middle, and the grey part is
+    slopes. Class numbers are all small, so they lie on one side; other labels fill areas of their own.
+    """
+    between = (levels > 0) & (levels < 255)
+    grey = (levels > 31) & (levels < 224)
+    if not ((levels[between] > 127).any() and (levels[between] <= 127).any()) or grey.mean() > MOST_GREY:
+        return False
+    kernel = np.ones((3, 3), dtype=np.uint8)
+    sloping = cv2.dilate(levels, kernel) != cv2.erode(levels, kernel)
+    return not grey.any() or bool(sloping[grey].mean() > 0.9)
+
+
+def _note_soft(where: str) -> None:
+    warnings.warn(f"{where} has soft borders: values above 127 are the object.", MaskNote, stacklevel=4)
+
+
+def _count(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Distinct values, ascending, and how often each occurs."""
+    if values.dtype == np.uint8:  # a hundred times faster than sorting
+        counts = np.bincount(values.ravel(), minlength=256)
+        return np.flatnonzero(counts), counts[counts > 0]
+    return np.unique(values, return_counts=True)
+
+
+def _codes(colors: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """(H W 3) -> (H W) 0xRRGGBB."""
+    wide = colors.astype(np.int32)
+    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+
+
+def _show(value: Any, is_color: bool) -> str:
+    return f"#{int(value):06X}" if is_color else f"{value:g}" if isinstance(value, float) else str(int(value))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}%" if share >= 0.01 else f"{100 * share:.2g}%" if share >= 0.0001 else "< 0.01%"
