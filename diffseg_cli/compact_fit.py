@@ -1,6 +1,6 @@
-"""Fit what the compact backbone needs beside its ImageNet encoder: statistics, basis, scalars, decoder.
+"""Fit what the compact backbone needs beside its ImageNet encoder: statistics, basis and decoder.
 
-Three short stages, each a generator of progress; `diffseg train backbone` runs them in order.
+Two short stages, each a generator of progress; `diffseg train backbone` runs them in order.
 """
 
 import json
@@ -13,16 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffseg_cli.episode import FewShotDataset, draw_episode
+from diffseg_cli.episode import FewShotDataset
 from diffseg_cli.feature_cache import FeatureCache
 from diffseg_cli.frames import to_frame
 from diffseg_cli.image_io import read_image
 from diffseg_cli.loading import save_fitted
-from diffseg_cli.models.attention import score_maps
 from diffseg_cli.models.compact import CompactBackbone
 
 BASIS_PICTURES = 600
-LOOK_STEPS = 300
 
 
 @dataclass(frozen=True)
@@ -64,30 +62,6 @@ def fit_basis(backbone: CompactBackbone, dataset: FewShotDataset, *, seed: int =
         getattr(backbone, f"mean_{index}").copy_(mean)
         getattr(backbone, f"std_{index}").copy_(std)
         getattr(backbone, f"basis_{index}").copy_(directions[:, : backbone.latent_groups[index]])
-
-
-def fit_look(backbone: CompactBackbone, cache: FeatureCache, *, seed: int = 0) -> Iterator[FitStep]:
-    """Temperatures and prompt biases of the look, by the score map's squared error on training episodes."""
-    dataset = cache.dataset.with_enough(1)
-    scalars = [backbone.log_depth_weight, backbone.log_temperature, backbone.prompt_bias]
-    for scalar in scalars:
-        scalar.requires_grad_(True)
-    optimizer = torch.optim.Adam(scalars, lr=0.03)
-    for step in range(LOOK_STEPS):
-        episodes = [draw_episode(dataset, step * 8 + i, shots=1, seed=seed) for i in range(8)]
-        query = cache.read([episode.query * cache.views for episode in episodes], [False] * 8)
-        support = cache.read([episode.support[0] * cache.views for episode in episodes], [False] * 8)
-        maps = backbone.look(query.latents, support.image_embeds[:, None])
-        size_hw = (query.latents.shape[2], query.latents.shape[3])
-        error = F.mse_loss(
-            score_maps(maps, size_hw).score_map, F.interpolate(query.masks, size=size_hw, mode="area")
-        )
-        optimizer.zero_grad()
-        error.backward()
-        optimizer.step()
-        yield FitStep("look", step + 1, LOOK_STEPS, error.item())
-    for scalar in scalars:
-        scalar.requires_grad_(False)
 
 
 def train_decoder(
@@ -141,7 +115,6 @@ def fit_backbone(
     cache = FeatureCache(folder / "cache", dataset, backbone, None, views=1, seed=seed)
     for done, rows in cache.build():
         yield FitStep("cache", done, rows, 0.0)
-    yield from fit_look(backbone, cache, seed=seed)
     yield from train_decoder(backbone, cache, steps=decoder_steps, seed=seed)
     record = {"pictures": len(dataset.samples), "classes": len(dataset.classes), "seed": seed}
     save_fitted(

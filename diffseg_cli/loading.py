@@ -31,6 +31,10 @@ def build_compact(config: CompactConfig | None = None) -> CompactBackbone:
         object_tokens=config.object_tokens,
         background_tokens=config.background_tokens,
         decoder_width=config.decoder_width,
+        look_strides=config.look_strides,
+        depth_weights=config.depth_weights,
+        temperature=config.temperature,
+        prompt_bias=config.prompt_bias,
     )
     # Two thirds of the time on a CPU; torch's types lack this form of Module.to.
     backbone.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -64,9 +64,9 @@ def test_look_equals_one_explicit_softmax(backbone: CompactBackbone) -> None:
         places = F.avg_pool2d(latents, backbone.look_strides[scale] // 8).flatten(2).transpose(1, 2) * weights
         keys = torch.cat([prompts * weights, places], dim=1)
         cosine = F.normalize(places, dim=-1) @ F.normalize(keys, dim=-1).transpose(1, 2)
-        logits = cosine * backbone.log_temperature[scale].exp()
+        logits = cosine * CompactConfig.temperature
         tokens = prompts.shape[1]
-        logits[..., :tokens] += backbone.prompt_bias[scale] + torch.tensor(places.shape[1] / tokens).log()
+        logits[..., :tokens] += CompactConfig.prompt_bias + torch.tensor(places.shape[1] / tokens).log()
         whole = logits.softmax(-1)
         expected = torch.cat([whole[..., :inside], whole[..., tokens:]], dim=-1)
         assert layer.image_tokens == inside

@@ -15,6 +15,7 @@ Letters: b batch, k supports, S picture size, c latent channels, H W = S/8, h w 
 t prompt tokens a support (f of the object, the rest of the background), i tapped block.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -86,6 +87,9 @@ class CompactBackbone(nn.Module):
         background_tokens: negative prompt tokens from its background.
         decoder_width: channels inside the decoder.
         look_strides: pixels between the places of each attention layer of the look, finest first.
+        depth_weights: how much each group of channels counts in the look.
+        temperature: of its cosine similarities.
+        prompt_bias: added to the logits of prompt tokens, beside the log of how many places there are to each.
         fingerprint: short hash of the weights, given by the loader.
     """
 
@@ -103,7 +107,10 @@ class CompactBackbone(nn.Module):
         object_tokens: int,
         background_tokens: int,
         decoder_width: int,
-        look_strides: Sequence[int] = (16, 32),
+        look_strides: Sequence[int],
+        depth_weights: Sequence[float],
+        temperature: float,
+        prompt_bias: float,
         fingerprint: str = "",
     ) -> None:
         super().__init__()
@@ -120,20 +127,18 @@ class CompactBackbone(nn.Module):
             self.register_buffer(f"basis_{index}", torch.eye(width_in)[:, :width_out].contiguous())
         self.look_strides = tuple(look_strides)
         self.scale_widths = (self.latent_channels,) * len(look_strides)
-        # The scalars of the look, one row a scale: how much each depth counts, how sharp attention is, and
-        # how much prompt tokens weigh against places.
-        self.log_depth_weight = nn.Parameter(torch.zeros(len(look_strides), len(block_widths)))
-        self.log_temperature = nn.Parameter(torch.full((len(look_strides),), 2.1))
-        self.prompt_bias = nn.Parameter(torch.full((len(look_strides),), 2.0))
+        self.temperature, self.prompt_bias = temperature, prompt_bias
+        weights = [torch.full((n,), w) for w, n in zip(depth_weights, block_widths, strict=True)]
+        self.register_buffer("channel_weights", torch.cat(weights), persistent=False)
         self.decoder = LatentDecoder(latent_channels=self.latent_channels, width=decoder_width)
 
     @property
     def device(self) -> torch.device:
-        return self.log_temperature.device
+        return self.decoder.leave.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.log_temperature.dtype
+        return self.decoder.leave.weight.dtype
 
     def features(self, images: Tensor) -> list[Tensor]:
         """images (b 3 S S) in [0, 1] -> raw features of the tapped blocks, each (b width_i h w)."""
@@ -202,47 +207,38 @@ class CompactBackbone(nn.Module):
         on_layer: OnLayer | None = None,
     ) -> AttentionMaps:
         """One joint-attention layer a scale; see `Backbone.look`. `timesteps` and `noise` have no effect."""
-        hidden_states = [
-            self._weigh(F.avg_pool2d(latents, stride // 8), scale)
-            for scale, stride in enumerate(self.look_strides)
-        ]
+        weighted = latents * self.channel_weights[:, None, None]
+        hidden_states = [F.avg_pool2d(weighted, stride // 8) for stride in self.look_strides]
         if control is not None:
             residuals = control(hidden_states)
             hidden_states = [hidden + add for hidden, add in zip(hidden_states, residuals, strict=True)]
-        prompts = image_embeds.expand(latents.shape[0], -1, -1, -1)
+        prompts = image_embeds.expand(latents.shape[0], -1, -1, -1) * self.channel_weights
         maps = AttentionMaps()
         for index, hidden in enumerate(hidden_states):
             grid_hw = (hidden.shape[2], hidden.shape[3])
-            probabilities, image_tokens = self._attend(index, hidden, prompts)
+            probabilities, image_tokens = self._attend(hidden, prompts)
             if on_layer is not None:
                 name = f"stride_{self.look_strides[index]}"
                 on_layer(LayerAttention(name, 0, grid_hw, image_tokens, probabilities))
             maps.add(grid_hw, *split_joint_attention(probabilities, image_tokens))
         return maps
 
-    def _weigh(self, values: Tensor, scale: int) -> Tensor:
-        """Latents (b c ...) with each depth's channels multiplied by its weight in this scale."""
-        weights = self.log_depth_weight[scale].exp()
-        per_channel = torch.cat([w.expand(n) for w, n in zip(weights, self.latent_groups, strict=True)])
-        return values * per_channel.view(-1, *[1] * (values.dim() - 2)).to(values)
-
-    def _attend(self, scale: int, hidden: Tensor, prompts: Tensor) -> tuple[Tensor, int]:
+    def _attend(self, hidden: Tensor, prompts: Tensor) -> tuple[Tensor, int]:
         """One layer: hidden (b c h w), prompts (b k t c) -> probabilities (b 1 n k*f+n), k*f.
 
         Background prompts take part in the softmax and are then dropped: what they take is what the
         negative prompt removes.
         """
         keys = F.normalize(hidden.flatten(2), dim=1)  # (b c n)
-        queries = keys.transpose(1, 2) * self.log_temperature[scale].exp()
-        flat = self._weigh(prompts.flatten(0, 2), scale)  # (b*k*t c)
-        tokens = F.normalize(flat, dim=-1).view_as(prompts)
+        queries = keys.transpose(1, 2) * self.temperature
+        tokens = F.normalize(prompts, dim=-1)
         inside = tokens[:, :, : self.object_tokens].flatten(1, 2)
         outside = tokens[:, :, self.object_tokens :].flatten(1, 2)
         prompt_keys = torch.cat([inside, outside], dim=1).transpose(1, 2).to(keys)  # (b c k*t)
-        # The bias weighs prompt tokens against places as log of their number, so that neither the number of
-        # supports nor the size of the grid shifts the balance.
-        balance = self.prompt_bias[scale] + torch.tensor(keys.shape[-1] / prompt_keys.shape[-1]).log()
-        logits = torch.cat([queries @ prompt_keys + balance.to(keys), queries @ keys], dim=-1)
+        # With the log of their numbers, neither more supports nor a finer grid shift the balance of prompt
+        # and places.
+        balance = self.prompt_bias + math.log(keys.shape[-1] / prompt_keys.shape[-1])
+        logits = torch.cat([queries @ prompt_keys + balance, queries @ keys], dim=-1)
         probabilities = logits.softmax(-1)  # (b n k*t+n)
         image_tokens = inside.shape[1]
         kept = torch.cat(
