@@ -58,9 +58,8 @@ def test_look_equals_one_explicit_softmax(backbone: CompactBackbone) -> None:
     assert list(maps.layers) == [layer.grid_hw for layer in seen] == [(8, 8), (4, 4)]
     inside = CompactConfig.object_tokens
     for scale, layer in enumerate(seen):
-        weights = (
-            backbone.log_depth_weight[scale].exp().repeat_interleave(torch.tensor(backbone.latent_groups))
-        )
+        weights = torch.tensor(CompactConfig.depth_weights)
+        weights = weights.repeat_interleave(torch.tensor(backbone.latent_groups))
         places = F.avg_pool2d(latents, backbone.look_strides[scale] // 8).flatten(2).transpose(1, 2) * weights
         keys = torch.cat([prompts * weights, places], dim=1)
         cosine = F.normalize(places, dim=-1) @ F.normalize(keys, dim=-1).transpose(1, 2)
