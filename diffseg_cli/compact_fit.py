@@ -79,6 +79,7 @@ def train_decoder(
         pictures = torch.stack([cache.load_view(row)[0] for row in rows[:4]]).to(backbone.device)
         masks = torch.stack([cache.load_view(row)[1] for row in rows[4:]]).to(backbone.device)
         wanted = torch.cat([pictures, masks.expand(-1, 3, -1, -1)])
+        torch.manual_seed(seed * 1_000_003 + step)
         # A mask's latents reach the decoder through PAM, which is never exact: train on inexact ones.
         noisy = batch.targets[4:] + 0.05 * torch.randn_like(batch.targets[4:]) * generator.random()
         with torch.autocast(backbone.device.type, torch.bfloat16):
@@ -112,7 +113,7 @@ def fit_backbone(
         seed: of every draw.
     """
     yield from fit_basis(backbone, dataset, seed=seed)
-    cache = FeatureCache(folder / "cache", dataset, backbone, None, views=1, seed=seed)
+    cache = FeatureCache(folder / "cache", dataset, backbone, None, views=2, seed=seed)
     for done, rows in cache.build():
         yield FitStep("cache", done, rows, 0.0)
     yield from train_decoder(backbone, cache, steps=decoder_steps, seed=seed)

@@ -6,19 +6,19 @@ line from the same latents. Pictures are encoded once, however many episodes the
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffseg_cli.episode import Episode, FewShotDataset, draw_episode
+from diffseg_cli.errors import UsageError
 from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
 from diffseg_cli.image_io import read_image, read_mask
 from diffseg_cli.metrics import IouCounts
 from diffseg_cli.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.segmenter import Segmenter, SupportFeatures
-
-METHODS = ("model", "attention", "prototype")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Evaluation:
         dataset: its classes take turns.
         shots: supports an episode.
         seed: of the list of episodes.
-        methods: of `METHODS`; "attention" is the model's own score map, cut at the threshold.
+        methods: "model"; "attention", its own score map cut at the threshold; "prototype".
         thresholds: of each method, on its own scale.
     """
 
@@ -135,3 +135,40 @@ def class_groups(names: list[str]) -> dict[str, list[str]]:
         if "/" in name:
             groups.setdefault(name.split("/")[0], []).append(name)
     return groups
+
+
+def peer_methods(peer: str | None) -> tuple[str, ...]:
+    """The methods of a run with this peer beside the model.
+
+    Raises:
+        UsageError: an unknown peer.
+    """
+    if peer not in (None, "prototype", "attention"):
+        raise UsageError(f"Unknown peer '{peer}'.", "Use prototype or attention.")
+    return ("model", peer) if peer else ("model",)
+
+
+def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
+    """What was measured and everything needed to repeat it, as plain values for JSON."""
+    segmenter, names = evaluation.segmenter, evaluation.dataset.classes
+    groups = class_groups(names)
+    methods = {
+        method: {
+            "mean_iou": {group: counts.mean_iou(members) for group, members in groups.items()},
+            "fb_iou": counts.fb_iou(),
+            "per_class": {name: counts.iou(name) for name in names},
+        }
+        for method, counts in evaluation.counts.items()
+    }
+    return {
+        "model": segmenter.model,
+        "fingerprint": segmenter.backbone.fingerprint,
+        "head": segmenter.head,
+        "fusion": segmenter.settings.fusion,
+        "shots": evaluation.shots,
+        "seed": evaluation.seed,
+        "episodes": sum(next(iter(evaluation.counts.values())).episodes.values()),
+        "classes": len(names),
+        "thresholds": {method: evaluation.thresholds[method] for method in evaluation.methods},
+        "methods": methods,
+    }

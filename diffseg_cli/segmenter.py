@@ -395,8 +395,9 @@ def load_segmenter(
         UsageError: an unknown model, device, format, head or fusion.
         WeightsError: weights or checkpoint missing, damaged, or made for each other's rivals.
     """
-    if head not in (None, *HEADS) or fusion not in (None, *FUSIONS):
-        raise UsageError(f"Unknown {'head' if head not in (None, *HEADS) else 'fusion'}.", "See --help.")
+    for what, value, known in (("head", head, HEADS), ("fusion", fusion, FUSIONS)):
+        if value is not None and value not in known:
+            raise UsageError(f"Unknown {what} '{value}'.", f"Use {' or '.join(known)}.")
     place = resolve_device(device)
     number_format = resolve_dtype(dtype, place)
     backbone = load_backbone(model, place, number_format, offload)

@@ -1,0 +1,30 @@
+"""Shared pieces: a segmenter of the real classes at small size, and tests that never reach a hub."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from diffseg_cli.config import CompactConfig, PamConfig, ScmConfig
+from diffseg_cli.loading import build_compact, build_modules
+from diffseg_cli.models.hed import HED
+from diffseg_cli.segmenter import Segmenter
+
+SMALL = CompactConfig(variant=0, taps=(4, 7, 10, 14, 15), image_size=128)
+
+
+@pytest.fixture(scope="session")
+def small_segmenter() -> Segmenter:
+    """Compact backbone, HED, SCM and PAM with seeded random weights at 128 px; SCM's outputs are not zero."""
+    torch.manual_seed(0)
+    backbone = build_compact(SMALL)
+    backbone.fingerprint = "small"
+    trained = build_modules(backbone, ScmConfig(width=16), PamConfig(width=16, head_width=8))
+    for parameter in trained["scm"].outputs.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    hed = HED().eval().requires_grad_(False)
+    return Segmenter(
+        backbone=backbone, trained=trained.eval().requires_grad_(False), hed=hed, head="pam", edge_size=64
+    )

@@ -1,0 +1,154 @@
+"""The whole method through its public doors: sizes, batches, fusion, reuse of supports, and real pictures."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffseg_cli.config import SegmentConfig
+from diffseg_cli.errors import InputError, UsageError, WeightsError
+from diffseg_cli.segmenter import Segmenter, SupportFeatures, load_segmenter
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def picture(seed: int, size_hw: tuple[int, int] = (90, 120)) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(size_hw[::-1], Image.Resampling.BICUBIC))
+
+
+def box_mask(size_hw: tuple[int, int] = (90, 120)) -> np.ndarray:
+    mask = np.zeros(size_hw, dtype=bool)
+    mask[20:60, 30:80] = True
+    return mask
+
+
+@pytest.fixture(scope="module")
+def support(small_segmenter: Segmenter) -> SupportFeatures:
+    return small_segmenter.encode_support([(picture(0), box_mask()), (picture(1), box_mask())])
+
+
+@pytest.mark.parametrize("size_hw", [(90, 120), (311, 47), (1, 1), (700, 500)])
+def test_everything_has_the_querys_own_size(
+    small_segmenter: Segmenter, support: SupportFeatures, size_hw: tuple[int, int]
+) -> None:
+    prediction = small_segmenter.segment(picture(2, size_hw), support)
+    assert prediction.mask.shape == prediction.probability.shape == prediction.score_map.shape == size_hw
+    assert prediction.mask.dtype == bool and prediction.probability.dtype == np.float32
+    for values in (prediction.probability, prediction.score_map):
+        assert values.min() >= 0 and values.max() <= 1
+    assert np.array_equal(prediction.mask, prediction.probability > 0.5)
+    assert set(prediction.seconds) >= {"edges", "encode"}
+
+
+def test_batch_order_and_size_do_not_change_a_picture(
+    small_segmenter: Segmenter, support: SupportFeatures
+) -> None:
+    queries = [picture(seed) for seed in range(4)]
+    alone = [small_segmenter.segment(query, support, seed=7) for query in queries]
+    together = small_segmenter.segment_batch(queries[::-1], support, seed=7)[::-1]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one.probability, other.probability, atol=2e-4)
+        np.testing.assert_allclose(one.score_map, other.score_map, atol=2e-3)
+
+
+def test_threshold_moves_the_mask_only(small_segmenter: Segmenter, support: SupportFeatures) -> None:
+    low, high = (small_segmenter.segment(picture(3), support, threshold=t) for t in (0.01, 0.99))
+    assert np.array_equal(low.probability, high.probability)
+    assert low.mask.sum() >= high.mask.sum()
+    assert (low.threshold, high.threshold) == (0.01, 0.99)
+
+
+@pytest.mark.parametrize("fusion", ["mean", "concat"])
+def test_one_support_given_twice_answers_as_once(small_segmenter: Segmenter, fusion: str) -> None:
+    segmenter = Segmenter(
+        backbone=small_segmenter.backbone,
+        trained=small_segmenter.trained,
+        hed=small_segmenter.hed,
+        head="pam",
+        settings=SegmentConfig(fusion=fusion),
+        edge_size=64,
+    )
+    once, twice = (
+        segmenter.segment(picture(5), segmenter.encode_support([(picture(0), box_mask())] * n)) for n in (1, 2)
+    )
+    # The null key weighs less against twice the keys; everything else is the same.
+    np.testing.assert_allclose(once.probability, twice.probability, atol=0.05 if fusion == "concat" else 1e-4)
+
+
+def test_fusion_by_mean_is_one_support(support: SupportFeatures) -> None:
+    fused = support.fused("mean")
+    assert fused.latents.shape[1] == fused.image_embeds.shape[1] == 1
+    torch.testing.assert_close(fused.latents[:, 0], support.latents.mean(1))
+    assert support.fused("concat") is support
+
+
+def test_scm_acts_through_edges(small_segmenter: Segmenter, support: SupportFeatures) -> None:
+    latents = small_segmenter.backbone.encode(torch.rand(1, 3, 128, 128))
+    edges = torch.rand(1, 1, 64, 64)
+    with_edges = small_segmenter.forward(latents, edges, support).scores.score_map
+    assert not torch.equal(with_edges, small_segmenter.forward(latents, None, support).scores.score_map)
+
+
+def test_attention_head_is_the_score_map(small_segmenter: Segmenter, support: SupportFeatures) -> None:
+    bare = Segmenter(
+        backbone=small_segmenter.backbone, trained=torch.nn.ModuleDict(), hed=None, head="attention"
+    )
+    prediction = bare.segment(picture(2), support)
+    # The two are enlarged in one and in two steps, so they agree but for that.
+    assert np.abs(prediction.probability - prediction.score_map).mean() < 0.03
+    assert "without trained modules" in bare.description
+
+
+def test_look_gives_the_maps_behind_the_answer(small_segmenter: Segmenter, support: SupportFeatures) -> None:
+    names: list[str] = []
+    look = small_segmenter.look(picture(2), support, on_layer=lambda layer: names.append(layer.name))
+    assert names == ["stride_16", "stride_32"]
+    assert look.image_hw == (90, 120) and look.scores.score_map.shape == (1, 1, 16, 16)
+
+
+def test_foreign_supports_are_refused(small_segmenter: Segmenter, support: SupportFeatures) -> None:
+    with pytest.raises(WeightsError, match="encoded by compact"):
+        small_segmenter.segment(picture(0), dataclasses.replace(support, fingerprint="other"))
+
+
+def test_bad_supports(small_segmenter: Segmenter) -> None:
+    with pytest.raises(InputError, match="no support"):
+        small_segmenter.encode_support([])
+    with pytest.raises(InputError, match="120"):
+        small_segmenter.encode_support([(picture(0), box_mask((40, 50)))])
+
+
+def test_pam_head_without_pam_is_a_programming_error(small_segmenter: Segmenter) -> None:
+    with pytest.raises(ValueError, match="trained PAM"):
+        Segmenter(backbone=small_segmenter.backbone, trained=torch.nn.ModuleDict(), hed=None, head="pam")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"model": "kandinski"}, UsageError, "Unknown model 'kandinski'"),
+        ({"device": "cuda:99"}, UsageError, "cuda"),
+        ({"head": "decoder"}, UsageError, "head"),
+        ({"fusion": "max"}, UsageError, "fusion"),
+        ({"checkpoint": "nowhere.safetensors"}, WeightsError, "nowhere.safetensors"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named(options: dict, error: type, text: str) -> None:
+    with pytest.raises(error, match=text):
+        load_segmenter(**options)
+
+
+def test_import_and_public_names_are_lazy() -> None:
+    code = (
+        "import sys, diffseg_cli; assert 'torch' not in sys.modules; "
+        "from diffseg_cli import load_segmenter, Segmenter, Prediction, SupportFeatures, DiffsegError; "
+        "assert 'torch' in sys.modules and 'diffusers' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
