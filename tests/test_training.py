@@ -1,0 +1,187 @@
+"""Training end to end at small size: cache, steps, resume, checkpoint, evaluation."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint_info
+from diffseg_cli.compact_fit import fit_basis, spread_samples, train_decoder
+from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
+from diffseg_cli.episode import FewShotDataset, read_folder
+from diffseg_cli.errors import WeightsError
+from diffseg_cli.evaluation import Evaluation, evaluation_record
+from diffseg_cli.feature_cache import FeatureCache, augment
+from diffseg_cli.loading import load_modules
+from diffseg_cli.prototype import THRESHOLD, prototype_scores
+from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.training import LOG, MODULES, Trainer, draw_step, new_segmenter
+
+CONFIG = TrainConfig(steps=6, batch_size=2, validate_every=3, warmup_steps=2, max_shots=2)
+PAM = PamConfig(width=16, head_width=8)
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> FewShotDataset:
+    """Two classes of coloured shapes on noise, four pictures each."""
+    root = tmp_path_factory.mktemp("shapes")
+    generator = np.random.default_rng(0)
+    for name, colour in (("ball", (230, 60, 40)), ("brick", (40, 90, 220))):
+        (root / name).mkdir()
+        for index in range(4):
+            noise = generator.integers(60, 160, (96, 128, 3), dtype=np.uint8)
+            image, mask = Image.fromarray(noise), Image.new("L", (128, 96), 0)
+            left, top = (int(v) for v in generator.integers(5, 50, 2))
+            box = (left, top, left + 45, top + 40)
+            for canvas, fill in ((image, colour), (mask, 255)):
+                drawing = ImageDraw.Draw(canvas)
+                (drawing.ellipse if name == "ball" else drawing.rectangle)(box, fill=fill)
+            image.save(root / name / f"{index}.jpg", quality=95)
+            mask.save(root / name / f"{index}.png")
+    return read_folder(root)
+
+
+@pytest.fixture(scope="module")
+def cache(
+    shapes: FewShotDataset, small_segmenter: Segmenter, tmp_path_factory: pytest.TempPathFactory
+) -> FeatureCache:
+    folder = tmp_path_factory.mktemp("cache")
+    built = FeatureCache(folder, shapes, small_segmenter.backbone, small_segmenter.hed, views=2, edge_size=64)
+    assert [done for done, _ in built.build()] == [8, 16]
+    return built
+
+
+def make_trainer(cache: FeatureCache, folder: Path, config: TrainConfig = CONFIG) -> Trainer:
+    segmenter, modules = new_segmenter(cache, ScmConfig(width=8), PAM, seed=0)
+    return Trainer(segmenter, cache, cache, config, folder, CheckpointInfo("compact", "small", modules))
+
+
+def test_cached_rows_are_what_the_backbone_says(cache: FeatureCache, small_segmenter: Segmenter) -> None:
+    image, mask = cache.load_view(6)  # sample 3, view 0
+    batch = cache.read([6, 6], [False, True])
+    latents = small_segmenter.backbone.encode(image[None])
+    # bfloat16 encoder, half precision on disk
+    assert (batch.latents[:1] - latents).abs().mean() < 0.01
+    torch.testing.assert_close(batch.latents[1], batch.latents[0].flip(-1))
+    torch.testing.assert_close(batch.masks[1], batch.masks[0].flip(-1))
+    assert float(batch.masks[0].mean()) == pytest.approx(float(mask.mean()), abs=0.01)
+    assert batch.edges.shape == (2, 1, 64, 64) and 0 <= batch.edges.min() < batch.edges.max() <= 1
+
+
+def test_interrupted_cache_goes_on(
+    shapes: FewShotDataset, small_segmenter: Segmenter, tmp_path: Path
+) -> None:
+    def fresh() -> FeatureCache:
+        return FeatureCache(tmp_path, shapes, small_segmenter.backbone, None, views=1)
+
+    assert len(list(fresh().build())) == 1
+    assert list(fresh().build()) == []  # nothing is left to do
+    other = dataclasses.replace(shapes, samples=shapes.samples[::-1])
+    assert FeatureCache(tmp_path, other, small_segmenter.backbone, None, views=1).folder != fresh().folder
+
+
+def test_augmented_views_keep_the_object_and_repeat() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
+    mask = np.zeros((80, 100), bool)
+    mask[30:50, 40:70] = True
+    for seed in range(20):
+        once, again = (augment(image, mask, np.random.default_rng(seed)) for _ in range(2))
+        assert np.array_equal(once[0], again[0]) and np.array_equal(once[1], again[1])
+        assert once[0].shape[:2] == once[1].shape and once[1].sum() >= 0.4 * mask.sum()
+
+
+def test_steps_are_pure_and_supports_differ_from_the_query(cache: FeatureCache) -> None:
+    for step in range(30):
+        rows, again = draw_step(cache, CONFIG, step), draw_step(cache, CONFIG, step)
+        assert np.array_equal(rows.query, again.query) and np.array_equal(rows.support, again.support)
+        for query, supports in zip(rows.query, rows.support, strict=True):
+            samples = [row // cache.views for row in (query, *supports)]
+            assert len(set(samples)) == len(samples)
+            assert len({cache.dataset.samples[s].class_name for s in samples}) == 1
+
+
+def test_training_lowers_the_loss(cache: FeatureCache, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, steps=40, validate_every=100, lr=5e-3)
+    losses = [sum(step.losses.values()) for step in make_trainer(cache, tmp_path, config).run()]
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_a_stopped_run_ends_like_an_undisturbed_one(cache: FeatureCache, tmp_path: Path, recipe: str) -> None:
+    config = dataclasses.replace(CONFIG, recipe=recipe)
+    whole = list(make_trainer(cache, tmp_path / "whole", config).run())
+    for step in make_trainer(cache, tmp_path / "cut", config).run():
+        if step.step == 5:  # two steps after the last state was saved
+            break
+    rest = list(make_trainer(cache, tmp_path / "cut", config).run())
+    assert [step.step for step in rest] == [4, 5, 6]
+    assert rest[-1].losses == pytest.approx(whole[-1].losses, rel=1e-4)
+    assert rest[-1].validation == pytest.approx(whole[-1].validation, abs=1e-3)
+
+
+def test_only_the_modules_are_trained(cache: FeatureCache, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in cache.backbone.state_dict().items()}
+    trainer = make_trainer(cache, tmp_path)
+    start = {name: value.clone() for name, value in trainer.trained.state_dict().items()}
+    list(trainer.run())
+    assert all(torch.equal(value, before[name]) for name, value in cache.backbone.state_dict().items())
+    changed = {
+        name.split(".")[0]
+        for name, value in trainer.trained.state_dict().items()
+        if not torch.equal(value, start[name])
+    }
+    assert changed == {"scm", "pam"}
+
+
+def test_checkpoint_says_what_it_is_and_loads(cache: FeatureCache, tmp_path: Path) -> None:
+    list(make_trainer(cache, tmp_path).run())
+    info = read_checkpoint_info(tmp_path / MODULES)
+    assert info.backbone == "compact" and info.training["recipe"] == "default" and "all" in info.metrics
+    modules = load_modules(tmp_path / MODULES, cache.backbone)
+    assert set(modules) == {"scm", "pam"} and not any(p.requires_grad for p in modules.parameters())
+    assert len((tmp_path / LOG).read_text().splitlines()) == 2
+    cache.backbone.fingerprint, kept = "other", cache.backbone.fingerprint
+    with pytest.raises(WeightsError, match="other weights"):
+        load_modules(tmp_path / MODULES, cache.backbone)
+    cache.backbone.fingerprint = kept
+
+
+def test_evaluation_is_repeatable_and_says_how(shapes: FewShotDataset, small_segmenter: Segmenter) -> None:
+    records = []
+    for _ in range(2):
+        run = Evaluation(
+            small_segmenter, shapes, shots=2, seed=3, methods=("model", "attention", "prototype")
+        )
+        results = list(run.run(6))
+        records.append(evaluation_record(run))
+    assert records[0] == records[1]
+    assert records[0]["episodes"] == 6 and records[0]["shots"] == 2
+    assert all(0 <= result.iou["prototype"] <= 1 for result in results)
+
+
+def test_prototype_line_finds_a_copied_object() -> None:
+    support, masks = torch.randn(1, 2, 12, 8, 8), torch.zeros(1, 2, 1, 8, 8)
+    support[..., 2:6, 2:6] += torch.ones(12, 1, 1) * 3
+    masks[..., 2:6, 2:6] = 1
+    found = prototype_scores(support[:, 0], support, masks) > THRESHOLD
+    assert torch.equal(found[0, 0], masks[0, 0, 0] > 0)
+
+
+def test_fitting_the_backbone(shapes: FewShotDataset, cache: FeatureCache) -> None:
+    from diffseg_cli.loading import build_compact
+    from tests.conftest import SMALL
+
+    torch.manual_seed(1)
+    backbone = build_compact(SMALL)
+    list(fit_basis(backbone, shapes))
+    basis = backbone.get_buffer("basis_4")
+    torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1]), atol=1e-3, rtol=0)
+    assert (
+        spread_samples(shapes, 5, 0) == spread_samples(shapes, 5, 0)
+        and len(spread_samples(shapes, 5, 0)) == 5
+    )
+    losses = [step.loss for step in train_decoder(cache.backbone, cache, steps=30)]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
