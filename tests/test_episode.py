@@ -14,7 +14,9 @@ from diffseg_cli.errors import InputError
 
 def dataset(sizes: dict[str, int]) -> FewShotDataset:
     return group_by_class(
-        Sample(Path(f"{name}/{i}.jpg"), Path(f"{name}/{i}.png"), name) for name, n in sizes.items() for i in range(n)
+        Sample(Path(f"{name}/{i}.jpg"), Path(f"{name}/{i}.png"), name)
+        for name, n in sizes.items()
+        for i in range(n)
     )
 
 
@@ -59,8 +61,7 @@ def test_plain_folder(tmp_path: Path) -> None:
 
 def test_index_with_splits(tmp_path: Path) -> None:
     (tmp_path / "index.csv").write_text(
-        "source,class,id,also_in_image,split\n"
-        "voc,dog,1,cat|bus,train\nvoc,cat,2,,val\ncoco,dog,3,,train\n"
+        "source,class,id,also_in_image,split\nvoc,dog,1,cat|bus,train\nvoc,cat,2,,val\ncoco,dog,3,,train\n"
     )
     train = read_folder(tmp_path, split="train")
     assert train.classes == ["coco/dog", "voc/dog"]

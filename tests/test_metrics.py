@@ -27,7 +27,10 @@ def test_counts_equal_a_loop_over_pixels(pairs: list) -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(pairs=st.lists(st.tuples(st.sampled_from("abc"), masks, masks), min_size=2, max_size=6), cut=st.integers(1, 5))
+@given(
+    pairs=st.lists(st.tuples(st.sampled_from("abc"), masks, masks), min_size=2, max_size=6),
+    cut=st.integers(1, 5),
+)
 def test_merging_parts_gives_the_whole(pairs: list, cut: int) -> None:
     whole, left, right = IouCounts(), IouCounts(), IouCounts()
     for index, (name, predicted, truth) in enumerate(pairs):

@@ -76,7 +76,8 @@ def test_one_support_given_twice_answers_as_once(small_segmenter: Segmenter, fus
         edge_size=64,
     )
     once, twice = (
-        segmenter.segment(picture(5), segmenter.encode_support([(picture(0), box_mask())] * n)) for n in (1, 2)
+        segmenter.segment(picture(5), segmenter.encode_support([(picture(0), box_mask())] * n))
+        for n in (1, 2)
     )
     # The null key weighs less against twice the keys; everything else is the same.
     np.testing.assert_allclose(once.probability, twice.probability, atol=0.05 if fusion == "concat" else 1e-4)

@@ -163,8 +163,8 @@ def test_evaluation_is_repeatable_and_says_how(shapes: FewShotDataset, small_seg
 
 
 def test_prototype_line_finds_a_copied_object() -> None:
-    support, masks = torch.randn(1, 2, 12, 8, 8), torch.zeros(1, 2, 1, 8, 8)
-    support[..., 2:6, 2:6] += torch.ones(12, 1, 1) * 3
+    support, masks = 0.3 * torch.randn(1, 2, 12, 8, 8) - 1, torch.zeros(1, 2, 1, 8, 8)
+    support[..., 2:6, 2:6] += 2
     masks[..., 2:6, 2:6] = 1
     found = prototype_scores(support[:, 0], support, masks) > THRESHOLD
     assert torch.equal(found[0, 0], masks[0, 0, 0] > 0)
