@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from diffseg_cli.cli import console
 from diffseg_cli.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -53,13 +54,13 @@ def show(
     """
     for row in _describe(target):
         if as_json:
-            typer.echo(json.dumps(row))
+            console.result_json(row)
             continue
         width = max(len(key) for key in row)
         for key, value in row.items():
             text = value if isinstance(value, str) else json.dumps(value)
-            typer.echo(f"{key.replace('_', ' '):<{width}}  {text}")
-        typer.echo()
+            console.result(f"{key.replace('_', ' '):<{width}}  {text}")
+        console.result("")
 
 
 @models_app.command(
@@ -104,7 +105,7 @@ def pull(
             f"There is nothing to fetch under the name '{name}'.",
             f"{KANDINSKY} is the one model fetched; compact and hed are installed with diffseg.",
         )
-    typer.echo(pull_kandinsky(revision=revision, variant=variant))
+    console.result(str(pull_kandinsky(revision=revision, variant=variant)))
 
 
 def _row(item: "Installed") -> dict[str, Any]:
@@ -180,7 +181,7 @@ def _print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: b
     """One JSON object a row, a table on a terminal, aligned columns anywhere else."""
     if as_json:
         for row in rows:
-            typer.echo(json.dumps(row))
+            console.result_json(row)
         return
     cells = [[_cell(row, column) for column in columns] for row in rows]
     if sys.stdout.isatty():
@@ -196,7 +197,9 @@ def _print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: b
         return
     widths = [max(len(line[index]) for line in [list(columns), *cells]) for index in range(len(columns))]
     for line in [list(columns), *cells]:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        console.result(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
