@@ -114,11 +114,12 @@ def test_verify_without_any_weights_exits_4(tmp_path: Path, monkeypatch: pytest.
 def test_show_tells_everything_about_one_file(folder: Path, target: str) -> None:
     result = run("show", target)
     assert result.exit_code == 0
-    lines = dict(re.split(r" {2,}", line, maxsplit=1) for line in result.stdout.strip().splitlines())
-    assert lines["licence"] == "MIT" and lines["trained on"] == "BSDS500" and lines["status"] == "ok"
-    assert lines["path"] == str(folder / "net" / "edges.safetensors")
-    assert lines["tensors"] == "1" and lines["parameters"] == "6"
-    assert json.loads(lines["metadata"]) == {"note": "small"}
+    *lines, metadata, note = result.stdout.strip().splitlines()
+    shown = dict(re.split(r" {2,}", line, maxsplit=1) for line in lines)
+    assert shown["licence"] == "MIT" and shown["trained on"] == "BSDS500" and shown["status"] == "ok"
+    assert shown["path"] == str(folder / "net" / "edges.safetensors")
+    assert shown["tensors"] == "1" and shown["parameters"] == "6"
+    assert (metadata, note) == ("metadata", "  note  small")
 
 
 def test_show_a_folder_name_and_the_records_of_a_checkpoint() -> None:
@@ -131,6 +132,7 @@ def test_show_a_folder_name_and_the_records_of_a_checkpoint() -> None:
         "training": {"seed": 3},
         "metrics": {"miou": 0.25},
     }
+    assert "  metrics\n    miou  0.25\n" in run("show", "net").stdout
 
 
 def test_show_a_file_of_the_users_own(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,12 +56,8 @@ def show(
     for row in _describe(target):
         if as_json:
             console.result_json(row)
-            continue
-        width = max(len(key) for key in row)
-        for key, value in row.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            console.result(f"{key.replace('_', ' '):<{width}}  {text}")
-        console.result("")
+        else:
+            console.result("\n".join(_lines(row)) + "\n")
 
 
 @models_app.command(
@@ -200,6 +197,18 @@ def _print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: b
         console.result(
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         )
+
+
+def _lines(record: dict[str, Any], indent: str = "") -> Iterator[str]:
+    """A record as aligned lines, records inside it indented."""
+    width = max(map(len, record), default=0)
+    for key, value in record.items():
+        name = key if indent else key.replace("_", " ")
+        if isinstance(value, dict):
+            yield f"{indent}{name}"
+            yield from _lines(value, indent + "  ")
+        else:
+            yield f"{indent}{name:<{width}}  {value if isinstance(value, str) else json.dumps(value)}"
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
