@@ -1,0 +1,135 @@
+"""Results out: masks, heatmaps and overlays as PNG files that are either whole or not there.
+
+Letters: H W size of the picture, as its reader sees it.
+"""
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffseg_cli.errors import InputError
+
+TINT = (255, 45, 85)  # RGB; rare in photographs
+TINT_SHARE = 0.45
+CONTOUR_SHARE = 1 / 300  # of the shorter side: as thick on a large picture as on a small one
+PICTURE_SHARE = 0.35  # of the greyed picture that shows through a heatmap
+HEAT = cv2.COLORMAP_INFERNO  # even steps look even, also in print and to colour-blind eyes
+
+
+# --- files ---------------------------------------------------------------------------------------------
+
+
+def check_folder(folder: str | Path) -> None:
+    """Check that results can be written to a folder, which need not exist yet; leaves nothing behind.
+
+    Raises:
+        InputError: it cannot be made or written, or is no folder.
+    """
+    existing = Path(folder)
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except (OSError, ValueError) as error:
+        raise _unwritable(folder, error) from error
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[io.BytesIO]:
+    """Collect the bytes of a file; it appears under its name when they are complete, or not at all.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    path = Path(path)
+    content = io.BytesIO()
+    yield content
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content.getbuffer())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: str | Path, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"{path} cannot be written: {reason}.", "Choose a folder you may write to with --out.")
+
+
+def write_picture(path: str | Path, pixels: NDArray[np.uint8]) -> None:
+    """Write uint8 (H W 3) RGB or (H W) grey as PNG."""
+    with whole_file(path) as stream:
+        Image.fromarray(pixels).save(stream, "PNG", compress_level=3)  # level 6 takes thrice the time for 5%
+
+
+def write_mask(path: str | Path, mask: NDArray[np.bool_]) -> None:
+    """Write bool (H W) as grey 0 and 255."""
+    write_picture(path, mask.astype(np.uint8) * np.uint8(255))
+
+
+def write_heatmap(
+    path: str | Path, score_map: NDArray[np.float32], image: NDArray[np.uint8] | None = None
+) -> None:
+    """Write a map in [0, 1] as colours from black over red to pale yellow; see `heatmap`."""
+    write_picture(path, heatmap(score_map, image))
+
+
+def write_overlay(path: str | Path, image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
+    """Write a picture with its mask tinted and outlined; see `overlay`."""
+    write_picture(path, overlay(image, mask))
+
+
+# --- pixels --------------------------------------------------------------------------------------------
+
+
+def heatmap(score_map: NDArray[np.float32], image: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """A map as colours, over the greyed picture or alone.
+
+    Args:
+        score_map: (H W) in [0, 1].
+        image: (H W 3) to show through, or None.
+
+    Returns:
+        uint8 (H W 3).
+    """
+    levels = np.rint(np.clip(score_map, 0, 1) * 255).astype(np.uint8)
+    colors: NDArray[np.uint8] = cv2.cvtColor(cv2.applyColorMap(levels, HEAT), cv2.COLOR_BGR2RGB)
+    if image is None:
+        return colors
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    blended: NDArray[np.uint8] = cv2.addWeighted(colors, 1 - PICTURE_SHARE, grey, PICTURE_SHARE, 0)
+    return blended
+
+
+def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """A picture with the mask tinted, and outlined in the tint between two white lines.
+
+    Args:
+        image: (H W 3).
+        mask: (H W).
+
+    Returns:
+        uint8 (H W 3).
+    """
+    tinted = image.copy()
+    flat = np.full_like(image, TINT)
+    tinted[mask] = cv2.addWeighted(image, 1 - TINT_SHARE, flat, TINT_SHARE, 0)[mask]
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    width = max(1, round(min(mask.shape) * CONTOUR_SHARE))
+    cv2.drawContours(tinted, contours, -1, (255, 255, 255), 3 * width, cv2.LINE_AA)
+    cv2.drawContours(tinted, contours, -1, TINT, width, cv2.LINE_AA)
+    return tinted
