@@ -64,6 +64,28 @@ def read_meaning(
     return mask
 
 
+def point_mask(x: int, y: int, size_hw: tuple[int, int]) -> Bools:
+    """The mask of one pixel.
+
+    Args:
+        x: column, from the left.
+        y: row, from the top.
+        size_hw: of the picture.
+
+    Returns:
+        bool (H W).
+
+    Raises:
+        UsageError: the pixel lies outside the picture.
+    """
+    h, w = size_hw
+    if not (0 <= x < w and 0 <= y < h):
+        raise UsageError(f"The point {x},{y} lies outside the picture.", f"It has {w} x {h} pixels.")
+    mask = np.zeros(size_hw, dtype=bool)
+    mask[y, x] = True
+    return mask
+
+
 def _raster(
     content: Image.Image | NDArray[Any], name: str, *, by_value: bool, by_color: bool
 ) -> tuple[NDArray[Any], str]:
