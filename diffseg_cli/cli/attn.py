@@ -1,0 +1,139 @@
+"""diffseg attn."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from diffseg_cli.cli import console, inputs, options
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from diffseg_cli.attention_dump import AttentionDump
+
+EXAMPLES = """Examples:
+
+  diffseg attn --support dog.jpg --mask dog.png --query scene.jpg --out maps/
+
+  diffseg attn -s dog.jpg -m dog.png -q scene.jpg --point 320,200 --layers"""
+
+DETAIL = "Detail"  # panel of the help
+
+
+def attn(
+    support: options.Support,
+    mask: options.Mask,
+    query: Annotated[
+        Path,
+        typer.Option(
+            "--query", "-q", metavar="IMAGE", help="Picture to look at.", rich_help_panel=options.QUERY
+        ),
+    ],
+    point: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y", help="Show the affinity of this pixel of the query.", rich_help_panel=options.QUERY
+        ),
+    ] = None,
+    region: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MASK",
+            help="Show the affinity of this area of the query. Default: where M_a is above 0.5.",
+            rich_help_panel=options.QUERY,
+        ),
+    ] = None,
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="Also the maps of each layer (and timestep).", rich_help_panel=DETAIL),
+    ] = False,
+    heads: Annotated[
+        bool, typer.Option("--heads", help="Also those of each attention head.", rich_help_panel=DETAIL)
+    ] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Also the share of each image token.", rich_help_panel=DETAIL)
+    ] = False,
+    matrices: Annotated[
+        bool,
+        typer.Option(
+            "--matrices", help="Also the whole affinity of each scale, in the file.", rich_help_panel=DETAIL
+        ),
+    ] = False,
+    label: options.Label = None,
+    color: options.Color = None,
+    invert_mask: options.InvertMask = False,
+    model: options.Model = "compact",
+    checkpoint: options.Checkpoint = None,
+    head: options.Head = None,
+    fusion: options.Fusion = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    offload: options.Offload = False,
+    seed: options.Seed = 0,
+    file_format: Annotated[
+        Literal["npz", "safetensors"],
+        typer.Option("--format", help="Of the raw arrays.", rich_help_panel=options.OUTPUT),
+    ] = "npz",
+    out: options.Out = Path("diffseg_out"),
+    json: options.Json = False,
+) -> None:
+    """Show where the model looks: attention maps of a query, as sheet and arrays.
+
+    M_cross (how much of the prompt a place takes up), M_a (the score map) and
+    the affinity of a region, of all layers together and of each scale.
+    docs/attention-maps.md lists every array with its name and shape.
+    """
+    details = {"layers": layers, "heads": heads, "tokens": tokens}
+    suffixes = {"sheet": "_attn.png"} | {
+        kind: f"_attn_{kind}.png" for kind, wanted in details.items() if wanted
+    }
+    suffixes["arrays"] = f"_attn.{file_format}"
+    others = [*support, *mask, *([region] if region else [])]
+    (plan,) = inputs.plan_outputs([query], out, suffixes, others)
+    pairs = inputs.read_supports(support, mask, label=label, color=color, invert=invert_mask)
+    image, area = inputs.read_query(query, point, region)
+    with console.working("Looking"):
+        from diffseg_cli.attention_dump import dump_attention
+        from diffseg_cli.segmenter import load_segmenter
+
+        segmenter = load_segmenter(
+            model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload
+        )
+        features = segmenter.encode_support(pairs)
+        console.say(f"Using {segmenter.description}.")
+        dump = dump_attention(
+            segmenter, image, features, region=area, seed=seed, **details, matrices=matrices
+        )
+        chosen = f"point {point}" if point else str(region) if region else "M_a above 0.5"
+        info = {"query": str(query), "region": chosen, "seed": seed, **inputs.model_record(segmenter)}
+        _write(dump, image, area, plan, info)
+    if json:
+        shapes = {name: list(array.shape) for name, array in dump.arrays.items()}
+        outputs = {what: str(path) for what, path in plan.outputs.items()}
+        console.result_json({**info, "outputs": outputs, "arrays": shapes})
+    else:
+        for path in plan.outputs.values():
+            console.result(str(path))
+
+
+def _write(
+    dump: "AttentionDump",
+    image: "NDArray[np.uint8]",
+    area: "NDArray[np.bool_] | None",
+    plan: inputs.Plan,
+    info: dict[str, Any],
+) -> None:
+    """Write the sheets and the arrays."""
+    from diffseg_cli.attention_dump import detail_sheet, main_sheet, write_arrays
+    from diffseg_cli.render import write_picture
+
+    for what, path in plan.outputs.items():
+        heading = f"{plan.query.name} seen by {info['model']}, region: {info['region']}"
+        if what == "arrays":
+            write_arrays(path, dump.arrays, info)
+        elif what == "sheet":
+            write_picture(path, main_sheet(dump, image, area, heading))
+        else:
+            write_picture(path, detail_sheet(dump, image, what, f"{heading}, {what}"))

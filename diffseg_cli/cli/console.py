@@ -1,0 +1,159 @@
+"""What a user sees: results on stdout, everything else on stderr, moving things only on a terminal."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+    from diffseg_cli.train_jobs import Progress
+
+T = TypeVar("T")
+
+DEBUG_VARIABLE = "DIFFSEG_DEBUG"
+QUIET_SECONDS = 60  # between two lines of a long run where there is no bar
+
+
+def result(text: str) -> None:
+    """A line that was asked for."""
+    typer.echo(text)
+
+
+def result_json(row: dict[str, Any]) -> None:
+    """The same for machines: one object a line."""
+    typer.echo(json.dumps(row))
+
+
+def say(text: str) -> None:
+    """A line about what is going on."""
+    typer.echo(text, err=True)
+
+
+def note(text: str) -> None:
+    """Something worth knowing that stops nothing."""
+    typer.echo(f"{typer.style('note:', fg='yellow', bold=True)} {text}", err=True)
+
+
+def error(message: str, hint: str | None = None) -> None:
+    """Why it stopped, and what to try."""
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    if hint:
+        typer.echo(f"{typer.style('hint:', fg='cyan', bold=True)} {hint}", err=True)
+
+
+def debugging() -> bool:
+    """Whether the user wants to see tracebacks and other libraries' warnings."""
+    return bool(os.environ.get(DEBUG_VARIABLE))
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Show our own warnings as notes and drop those of other libraries."""
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if category.__module__.startswith("diffseg_cli") or debugging():
+            note(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield
+
+
+# --- progress ------------------------------------------------------------------------------------------
+
+
+def _bars() -> "Bars":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # else results on their way to a file would end on the screen
+    )
+
+
+def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """The items, with a bar on stderr while they last; no bar for one item or without a terminal."""
+    if total < 2 or not sys.stderr.isatty():
+        yield from items
+        return
+    with _bars() as bars:
+        task = bars.add_task(label, total=total, figures="")
+        for item in items:
+            yield item
+            bars.advance(task)
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """Show on a terminal that something takes its time."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def show_training(job: "Iterable[Progress]") -> None:
+    """Follow a training run: a bar a stage on a terminal, elsewhere a line now and then."""
+    if sys.stderr.isatty():
+        with _bars() as bars:
+            tasks: dict[str, Any] = {}
+            for step in job:
+                if step.stage not in tasks:
+                    tasks[step.stage] = bars.add_task(step.stage, total=step.total, figures="")
+                bars.update(tasks[step.stage], completed=step.done, figures=_figures(step.figures))
+                if step.milestone:
+                    say(_training_line(step))
+        return
+    last = time.monotonic()
+    for step in job:
+        if step.milestone or time.monotonic() - last > QUIET_SECONDS:
+            say(_training_line(step))
+            last = time.monotonic()
+
+
+def _training_line(step: "Progress") -> str:
+    return f"{step.stage} {step.done}/{step.total} {_figures(step.figures)}".rstrip()
+
+
+def _figures(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+
+
+# --- evaluation ----------------------------------------------------------------------------------------
+
+
+def show_evaluation(record: dict[str, Any], *, as_json: bool) -> None:
+    """Figures of an evaluation: one JSON object, or a block a method."""
+    if as_json:
+        result_json(record)
+        return
+    result(
+        f"{record['model']} ({record['head']}, {record['fusion']}), {record['shots']}-shot, "
+        f"{record['episodes']} episodes of {record['classes']} classes, seed {record['seed']}"
+    )
+    for method, figures in record["methods"].items():
+        result(f"\n{method}, threshold {record['thresholds'][method]:g}")
+        rows = [(f"mean IoU {group}", value) for group, value in figures["mean_iou"].items()]
+        rows += [("FB-IoU", figures["fb_iou"]), *figures["per_class"].items()]
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            result(f"  {name:<{width}}  {value:.3f}")

@@ -1,0 +1,56 @@
+"""diffseg edges."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffseg_cli.cli import console, inputs
+
+EXAMPLES = """Examples:
+
+  diffseg edges scene.jpg
+
+  diffseg edges photos/*.jpg --out edges/ --size 1024"""
+
+
+def edges(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Pictures to trace.")],
+    hed: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Other HED weights: safetensors, or ControlNetHED.pth."),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(min=16, max=4096, help="Longest side the network sees; larger finds finer edges.")
+    ] = 512,
+    device: Annotated[str, typer.Option(metavar="auto|cuda|mps|cpu", help="Where to compute.")] = "auto",
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")] = Path(
+        "diffseg_out"
+    ),
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a picture on stdout.")] = False,
+) -> None:
+    """Draw the edges HED sees: white on black, at the size of the picture.
+
+    They are what the Spatial Control Module aligns attention maps with.
+    """
+    plans = inputs.plan_outputs(images, out, {"edges": "_edges.png"}, [hed] if hed else [])
+    with console.working("Loading HED"):
+        from diffseg_cli.compute import describe_device, resolve_device
+        from diffseg_cli.edges import write_edges
+        from diffseg_cli.models.hed import load_hed
+
+        place = resolve_device(device)
+        network = load_hed(hed).to(place)
+    console.say(f"Using HED on {describe_device(place)}.")
+    for plan in console.track(plans, len(plans), "pictures"):
+        write_edges(plan.query, plan.outputs["edges"], network, size)
+        if json:
+            row = {
+                "image": str(plan.query),
+                "edges": str(plan.outputs["edges"]),
+                "size": size,
+                "device": str(place),
+            }
+            console.result_json(row)
+        else:
+            console.result(str(plan.outputs["edges"]))

@@ -1,0 +1,76 @@
+"""The Typer app, and the one place that turns errors into a sentence and an exit code."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from diffseg_cli.cli import attn, console, edges, segment
+from diffseg_cli.cli.models import models_app
+from diffseg_cli.errors import DiffsegError, ExitCode
+from diffseg_cli.version import __version__
+
+EXAMPLES = """Examples:
+
+  diffseg segment --support dog.jpg --mask dog.png --query scene.jpg
+
+  diffseg attn --support dog.jpg --mask dog.png --query scene.jpg --out maps/"""
+
+
+class Translator(TyperGroup):
+    """Typer's group, with our errors as `error:` and `hint:` lines on stderr and their exit code."""
+
+    def invoke(self, ctx: Any) -> Any:  # Typer's own annotation names a private class
+        try:
+            with console.warnings_as_notes():
+                return super().invoke(ctx)
+        except DiffsegError as error:
+            console.error(error.message, error.hint)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            console.say("Interrupted; files already written are whole.")
+            raise typer.Exit(ExitCode.INTERRUPTED) from error
+
+
+app = typer.Typer(cls=Translator, no_args_is_help=True, pretty_exceptions_enable=False, epilog=EXAMPLES)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.result(f"diffseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def diffseg(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Few-shot segmentation: show one masked picture of a thing, find it in others."""
+
+
+app.command(epilog=segment.EXAMPLES)(segment.segment)
+app.command(epilog=attn.EXAMPLES)(attn.attn)
+app.command(epilog=edges.EXAMPLES)(edges.edges)
+app.add_typer(models_app, name="models")
+
+
+def main() -> None:
+    """Run `diffseg`; an error that is nobody's mistake but ours becomes one line too."""
+    try:
+        app(prog_name="diffseg")
+    except Exception as error:
+        if console.debugging():
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        console.error(f"{type(error).__name__}: {reason}", _advice(error))
+        sys.exit(ExitCode.UNEXPECTED)
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "Memory ran out: try a smaller picture, --dtype bfloat16, --offload or --device cpu."
+    return f"This should not happen: set {console.DEBUG_VARIABLE}=1 to see where it did."

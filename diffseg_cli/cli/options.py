@@ -1,0 +1,132 @@
+"""Options that more than one verb has, written once."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+SUPPORT, QUERY, MODEL, OUTPUT = "Support", "Query", "Model", "Output"  # panels of the help
+
+Support = Annotated[
+    list[Path],
+    typer.Option(
+        "--support",
+        "-s",
+        metavar="IMAGE",
+        help="Picture of the thing to find; repeat it for several.",
+        rich_help_panel=SUPPORT,
+    ),
+]
+Mask = Annotated[
+    list[Path],
+    typer.Option(
+        "--mask",
+        "-m",
+        metavar="MASK",
+        help="Where the thing is in that picture: one mask a support, in the same order.",
+        rich_help_panel=SUPPORT,
+    ),
+]
+Label = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="The value in the masks that is the thing, where they hold several.",
+        rich_help_panel=SUPPORT,
+    ),
+]
+Color = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RRGGBB",
+        help="The colour in the masks that is the thing, where they are drawn in colours.",
+        rich_help_panel=SUPPORT,
+    ),
+]
+InvertMask = Annotated[
+    bool, typer.Option("--invert-mask", help="The masks mark the background.", rich_help_panel=SUPPORT)
+]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.", rich_help_panel=OUTPUT)
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object a picture on stdout.", rich_help_panel=OUTPUT)
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="compact (small stand-in, shipped), kandinsky-2-2, or a folder that holds Kandinsky 2.2.",
+        rich_help_panel=MODEL,
+    ),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Trained SCM and PAM instead of the shipped ones.", rich_help_panel=MODEL
+    ),
+]
+Head = Annotated[
+    Literal["pam", "attention"] | None,
+    typer.Option(
+        help="pam: the trained modules. attention: the score map alone. Default: pam where it is trained.",
+        rich_help_panel=MODEL,
+    ),
+]
+Fusion = Annotated[
+    Literal["concat", "mean"] | None,
+    typer.Option(
+        help="How several supports come together. Default: what measured better.", rich_help_panel=MODEL
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="auto|cuda|mps|cpu", help="Where to compute.", rich_help_panel=MODEL)
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="float32|bfloat16|float16",
+        help="Number format. Default: what suits the device.",
+        rich_help_panel=MODEL,
+    ),
+]
+Offload = Annotated[
+    bool,
+    typer.Option(
+        "--offload", help="Keep only the part of Kandinsky in use on the GPU.", rich_help_panel=MODEL
+    ),
+]
+
+
+def _valid_seed(value: int) -> int:
+    if not 0 <= value < 2**63:
+        raise typer.BadParameter(f"{value} does not lie between 0 and 2^63.")
+    return value
+
+
+Seed = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        callback=_valid_seed,
+        help="Of the noise; the compact model has none.",
+        rich_help_panel=MODEL,
+    ),
+]
+
+
+def _inside_unit(value: float) -> float:
+    if not 0 < value < 1:
+        raise typer.BadParameter(f"{value:g} does not lie between 0 and 1.")
+    return value
+
+
+Threshold = Annotated[
+    float,
+    typer.Option(
+        metavar="T",
+        callback=_inside_unit,
+        help="Probability above which a pixel is the thing, between 0 and 1.",
+        rich_help_panel=OUTPUT,
+    ),
+]

@@ -1,0 +1,142 @@
+"""diffseg segment."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffseg_cli.cli import console, inputs, options
+
+if TYPE_CHECKING:
+    from diffseg_cli.segmenter import Prediction, Segmenter, SupportFeatures
+
+EXAMPLES = """Examples:
+
+  diffseg segment --support dog.jpg --mask dog.png --query scene.jpg
+
+  diffseg segment -s a.jpg -m a.png -s b.jpg -m b.png -q c.jpg -q d.jpg -o out"""
+
+RESULTS = {"mask": "_mask.png", "heatmap": "_heatmap.png", "overlay": "_overlay.png"}
+
+
+def segment(
+    support: options.Support,
+    mask: options.Mask,
+    query: Annotated[
+        list[Path],
+        typer.Option(
+            "--query",
+            "-q",
+            metavar="IMAGE",
+            help="Picture to search; repeat it for several.",
+            rich_help_panel=options.QUERY,
+        ),
+    ],
+    label: options.Label = None,
+    color: options.Color = None,
+    invert_mask: options.InvertMask = False,
+    model: options.Model = "compact",
+    checkpoint: options.Checkpoint = None,
+    head: options.Head = None,
+    fusion: options.Fusion = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    offload: options.Offload = False,
+    seed: options.Seed = 0,
+    threshold: options.Threshold = 0.5,
+    out: options.Out = Path("diffseg_out"),
+    json: options.Json = False,
+) -> None:
+    """Find a thing in pictures, given one or a few pictures of it with masks.
+
+    Writes the mask (PNG, 0 and 255), the attention heatmap and an overlay of
+    each query, at the size and orientation a viewer shows it in, and prints
+    where they are.
+    """
+    plans = inputs.plan_outputs(query, out, RESULTS, [*support, *mask])
+    pairs = inputs.read_supports(support, mask, label=label, color=color, invert=invert_mask)
+    watch = Watch()
+    with console.working("Loading the model"):
+        from diffseg_cli.segmenter import load_segmenter
+
+        segmenter = load_segmenter(
+            model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload
+        )
+        watch.mark("load")
+        features = segmenter.encode_support(pairs)
+        watch.mark("support")
+    console.say(f"Using {segmenter.description}.")
+    for plan in console.track(plans, len(plans), "pictures"):
+        _segment_one(segmenter, features, plan, threshold, seed, watch.seconds, as_json=json)
+
+
+class Watch:
+    """Wall time of stages.
+
+    Attributes:
+        seconds: stage -> time since the mark before.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage], self._last = now - self._last, now
+
+
+def _segment_one(
+    segmenter: "Segmenter",
+    features: "SupportFeatures",
+    plan: inputs.Plan,
+    threshold: float,
+    seed: int,
+    shared_seconds: dict[str, float],
+    *,
+    as_json: bool,
+) -> None:
+    """Segment one query, write its results, say where they are."""
+    from diffseg_cli.image_io import read_image
+    from diffseg_cli.render import write_heatmap, write_mask, write_overlay
+
+    watch = Watch()
+    image = read_image(plan.query)
+    watch.mark("read")
+    prediction = segmenter.segment(image, features, threshold=threshold, seed=seed)
+    watch.mark("segment")
+    write_mask(plan.outputs["mask"], prediction.mask)
+    write_heatmap(plan.outputs["heatmap"], prediction.score_map, image)
+    write_overlay(plan.outputs["overlay"], image, prediction.mask)
+    watch.mark("write")
+    if not prediction.mask.any():
+        console.note(f"{plan.query}: no pixel is above the threshold {threshold:g}; the mask is empty.")
+    if not as_json:
+        for output in plan.outputs.values():
+            console.result(str(output))
+        return
+    seconds = {
+        **shared_seconds,
+        **prediction.seconds,
+        "read": watch.seconds["read"],
+        "write": watch.seconds["write"],
+    }
+    console.result_json(_row(segmenter, prediction, plan, seed, seconds))
+
+
+def _row(
+    segmenter: "Segmenter", prediction: "Prediction", plan: inputs.Plan, seed: int, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """One picture as JSON; the seconds of "load" and "support" were spent once for the whole run."""
+    return {
+        "query": str(plan.query),
+        "outputs": {what: str(path) for what, path in plan.outputs.items()},
+        "size_hw": list(prediction.mask.shape),
+        "mask_area": float(prediction.mask.mean()),
+        "presence": prediction.presence,
+        "threshold": prediction.threshold,
+        **inputs.model_record(segmenter),
+        "seed": seed,
+        "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
+    }
