@@ -1,0 +1,284 @@
+"""Kandinsky 2.2 as a backbone: the method's own frozen diffusion network.
+
+MoVQ encodes and decodes, CLIP's image encoder turns a masked support into the prompt, and one forward pass of
+the noised query through the UNet gives the attention maps. No denoising chain runs, and of that one pass
+nothing after the last attention layer.
+
+Letters: b queries, k supports, S picture size, c latent channels, H W = S/8, d width of CLIP's embedding,
+t tokens of the whole prompt, m width of a prompt token, s scale, h w its grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from diffseg_cli.hub import KANDINSKY, locate_kandinsky
+from diffseg_cli.models.attention import AttentionMaps, OnLayer
+from diffseg_cli.models.backbone import Control
+from diffseg_cli.models.kandinsky_attention import Recorder, joint_probabilities, recording, to_tokens
+from diffseg_cli.models.kandinsky_files import KandinskyNetworks, read_networks
+
+SUPPORT_CROP = 0.25  # of the object's longer side, left around it in the picture CLIP sees
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Supports as the UNet takes them; r is b, or 1 when all queries share them.
+
+    Attributes:
+        tokens: (r t m) image tokens, those of all supports side by side.
+        pooled: (r d) mean embedding, for the time side.
+        bias: of the image columns' logits, see `Recorder`.
+    """
+
+    tokens: Tensor
+    pooled: Tensor
+    bias: float
+
+
+class KandinskyBackbone:
+    """Kandinsky 2.2 as a `Backbone`; see `backbone.py` for the contract.
+
+    Args:
+        networks: from `read_networks`, all of one dtype, which it computes in.
+        device: where it computes.
+        support_crop: margin around the object in the picture CLIP sees, as a share of the object's longer
+            side; None shows CLIP the whole picture, as in the paper. The background is black in either.
+        offload: of CLIP and UNet keep only the one in use on the device, the other one in main memory. MoVQ,
+            a fiftieth of their size, stays: it runs before and after each look.
+    """
+
+    name = KANDINSKY
+    masks_support = True
+    adds_noise = True
+
+    def __init__(
+        self,
+        networks: KandinskyNetworks,
+        *,
+        device: torch.device,
+        support_crop: float | None = SUPPORT_CROP,
+        offload: bool = False,
+    ) -> None:
+        large_device = torch.device("cpu") if offload else device
+        self.movq: Any = networks.movq.to(device)
+        self.unet: Any = networks.unet.to(large_device)
+        self.image_encoder: Any = networks.image_encoder.to(large_device)
+        for network in (self.movq, self.unet, self.image_encoder):
+            network.eval().requires_grad_(False)
+        self.scheduler: Any = networks.scheduler
+        self.pixel_mean = torch.tensor(networks.pixel_mean, device=device)[:, None, None]
+        self.pixel_std = torch.tensor(networks.pixel_std, device=device)[:, None, None]
+        self.device, self.fingerprint = device, networks.fingerprint
+        self.dtype: torch.dtype = self.unet.dtype
+        self.support_crop, self.offload = support_crop, offload
+        latents_per_side = self.unet.config.sample_size or 64  # optional in a config
+        self.image_size: int = latents_per_side * 2 ** (len(self.movq.config.block_out_channels) - 1)
+        self.latent_channels: int = self.movq.config.latent_channels
+        self.latent_groups: tuple[int, ...] = (self.latent_channels,)
+        # A scale is a down block with attention; it is read where its last layer leaves it, before the
+        # downsampler.
+        down_blocks, up_blocks = self.unet.down_blocks, self.unet.up_blocks
+        self.scale_widths: tuple[int, ...] = tuple(
+            block.resnets[-1].out_channels for block in down_blocks if _has_attention(block)
+        )
+        self._last_up = max(index for index, block in enumerate(up_blocks) if _has_attention(block))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """images (b 3 S S) in [0, 1] -> MoVQ latents (b c H W), unscaled as in Kandinsky's img2img."""
+        latents: Tensor = self.movq.encode(images.to(self.dtype) * 2 - 1).latents
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents (b c H W) -> pictures (b 3 S S), about [0, 1]; differentiable in the latents."""
+        pictures: Tensor = self.movq.decode(latents.to(self.dtype), force_not_quantize=True).sample
+        return (pictures + 1) / 2
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, masks: Tensor, latents: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """CLIP embeddings of the supports on black (eq. 4).
+
+        Args:
+            images: (k 3 S S) in [0, 1].
+            masks: (k 1 S S) in [0, 1].
+            latents: of no use here.
+
+        Returns:
+            (k 1 d).
+        """
+        self._bring(self.image_encoder)
+        size: int = self.image_encoder.config.image_size
+        pictures = crop_supports(images.float(), masks.float(), margin=self.support_crop, size=size)
+        pixels = (pictures.to(self.device) - self.pixel_mean) / self.pixel_std
+        embeds: Tensor = self.image_encoder(pixels.to(self.dtype)).image_embeds
+        return embeds[:, None]
+
+    def look(
+        self,
+        latents: Tensor,
+        image_embeds: Tensor,
+        *,
+        timesteps: Sequence[int],
+        noise: Tensor | None,
+        control: Control | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> AttentionMaps:
+        """One forward pass a timestep, as far as the last attention layer; see `Backbone.look`.
+
+        Gradients flow from the maps to what `control` returned. A prompt expanded from one row is computed
+        once. With k supports apart, their tokens stand side by side under the softmax, lowered by log k, so
+        that a support given twice changes nothing.
+
+        Raises:
+            ValueError: no noise, or latents of a size the UNet cannot halve.
+        """
+        if noise is None:
+            raise ValueError("Kandinsky looks at noised latents: noise is needed")
+        if any(size % 2**self.unet.num_upsamplers for size in latents.shape[-2:]):
+            raise ValueError(
+                f"latents must be multiples of {2**self.unet.num_upsamplers}, not {latents.shape}"
+            )
+        self._bring(self.unet)
+        prompt = self._make_prompt(image_embeds.to(self.device))
+        maps = AttentionMaps()
+        for timestep in timesteps:
+            level = torch.tensor([timestep], device=self.device)
+            # In float32: half precision would round a small t away.
+            noised = self.scheduler.add_noise(
+                latents.to(self.device).float(), noise.to(self.device).float(), level
+            )
+            recorder = Recorder(maps, on_layer, int(timestep), prompt.tokens.shape[1], prompt.bias)
+            with recording(self.unet, recorder):
+                self._run(noised.to(self.dtype), level, prompt, control, recorder)
+        return maps
+
+    def _bring(self, part: nn.Module) -> None:
+        """Put CLIP or UNet on the device, the other one off it first."""
+        if not self.offload:
+            return
+        other = self.unet if part is self.image_encoder else self.image_encoder
+        other.to("cpu")
+        part.to(self.device)
+
+    @torch.no_grad()
+    def _make_prompt(self, image_embeds: Tensor) -> Prompt:
+        """image_embeds (b k 1 d) -> what the UNet takes."""
+        if image_embeds.shape[0] > 1 and image_embeds.stride(0) == 0:  # expanded: every row is the same
+            image_embeds = image_embeds[:1]
+        embeds = image_embeds.to(self.dtype).flatten(1, 2)  # (r k d)
+        rows, shots = embeds.shape[:2]
+        tokens = self.unet.encoder_hid_proj(embeds.flatten(0, 1))  # (r*k 32 m)
+        return Prompt(tokens.view(rows, -1, tokens.shape[-1]), embeds.mean(1), -log(shots))
+
+    def _run(
+        self, noised: Tensor, level: Tensor, prompt: Prompt, control: Control | None, recorder: Recorder
+    ) -> None:
+        """diffusers' UNet forward pass on noised (b c H W), step for step, up to the last attention layer.
+
+        The control's residuals are added to the skip connections they were computed from: the part of what
+        enters the up block of the same scale whose width is that of the hidden state (the other part comes
+        from the coarser scale and is wider).
+        """
+        unet = self.unet
+        with torch.no_grad():  # nothing before the control has anything to learn
+            embedded = unet.time_embedding(unet.get_time_embed(noised[: len(prompt.pooled)], level))
+            embedded = embedded + unet.add_embedding(prompt.pooled)
+            hidden = unet.conv_in(noised)
+            residuals, taps = [hidden], []
+            for block in unet.down_blocks:
+                hidden, outputs = _call(block, hidden, embedded, prompt.tokens)
+                residuals += outputs
+                if _has_attention(block):
+                    taps.append(len(residuals) - (1 if block.downsamplers is None else 2))
+            hidden = unet.mid_block(hidden, embedded, encoder_hidden_states=prompt.tokens)
+        if control is not None:
+            added = control([residuals[tap] for tap in taps])
+            for tap, residual in zip(taps, added, strict=True):
+                residuals[tap] = residuals[tap] + residual.to(residuals[tap])
+        for index, block in enumerate(unet.up_blocks[: self._last_up + 1]):
+            skips = residuals[-len(block.resnets) :]
+            del residuals[-len(block.resnets) :]
+            if index < self._last_up:
+                hidden = _call(block, hidden, embedded, prompt.tokens, res_hidden_states_tuple=tuple(skips))
+                continue
+            for position, (resnet, attn) in enumerate(zip(block.resnets, block.attentions, strict=True)):
+                hidden = resnet(torch.cat([hidden, skips.pop()], dim=1), embedded)
+                if skips:
+                    hidden = attn(hidden, encoder_hidden_states=prompt.tokens)
+                    continue
+                probabilities = joint_probabilities(
+                    attn, to_tokens(attn, hidden), prompt.tokens, recorder.prompt_bias
+                )
+                name = f"up_blocks.{index}.attentions.{position}"
+                recorder.record(name, (hidden.shape[2], hidden.shape[3]), probabilities)
+
+
+def crop_supports(images: Tensor, masks: Tensor, *, margin: float | None, size: int) -> Tensor:
+    """Supports on black, as CLIP is to see them.
+
+    Args:
+        images: (k 3 S S) in [0, 1].
+        masks: (k 1 S S) in [0, 1].
+        margin: left around the object's box, as a share of its longer side; the crop is square and goes on in
+            black beyond the picture's edge. None keeps the whole picture.
+        size: of the result, bicubic with antialiasing.
+
+    Returns:
+        (k 3 size size) in [0, 1].
+    """
+    crops = []
+    for seen, mask in zip(images * masks, masks[:, 0], strict=True):
+        if margin is not None and mask.any():
+            object_yx = (mask > 0.5 * mask.amax()).nonzero()
+            low, high = object_yx.amin(0).tolist(), (object_yx.amax(0) + 1).tolist()
+            side = max(1, round(max(high[0] - low[0], high[1] - low[1]) * (1 + 2 * margin)))
+            top, left = ((a + b - side) // 2 for a, b in zip(low, high, strict=True))
+            # A negative pad crops.
+            seen = F.pad(seen, (-left, left + side - seen.shape[2], -top, top + side - seen.shape[1]))
+        crop = F.interpolate(seen[None], size=(size, size), mode="bicubic", antialias=True)
+        crops.append(crop.clamp(0, 1))
+    return torch.cat(crops)
+
+
+def load_kandinsky(
+    source: str | Path = KANDINSKY,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    offload: bool = False,
+    support_crop: float | None = SUPPORT_CROP,
+) -> KandinskyBackbone:
+    """Kandinsky 2.2 from a folder or the Hugging Face cache; never from the network.
+
+    Args:
+        source: "kandinsky-2-2" or a folder, see `locate_kandinsky`.
+        device: where to compute.
+        dtype: what to compute in; weights are converted as they are read.
+        offload: see `KandinskyBackbone`.
+        support_crop: see `KandinskyBackbone`.
+
+    Raises:
+        WeightsError: a part is missing, damaged, or of another network.
+    """
+    files = locate_kandinsky(source)
+    large_device = torch.device("cpu") if offload else device
+    networks = read_networks(files, device=device, large_device=large_device, dtype=dtype)
+    return KandinskyBackbone(networks, device=device, support_crop=support_crop, offload=offload)
+
+
+def _has_attention(block: Any) -> bool:
+    return bool(getattr(block, "has_cross_attention", False))
+
+
+def _call(block: Any, hidden: Tensor, embedded: Tensor, prompt: Tensor, **more: Any) -> Any:
+    """Run a down or up block, with the prompt if it has attention."""
+    if _has_attention(block):
+        more["encoder_hidden_states"] = prompt
+    return block(hidden_states=hidden, temb=embedded, **more)

@@ -1,0 +1,193 @@
+"""Kandinsky 2.2 from its files: safetensors and JSON only, read strictly and without a network.
+
+The loaders of diffusers and transformers fill what a file lacks with random numbers and warn. Here the names
+and shapes of all tensors are compared before the first one is read, and tensors go one by one to the device
+in the format they are computed in, so that main memory holds no second copy.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from diffseg_cli.errors import WeightsError
+from diffseg_cli.hub import PULL, PartFiles
+from diffseg_cli.weights import REFETCH, load_strict, read_header
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vq_model import VQModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from transformers import CLIPVisionModelWithProjection
+
+# What makes a diffusers UNet the one of Kandinsky 2.2. Its siblings (2.1, ControlNet) take other conditions.
+UNET_KIND = {
+    "encoder_hid_dim_type": "image_proj",
+    "addition_embed_type": "image",
+    "class_embed_type": None,
+    "time_embedding_act_fn": None,
+    "center_input_sample": False,
+    "only_cross_attention": False,
+    "cross_attention_norm": None,
+}
+FINGERPRINT_VALUES = 8  # of each tensor
+
+
+@dataclass(frozen=True)
+class KandinskyNetworks:
+    """Everything read from the files.
+
+    Attributes:
+        unet, movq, image_encoder: frozen by the backbone, not here.
+        scheduler: for its noise levels.
+        pixel_mean, pixel_std: CLIP's preprocessing, a number a channel.
+        fingerprint: of the weights: names and shapes of all tensors and the first values of each, rounded to
+            float16. Any training moves values in nearly every tensor, and a float32 file and its float16 copy
+            agree; reading the 12 GB to hash them would take longer than to load them.
+    """
+
+    unet: "UNet2DConditionModel"
+    movq: "VQModel"
+    image_encoder: "CLIPVisionModelWithProjection"
+    scheduler: "DDPMScheduler"
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    fingerprint: str
+
+
+def read_networks(
+    files: dict[str, PartFiles], *, device: torch.device, large_device: torch.device, dtype: torch.dtype
+) -> KandinskyNetworks:
+    """Build the networks and fill them.
+
+    Args:
+        files: from `locate_kandinsky`.
+        device: of MoVQ.
+        large_device: of UNet and CLIP.
+        dtype: of all.
+
+    Raises:
+        WeightsError: a file is damaged, is of another network, or the device has too little memory.
+    """
+    configs = {name: _read_json(part.config) for name, part in files.items()}
+    unet_path = files["unet"].config
+    for key, wanted in UNET_KIND.items():  # before gigabytes are read
+        if (configs["unet"].get(key) or None) != (wanted or None):
+            raise WeightsError(
+                f"{unet_path} is not the UNet of Kandinsky 2.2: {key} is {configs['unet'].get(key)}, "
+                f"not {wanted}.",
+                "Take kandinsky-community/kandinsky-2-2-decoder.",
+            )
+    # diffusers and transformers take seconds to import
+    from diffusers.models.autoencoders.vq_model import VQModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    unet = _build(UNet2DConditionModel.from_config, configs["unet"], unet_path)
+    movq = _build(VQModel.from_config, configs["movq"], files["movq"].config)
+    image_encoder = _build(_image_encoder, configs["image_encoder"], files["image_encoder"].config)
+    widths = image_encoder.config.projection_dim, unet.config.encoder_hid_dim
+    if widths[0] != widths[1]:
+        raise WeightsError(
+            f"{files['image_encoder'].config} and {unet_path} do not belong together: embeddings are "
+            f"{widths[0]} wide in one and {widths[1]} in the other.",
+            "Take the prior and the decoder of Kandinsky 2.2.",
+        )
+    digest = hashlib.sha256()
+    try:
+        digest.update(_fill(unet, files["unet"].weights, device=large_device, dtype=dtype))
+        digest.update(_fill(movq, files["movq"].weights, device=device, dtype=dtype))
+        digest.update(_fill(image_encoder, files["image_encoder"].weights, device=large_device, dtype=dtype))
+    except torch.OutOfMemoryError as error:
+        raise WeightsError(
+            f"Kandinsky 2.2 does not fit into the memory of {device}.",
+            "Use --offload, --dtype float16, or --device cpu.",
+        ) from error
+    # Numbers, not weights: meta tensors would be of no use.
+    scheduler = _build(
+        DDPMScheduler.from_config, configs["scheduler"], files["scheduler"].config, torch.device("cpu")
+    )
+    return KandinskyNetworks(
+        unet=unet,
+        movq=movq,
+        image_encoder=image_encoder,
+        scheduler=scheduler,
+        pixel_mean=_channel_numbers(configs, "image_mean", files),
+        pixel_std=_channel_numbers(configs, "image_std", files),
+        fingerprint=digest.hexdigest()[:16],
+    )
+
+
+def _image_encoder(config: dict[str, Any]) -> "CLIPVisionModelWithProjection":
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(config))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is damaged: {error}.", f"Copy it again, or run `{PULL}`.") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} is damaged: it holds no JSON object.", f"Copy it again, or run `{PULL}`.")
+    return config
+
+
+def _build(build: Any, config: dict[str, Any], path: Path, device: torch.device | None = None) -> Any:
+    """A network from its config, on meta tensors: nothing is allocated, nothing drawn at random."""
+    from huggingface_hub import errors
+
+    # transformers 5 checks its configs with a class of its own.
+    invalid = getattr(errors, "StrictDataclassError", ValueError)
+    try:
+        with device or torch.device("meta"):
+            return build(config)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ArithmeticError, invalid) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            f"{path} describes no network of Kandinsky 2.2: {reason}.", f"Copy it again, or run `{PULL}`."
+        ) from error
+
+
+def _channel_numbers(
+    configs: dict[str, dict[str, Any]], key: str, files: dict[str, PartFiles]
+) -> tuple[float, ...]:
+    numbers = configs["image_processor"].get(key)
+    if not isinstance(numbers, list) or [type(number) in (int, float) for number in numbers] != [True] * 3:
+        raise WeightsError(
+            f"{files['image_processor'].config} has no {key} of three numbers.",
+            "Take kandinsky-community/kandinsky-2-2-prior.",
+        )
+    return tuple(numbers)
+
+
+def _fill(network: nn.Module, paths: tuple[Path, ...], *, device: torch.device, dtype: torch.dtype) -> bytes:
+    """Give a network on meta tensors the weights of its files. Returns what the fingerprint is made of."""
+    from safetensors import SafetensorError, safe_open
+
+    shapes = {name: shape for path in paths for name, shape in read_header(path)[0].items()}
+    # Older files carry the positions 0, 1, 2... of CLIP's patches as if they were weights.
+    expected = {name: shape for name, shape in shapes.items() if not name.endswith("position_ids")}
+    load_strict(network, {n: torch.empty(shape, device="meta") for n, shape in expected.items()}, paths[0])
+    state, samples = {}, {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in expected.keys() & file.keys():
+                    tensor = file.get_tensor(name)
+                    head = tensor.flatten()[:FINGERPRINT_VALUES].to(torch.float16)
+                    samples[name] = f"{name}{tuple(tensor.shape)}".encode() + head.numpy().tobytes()
+                    state[name] = tensor.to(dtype).to(device)
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{path} is damaged: {error}.", REFETCH) from error
+    network.load_state_dict(state, assign=True)
+    for module in network.modules():
+        positions = getattr(module, "position_ids", None)
+        if positions is not None:  # no weight, so it is still a meta tensor
+            module.position_ids = torch.arange(positions.shape[-1], device=device)[None]
+    return b"".join(samples[name] for name in sorted(samples))

@@ -1,0 +1,659 @@
+"""Kandinsky's own classes, tiny: the look against diffusers' forward pass, SCM's place, loading, memory."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_kandinsky as tiny
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffseg_cli.errors import ExitCode, WeightsError
+from diffseg_cli.models import kandinsky_files
+from diffseg_cli.models.attention import AttentionMaps, LayerAttention, split_joint_attention
+from diffseg_cli.models.kandinsky import KandinskyBackbone, crop_supports, load_kandinsky
+from diffseg_cli.models.kandinsky_attention import Recorder, recording
+from diffseg_cli.models.kandinsky_files import KandinskyNetworks
+from diffseg_cli.models.spatial_control import SpatialControl
+
+CPU = torch.device("cpu")
+TIMESTEP = 50
+LAST = "up_blocks.2.attentions.1"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("kandinsky"))
+
+
+@pytest.fixture(scope="module")
+def backbone(folder: Path) -> KandinskyBackbone:
+    return load_kandinsky(folder, device=CPU, dtype=torch.float32)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(count: int, seed: int = 0) -> Tensor:
+    return torch.rand(count, 3, 128, 128, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def latents(backbone: KandinskyBackbone) -> Tensor:
+    return backbone.encode(pictures(4))
+
+
+def look_at(
+    backbone: KandinskyBackbone, latents: Tensor, embeds: Tensor, **more: Any
+) -> tuple[AttentionMaps, dict[str, LayerAttention]]:
+    """A look, and its layers by name."""
+    layers: dict[str, LayerAttention] = {}
+    maps = backbone.look(
+        latents,
+        embeds,
+        timesteps=(TIMESTEP,),
+        noise=drawn(*latents.shape, seed=1),
+        on_layer=lambda layer: layers.__setitem__(layer.name, layer),
+        **more,
+    )
+    return maps, layers
+
+
+class Counted:
+    """How often modules run."""
+
+    def __init__(self, **modules: nn.Module) -> None:
+        self.calls = dict.fromkeys(modules, 0)
+        self.hooks = [
+            module.register_forward_hook(lambda *_, name=name: self._count(name))
+            for name, module in modules.items()
+        ]
+
+    def _count(self, name: str) -> None:
+        self.calls[name] += 1
+
+    def close(self) -> dict[str, int]:
+        for hook in self.hooks:
+            hook.remove()
+        return self.calls
+
+
+# --- the look is diffusers' forward pass
+
+
+def stock_forward(
+    folder: Path, noised: Tensor, embeds: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """diffusers' UNet with its explicit processor: probabilities and outputs of every attention layer."""
+    from diffusers.models.attention_processor import AttnAddedKVProcessor
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "decoder" / "unet").eval()
+    unet.set_attn_processor(AttnAddedKVProcessor())
+    probabilities: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def watch(name: str, attn: Any) -> None:
+        original = attn.get_attention_scores
+
+        def watched(*arguments: Any) -> Tensor:
+            probabilities[name] = original(*arguments).unflatten(0, (-1, attn.heads))
+            return probabilities[name].flatten(0, 1)
+
+        attn.get_attention_scores = watched
+        attn.register_forward_hook(lambda _module, _inputs, output: outputs.__setitem__(name, output))
+
+    for name, module in unet.named_modules():
+        if hasattr(module, "get_attention_scores"):
+            watch(name, module)
+    with torch.no_grad():
+        unet(noised, TIMESTEP, None, added_cond_kwargs={"image_embeds": embeds})
+    return probabilities, outputs
+
+
+def test_every_layer_is_the_one_of_diffusers(
+    folder: Path, backbone: KandinskyBackbone, latents: Tensor
+) -> None:
+    embeds = drawn(4, 40)
+    noise = drawn(*latents.shape, seed=1)
+    noised = backbone.scheduler.add_noise(latents, noise, torch.tensor([TIMESTEP]))
+    expected, expected_outputs = stock_forward(folder, noised, embeds)
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, output, name=name: outputs.__setitem__(name, output))
+        for name, module in backbone.unet.named_modules()
+        if name in expected
+    ]
+    maps, layers = look_at(backbone, latents, embeds[:, None, None])
+    for hook in hooks:
+        hook.remove()
+
+    assert list(layers) == list(expected) and len(layers) == 10  # in the order they run
+    assert outputs.keys() == expected.keys() - {LAST}
+    for name, layer in layers.items():
+        assert layer.image_tokens == 32 and layer.timestep == TIMESTEP
+        assert layer.probabilities.shape[-1] == 32 + layer.grid_hw[0] * layer.grid_hw[1]
+        torch.testing.assert_close(layer.probabilities, expected[name], atol=2e-5, rtol=1e-4)
+        if name != LAST:
+            torch.testing.assert_close(outputs[name], expected_outputs[name], atol=2e-4, rtol=1e-4)
+    assert maps.layers == {(8, 8): 3, (4, 4): 3, (2, 2): 4}
+    for grid_hw in maps.layers:
+        halves = [
+            split_joint_attention(expected[name], 32)
+            for name, layer in layers.items()
+            if layer.grid_hw == grid_hw
+        ]
+        torch.testing.assert_close(
+            maps.cross[grid_hw], torch.stack([c for c, _ in halves]).sum(0), atol=1e-4, rtol=0
+        )
+        torch.testing.assert_close(
+            maps.affinity[grid_hw], torch.stack([a for _, a in halves]).sum(0), atol=1e-4, rtol=0
+        )
+
+
+def test_attention_of_the_tiny_model_is_far_from_even(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    """Else the comparison above would pass with columns swapped."""
+    layers = look_at(backbone, latents, drawn(4, 1, 1, 40))[1]
+    for layer in layers.values():
+        assert layer.probabilities.amax() > 5 / layer.probabilities.shape[-1]
+        assert layer.probabilities.std(-1).mean() > 0.2 / layer.probabilities.shape[-1]
+
+
+def test_recording_changes_no_output(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    arguments = {"added_cond_kwargs": {"image_embeds": drawn(4, 40)}}
+    with torch.no_grad():
+        plain = backbone.unet(latents, TIMESTEP, None, **arguments).sample
+        with recording(backbone.unet, Recorder(AttentionMaps(), None, TIMESTEP, 32)):
+            recorded = backbone.unet(latents, TIMESTEP, None, **arguments).sample
+    torch.testing.assert_close(recorded, plain, atol=2e-4, rtol=1e-4)
+
+
+def test_nothing_after_the_last_attention_runs(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    unet = backbone.unet
+    block, attn = unet.up_blocks[2], unet.get_submodule(LAST)
+    counted = Counted(
+        needed=block.resnets[-1],
+        upsampler=block.upsamplers[0],
+        last_block=unet.up_blocks[3],
+        conv_out=unet.conv_out,
+        conv_norm_out=unet.conv_norm_out,
+        keys=attn.to_k,
+        values=attn.to_v,
+        image_values=attn.add_v_proj,
+        projection=attn.to_out[0],
+    )
+    look_at(backbone, latents, drawn(4, 1, 1, 40))
+    calls = counted.close()
+    assert calls.pop("needed") == calls.pop("keys") == 1
+    assert set(calls.values()) == {0}
+
+
+def test_the_processors_come_back_even_after_an_error(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    before = backbone.unet.attn_processors
+    look_at(backbone, latents, drawn(4, 1, 1, 40))
+    assert backbone.unet.attn_processors == before and len(before) == 10
+
+    def fail(layer: LayerAttention) -> None:
+        if layer.name == LAST:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        backbone.look(
+            latents, drawn(4, 1, 1, 40), timesteps=(TIMESTEP,), noise=torch.zeros_like(latents), on_layer=fail
+        )
+    assert backbone.unet.attn_processors == before
+
+
+def test_timesteps_are_summed(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    embeds, noise = drawn(1, 1, 1, 40), drawn(1, 4, 16, 16)
+    both = backbone.look(latents[:1], embeds, timesteps=(20, 400), noise=noise)
+    apart = [backbone.look(latents[:1], embeds, timesteps=(t,), noise=noise) for t in (20, 400)]
+    assert both.layers[(8, 8)] == 6
+    assert not torch.allclose(apart[0].cross[(8, 8)], apart[1].cross[(8, 8)], atol=1e-3)
+    torch.testing.assert_close(both.cross[(8, 8)], apart[0].cross[(8, 8)] + apart[1].cross[(8, 8)])
+
+
+def test_noise_is_needed_and_sizes_are_checked(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    with pytest.raises(ValueError, match="noise is needed"):
+        backbone.look(latents, drawn(1, 1, 1, 40), timesteps=(TIMESTEP,), noise=None)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        look_at(backbone, latents[..., :12], drawn(1, 1, 1, 40))
+
+
+# --- batches and shots
+
+
+def test_a_batch_equals_its_pictures_one_by_one(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    embeds, noise = drawn(4, 1, 1, 40), drawn(*latents.shape, seed=2)
+    together = backbone.look(latents, embeds, timesteps=(TIMESTEP,), noise=noise)
+    for index in range(4):
+        row = slice(index, index + 1)
+        alone = backbone.look(latents[row], embeds[row], timesteps=(TIMESTEP,), noise=noise[row])
+        for grid_hw, cross in alone.cross.items():
+            torch.testing.assert_close(together.cross[grid_hw][row], cross, atol=1e-4, rtol=0)
+            torch.testing.assert_close(
+                together.affinity[grid_hw][row], alone.affinity[grid_hw], atol=1e-4, rtol=0
+            )
+    assert not torch.allclose(together.cross[(8, 8)][0], together.cross[(8, 8)][1], atol=1e-3)
+
+
+def test_a_shared_prompt_is_computed_once(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    embeds = drawn(1, 2, 1, 40)
+    rows: list[int] = []
+    hooks = [
+        module.register_forward_hook(lambda _m, inputs, _o: rows.append(len(inputs[0])))
+        for module in (
+            backbone.unet.encoder_hid_proj,
+            backbone.unet.add_embedding,
+            backbone.unet.get_submodule(LAST).add_k_proj,
+        )
+    ]
+    shared = look_at(backbone, latents, embeds.expand(4, -1, -1, -1))[0]
+    copied = look_at(backbone, latents, embeds.repeat(4, 1, 1, 1))[0]
+    for hook in hooks:
+        hook.remove()
+    assert rows == [2, 1, 1, 8, 4, 4]
+    for grid_hw, cross in shared.cross.items():
+        torch.testing.assert_close(copied.cross[grid_hw], cross, atol=1e-4, rtol=0)
+
+
+def test_shots_stand_side_by_side(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    embeds = drawn(1, 2, 1, 40)
+    layers = look_at(backbone, latents, embeds)[1]
+    assert {layer.image_tokens for layer in layers.values()} == {64}
+    swapped = look_at(backbone, latents, embeds.flip(1))[1]
+    for name, layer in layers.items():
+        rows = layer.probabilities.sum(-1)
+        torch.testing.assert_close(rows, torch.ones_like(rows))
+        first, second, places = layer.probabilities.split([32, 32, layer.probabilities.shape[-1] - 64], -1)
+        again = torch.cat([second, first, places], -1)
+        torch.testing.assert_close(swapped[name].probabilities, again, atol=1e-4, rtol=0)
+
+
+def test_a_support_given_twice_changes_nothing(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    embeds = drawn(1, 1, 1, 40)
+    once = look_at(backbone, latents, embeds)[0]
+    thrice = look_at(backbone, latents, embeds.repeat(1, 3, 1, 1))[0]
+    for grid_hw, cross in once.cross.items():
+        torch.testing.assert_close(thrice.cross[grid_hw], cross, atol=1e-4, rtol=0)
+        torch.testing.assert_close(thrice.affinity[grid_hw], once.affinity[grid_hw], atol=1e-4, rtol=0)
+
+
+# --- SCM's place
+
+
+def test_control_reads_and_writes_one_state_a_scale(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    read: list[Tensor] = []
+
+    def nudge(scale: int | None) -> Callable[[Sequence[Tensor]], list[Tensor]]:
+        def control(hidden_states: Sequence[Tensor]) -> list[Tensor]:
+            read[:] = hidden_states
+            return [
+                torch.full_like(hidden, 0.5 if index == scale else 0.0)
+                for index, hidden in enumerate(hidden_states)
+            ]
+
+        return control
+
+    embeds = drawn(4, 1, 1, 40)
+    untouched = look_at(backbone, latents, embeds)[1]
+    zero = look_at(backbone, latents, embeds, control=nudge(None))[1]
+    assert [tuple(hidden.shape) for hidden in read] == [(4, 32, 8, 8), (4, 48, 4, 4), (4, 64, 2, 2)]
+    assert tuple(hidden.shape[1] for hidden in read) == backbone.scale_widths
+    assert all(torch.equal(zero[name].probabilities, untouched[name].probabilities) for name in zero)
+    up_blocks = {0: ("up_blocks.2",), 1: ("up_blocks.1", "up_blocks.2")}
+    up_blocks[2] = ("up_blocks.0", *up_blocks[1])
+    for scale, changed in up_blocks.items():
+        layers = look_at(backbone, latents, embeds, control=nudge(scale))[1]
+        moved = {
+            name for name in layers if not torch.equal(layers[name].probabilities, zero[name].probabilities)
+        }
+        assert moved == {name for name in layers if name.startswith(changed)}
+
+
+def test_what_control_reads_is_the_output_of_the_last_attention_of_its_scale(
+    backbone: KandinskyBackbone, latents: Tensor
+) -> None:
+    outputs: list[Tensor] = []
+    hooks = [
+        block.attentions[-1].register_forward_hook(lambda _m, _i, output: outputs.append(output))
+        for block in backbone.unet.down_blocks[1:]
+    ]
+    read: list[Tensor] = []
+
+    def control(hidden_states: Sequence[Tensor]) -> list[Tensor]:
+        read.extend(hidden_states)
+        return [torch.zeros_like(hidden) for hidden in hidden_states]
+
+    look_at(backbone, latents, drawn(4, 1, 1, 40), control=control)
+    for hook in hooks:
+        hook.remove()
+    assert all(torch.equal(a, b) for a, b in zip(read, outputs, strict=True))
+
+
+def test_an_untrained_scm_changes_no_bit_and_learns_from_the_maps(
+    backbone: KandinskyBackbone, latents: Tensor
+) -> None:
+    torch.manual_seed(0)
+    scm = SpatialControl(scale_widths=backbone.scale_widths, width=8)
+    edge_features = scm.edge_features(torch.rand(4, 1, 128, 128), (16, 16)).detach()
+    embeds = drawn(4, 1, 1, 40)
+    plain = look_at(backbone, latents, embeds)[0]
+    steered = look_at(backbone, latents, embeds, control=lambda hidden: scm(edge_features, hidden))[0]
+    for grid_hw, cross in plain.cross.items():
+        assert torch.equal(steered.cross[grid_hw], cross)
+        assert torch.equal(steered.affinity[grid_hw], plain.affinity[grid_hw])
+    assert steered.cross[(8, 8)].requires_grad and not plain.cross[(8, 8)].requires_grad
+    steered.cross[(8, 8)].square().sum().backward()  # the finest scale sees the residuals of all three
+    for output in scm.outputs:
+        assert output.weight.grad is not None and output.weight.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in backbone.unet.parameters())
+
+
+# --- pictures in and out
+
+
+def test_latents_are_movqs_own_unscaled(backbone: KandinskyBackbone) -> None:
+    images = pictures(2)
+    with torch.no_grad():
+        expected = backbone.movq.encode(images * 2 - 1).latents
+        decoded = backbone.movq.decode(expected, force_not_quantize=True).sample
+    torch.testing.assert_close(backbone.encode(images), expected)
+    assert expected.shape == (2, 4, 16, 16)
+    torch.testing.assert_close(backbone.decode(expected), decoded / 2 + 0.5)
+
+
+def test_decode_passes_gradients_to_the_latents(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    predicted = latents[:1].clone().requires_grad_()
+    backbone.decode(predicted).mean().backward()
+    assert predicted.grad is not None and predicted.grad.abs().sum() > 0
+
+
+def test_a_whole_support_is_seen_as_clip_preprocessing_would_show_it(folder: Path) -> None:
+    from PIL import Image
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    backbone = load_kandinsky(folder, device=CPU, dtype=torch.float32, support_crop=None)
+    y, x = np.mgrid[:128, :128]
+    smooth = np.stack([x * 2, y * 2, (x + y)], -1).clip(0, 255).astype(np.uint8)
+    mask = np.zeros((128, 128), np.uint8)
+    mask[20:90, 40:110] = 1
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    pixels = processor(Image.fromarray(smooth * mask[..., None]), return_tensors="pt")["pixel_values"]
+    image = torch.from_numpy(smooth).permute(2, 0, 1)[None] / 255
+    masks = torch.from_numpy(mask)[None, None].float()
+    shown = crop_supports(image, masks, margin=None, size=28)
+    expected = pixels * backbone.pixel_std + backbone.pixel_mean
+    assert (shown - expected).abs().max() < 0.01
+    embeds = backbone.embed(image, masks)
+    with torch.no_grad():
+        by_hand = backbone.image_encoder(pixels).image_embeds
+    assert embeds.shape == (1, 1, 40)
+    torch.testing.assert_close(embeds[:, 0], by_hand, atol=0.02, rtol=0.02)
+
+
+def test_the_crop_is_square_around_the_object_and_black_beyond_the_edge() -> None:
+    image, mask = torch.ones(1, 3, 100, 100), torch.zeros(1, 1, 100, 100)
+    mask[..., 0:20, 30:70] = 1  # 20 high, 40 wide, at the upper edge
+    crop = crop_supports(image, mask, margin=0.25, size=60)[0, 0]  # 60 pixels of the picture: not resized
+    expected = torch.zeros(60, 60)
+    expected[20:40, 10:50] = 1
+    torch.testing.assert_close(crop, expected, atol=1e-5, rtol=0)
+    assert crop_supports(image, torch.zeros_like(mask), margin=0.25, size=60).max() == 0
+    assert crop_supports(image, torch.ones_like(mask), margin=0.0, size=60).min() > 0.9999
+
+
+def test_what_is_outside_the_mask_does_not_reach_the_prompt(backbone: KandinskyBackbone) -> None:
+    masks = torch.zeros(1, 1, 128, 128)
+    masks[..., 40:90, 30:80] = 1
+    first, second = pictures(1), pictures(1, seed=9)
+    mixed = torch.where(masks > 0, first, second)
+    torch.testing.assert_close(backbone.embed(first, masks), backbone.embed(mixed, masks))
+    assert not torch.allclose(backbone.embed(first, masks), backbone.embed(second, masks), atol=1e-3)
+
+
+# --- offload
+
+
+def test_with_offload_clip_and_unet_are_never_on_the_device_together(
+    folder: Path, backbone: KandinskyBackbone, latents: Tensor
+) -> None:
+    device = torch.device("cpu", 0)  # the same memory under another name, so that moves can be told
+    small = load_kandinsky(folder, device=device, dtype=torch.float32, offload=True)
+    places = {"unet": "cpu", "image_encoder": "cpu"}
+    seen: list[tuple[str, dict[str, str]]] = []
+    for name in places:
+        network = getattr(small, name)
+
+        def move(place: torch.device | str, name: str = name) -> None:
+            places[name] = str(place)
+            assert list(places.values()) != ["cpu:0", "cpu:0"]
+
+        network.to = move
+        entry = network.conv_in if name == "unet" else network
+        entry.register_forward_pre_hook(lambda *_, name=name: seen.append((name, dict(places))))
+    images, masks = pictures(1), torch.ones(1, 1, 128, 128)
+    for _ in range(2):
+        embeds = small.embed(images, masks)
+        maps = look_at(small, latents, embeds[None])[0]
+    assert [name for name, _ in seen] == ["image_encoder", "unet"] * 2
+    assert all(places[name] == "cpu:0" for name, places in seen)
+    expected = look_at(backbone, latents, backbone.embed(images, masks)[None])[0]
+    assert all(torch.equal(maps.cross[grid_hw], cross) for grid_hw, cross in expected.cross.items())
+
+
+def test_without_offload_nothing_moves(backbone: KandinskyBackbone, latents: Tensor) -> None:
+    assert not backbone.offload
+    backbone.unet.to = None  # moving would fail
+    look_at(backbone, latents, drawn(1, 1, 1, 40))
+    del backbone.unet.to
+
+
+# --- full size, without memory
+
+
+def test_the_full_configuration() -> None:
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    with torch.device("meta"):
+        networks = tiny.networks(tiny.UNET, tiny.MOVQ, tiny.CLIP)
+    counts = [sum(p.numel() for p in network.parameters()) / 1e6 for network in networks]
+    assert [round(count, 2) for count in counts] == [1253.06, 67.83, 1844.91]
+    scheduler = DDPMScheduler.from_config(tiny.SCHEDULER)
+    mean, std = tiny.IMAGE_PROCESSOR["image_mean"], tiny.IMAGE_PROCESSOR["image_std"]
+    full = KandinskyBackbone(
+        KandinskyNetworks(*networks, scheduler, tuple(mean), tuple(std), ""),
+        device=torch.device("meta"),
+        support_crop=None,
+    )
+    assert (full.image_size, full.latent_channels, full.latent_groups) == (512, 4, (4,))
+    assert full.scale_widths == (768, 1152, 1536)
+
+    def tera(work: Callable[[], Any]) -> tuple[Any, float]:
+        with FlopCounterMode(display=False) as counter:
+            result = work()
+        return result, round(counter.get_total_flops() / 1e12, 2)
+
+    images = torch.empty(1, 3, 512, 512, device="meta")
+    latents, encode = tera(lambda: full.encode(images))
+    embeds, embed = tera(lambda: full.embed(images, images[:, :1]))
+    layers: list[LayerAttention] = []
+    maps, look = tera(
+        lambda: full.look(latents, embeds[None], timesteps=(TIMESTEP,), noise=latents, on_layer=layers.append)
+    )
+    pictures, decode = tera(lambda: full.decode(latents))
+    assert latents.shape == (1, 4, 64, 64) and embeds.shape == (1, 1, 1280)
+    assert pictures.shape == (1, 3, 512, 512)
+    assert maps.layers == {(32, 32): 7, (16, 16): 7, (8, 8): 8}
+    assert layers[0].probabilities.shape == (1, 12, 1024, 32 + 1024)
+    assert layers[-1].name == "up_blocks.2.attentions.3"
+    # TFLOP; the whole UNet costs 0.86.
+    assert [encode, embed, look, decode] == pytest.approx([0.98, 0.97, 0.61, 2.00], abs=0.02)
+
+
+# --- files
+
+
+def test_half_precision_is_computed_in_and_noised_in_full(folder: Path, backbone: KandinskyBackbone) -> None:
+    half = load_kandinsky(folder, device=CPU, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16 and half.fingerprint == backbone.fingerprint
+    assert {parameter.dtype for parameter in half.unet.parameters()} == {torch.bfloat16}
+    latents = half.encode(pictures(1))
+    assert latents.dtype == torch.bfloat16
+    embeds = half.embed(pictures(1), torch.ones(1, 1, 128, 128))
+    maps, layers = look_at(half, latents, embeds[None])
+    assert all(layer.probabilities.dtype == torch.float32 for layer in layers.values())
+    exact = look_at(backbone, latents.float(), embeds[None].float())[0]
+    assert (maps.cross[(8, 8)] - exact.cross[(8, 8)]).abs().mean() < 0.05
+    assert half.decode(latents).dtype == torch.bfloat16
+
+
+def copy_of(folder: Path, target: Path, change: Callable[[Path], object]) -> Path:
+    shutil.copytree(folder, target)
+    change(target)
+    return target
+
+
+UNET_WEIGHTS = Path("decoder", "unet", "diffusion_pytorch_model.safetensors")
+CLIP_WEIGHTS = Path("prior", "image_encoder", "model.safetensors")
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def refused(source: Path) -> WeightsError:
+    with pytest.raises(WeightsError) as caught:
+        load_kandinsky(source, device=CPU, dtype=torch.float32)
+    assert caught.value.exit_code == ExitCode.WEIGHTS and caught.value.hint
+    return caught.value
+
+
+def test_the_fingerprint_tells_weights_apart_and_not_their_precision(
+    folder: Path, backbone: KandinskyBackbone, tmp_path: Path
+) -> None:
+    def halve(copy: Path) -> None:
+        path = copy / UNET_WEIGHTS
+        save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+
+    def tune(copy: Path) -> None:
+        rewrite(copy / CLIP_WEIGHTS, lambda tensors: tensors["visual_projection.weight"].mul_(1.01))
+
+    halved = load_kandinsky(copy_of(folder, tmp_path / "half", halve), device=CPU, dtype=torch.float32)
+    tuned = load_kandinsky(copy_of(folder, tmp_path / "tuned", tune), device=CPU, dtype=torch.float32)
+    other = load_kandinsky(tiny.build(tmp_path / "other", seed=1), device=CPU, dtype=torch.float32)
+    assert halved.fingerprint == backbone.fingerprint
+    assert len({backbone.fingerprint, tuned.fingerprint, other.fingerprint}) == 3
+
+
+def test_old_files_with_positions_and_shards_load_alike(
+    folder: Path, backbone: KandinskyBackbone, tmp_path: Path
+) -> None:
+    def age(copy: Path) -> None:
+        positions = torch.arange(5)[None]
+        rewrite(copy / CLIP_WEIGHTS, lambda t: t.update({"vision_model.embeddings.position_ids": positions}))
+        tensors = load_file(copy / UNET_WEIGHTS)
+        names = sorted(tensors)
+        home, stem = (copy / UNET_WEIGHTS).parent, "diffusion_pytorch_model"
+        shards = {f"{stem}-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+        for shard, held in shards.items():
+            save_file({name: tensors[name] for name in held}, home / shard)
+        weight_map = {name: shard for shard, held in shards.items() for name in held}
+        (home / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        (copy / UNET_WEIGHTS).unlink()
+
+    aged = load_kandinsky(copy_of(folder, tmp_path / "aged", age), device=CPU, dtype=torch.float32)
+    assert aged.fingerprint == backbone.fingerprint
+    images, masks = pictures(1), torch.ones(1, 1, 128, 128)
+    assert torch.equal(aged.embed(images, masks), backbone.embed(images, masks))
+    for name, parameter in backbone.unet.state_dict().items():
+        assert torch.equal(aged.unet.state_dict()[name], parameter)
+
+
+def test_damaged_and_foreign_files_are_refused_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    def case(name: str, change: Callable[[Path], object]) -> str:
+        copy = copy_of(folder, tmp_path / name, change)
+        error = refused(copy)
+        assert str(tmp_path / name) in error.message
+        return error.message
+
+    def cut(copy: Path) -> None:
+        content = (copy / UNET_WEIGHTS).read_bytes()
+        (copy / UNET_WEIGHTS).write_bytes(content[: len(content) // 2])
+
+    def edit(path: Path, **changes: Any) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    def lose(copy: Path) -> None:
+        rewrite(copy / CLIP_WEIGHTS, lambda tensors: tensors.pop("visual_projection.weight"))
+
+    unet_config, clip_config = Path("decoder/unet/config.json"), Path("prior/image_encoder/config.json")
+    processor = Path("prior/image_processor/preprocessor_config.json")
+    assert "is damaged" in case("cut", cut)
+    assert "is damaged" in case("json", lambda copy: (copy / unet_config).write_text("{"))
+    assert "no JSON object" in case("list", lambda copy: (copy / unet_config).write_text("[]"))
+    assert "it lacks visual_projection.weight" in case("lost", lose)
+    assert "another shape in" in case(
+        "shape", lambda copy: edit(copy / unet_config, block_out_channels=[16, 32, 48, 96])
+    )
+    assert "is not the UNet of Kandinsky 2.2: addition_embed_type is image_hint" in case(
+        "control", lambda copy: edit(copy / unet_config, addition_embed_type="image_hint")
+    )
+    assert "encoder_hid_dim_type is None" in case(
+        "plain", lambda copy: edit(copy / unet_config, encoder_hid_dim_type=None)
+    )
+    assert "describes no network" in case(
+        "types", lambda copy: edit(copy / unet_config, block_out_channels="wide")
+    )
+    assert "describes no network" in case("clip", lambda copy: edit(copy / clip_config, hidden_size="wide"))
+    assert "40 wide in one and 48 in the other" in case(
+        "width", lambda copy: edit(copy / unet_config, encoder_hid_dim=48)
+    )
+    assert "image_mean" in case("mean", lambda copy: edit(copy / processor, image_mean=[0.5]))
+
+
+def test_too_little_memory_is_said_with_what_helps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def overflow(*_: Any, **__: Any) -> bytes:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(kandinsky_files, "_fill", overflow)
+    error = refused(folder)
+    assert "does not fit into the memory of cpu" in error.message and "--offload" in str(error.hint)
+
+
+def test_a_pickle_beside_is_never_read(folder: Path, tmp_path: Path) -> None:
+    def swap(copy: Path) -> None:
+        torch.save(load_file(copy / UNET_WEIGHTS), (copy / UNET_WEIGHTS).with_suffix(".bin"))
+        (copy / UNET_WEIGHTS).unlink()
+
+    error = refused(copy_of(folder, tmp_path / "pickled", swap))
+    assert "it lacks unet/diffusion_pytorch_model.safetensors" in error.message
+
+
+# --- the whole tool with it
+
+
+def test_a_picture_is_segmented_through_the_public_door(folder: Path) -> None:
+    from diffseg_cli.segmenter import load_segmenter
+
+    segmenter = load_segmenter(str(folder), device="cpu")
+    assert (segmenter.model, segmenter.head) == ("kandinsky-2-2", "attention")
+    rng = np.random.default_rng(0)
+    support, query = rng.integers(0, 255, (2, 90, 140, 3), dtype=np.uint8)
+    mask = np.zeros((90, 140), bool)
+    mask[20:60, 30:90] = True
+    features = segmenter.encode_support([(support, mask), (query, mask)])
+    first, again = (segmenter.segment(query, features, seed=3) for _ in range(2))
+    assert first.mask.shape == (90, 140) and np.array_equal(first.probability, again.probability)
+    assert first.score_map.min() < 0.1 and first.score_map.max() > 0.9
+    other = segmenter.segment(query, features, seed=4)
+    assert not np.array_equal(first.score_map, other.score_map)
