@@ -10,15 +10,16 @@ from diffseg_cli.version import __version__
 
 if TYPE_CHECKING:
     from diffseg_cli.errors import DiffsegError
-    from diffseg_cli.segmenter import Prediction, Segmenter, SupportFeatures, load_segmenter
+    from diffseg_cli.prediction import Prediction, SupportFeatures
+    from diffseg_cli.segmenter import Segmenter, load_segmenter
 
 __all__ = ["DiffsegError", "Prediction", "Segmenter", "SupportFeatures", "__version__", "load_segmenter"]
 
 _HOME = {
     "DiffsegError": "diffseg_cli.errors",
-    "Prediction": "diffseg_cli.segmenter",
+    "Prediction": "diffseg_cli.prediction",
     "Segmenter": "diffseg_cli.segmenter",
-    "SupportFeatures": "diffseg_cli.segmenter",
+    "SupportFeatures": "diffseg_cli.prediction",
     "load_segmenter": "diffseg_cli.segmenter",
 }
 

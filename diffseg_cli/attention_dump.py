@@ -42,8 +42,9 @@ from diffseg_cli.models.attention import (
     score_maps,
     split_joint_attention,
 )
+from diffseg_cli.prediction import SupportFeatures
 from diffseg_cli.render import heatmap, overlay, whole_file
-from diffseg_cli.segmenter import Segmenter, SupportFeatures
+from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.sheet import Tile, draw_sheet, tile_size
 
 Floats = NDArray[np.float32]

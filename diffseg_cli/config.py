@@ -14,7 +14,7 @@ class CompactConfig:
     object_tokens: int = 4  # prompt vectors from the support's object
     background_tokens: int = 4  # negative prompt vectors from its background
     decoder_width: int = 64
-    # The look, chosen on `val` by hand: fitted on the training classes the same numbers did worse (DESIGN.md).
+    # The look, chosen on `val` by hand: fitted on training classes the same numbers did worse (DESIGN.md).
     look_strides: tuple[int, ...] = (16, 32)
     depth_weights: tuple[float, ...] = (0.1, 0.6, 1.1, 1.1, 0.5)  # of the five taps
     temperature: float = 8.0

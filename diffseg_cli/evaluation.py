@@ -17,8 +17,9 @@ from diffseg_cli.errors import UsageError
 from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
 from diffseg_cli.image_io import read_image, read_mask
 from diffseg_cli.metrics import IouCounts
+from diffseg_cli.prediction import SupportFeatures
 from diffseg_cli.prototype import THRESHOLD, prototype_scores
-from diffseg_cli.segmenter import Segmenter, SupportFeatures
+from diffseg_cli.segmenter import Segmenter
 
 
 @dataclass(frozen=True)

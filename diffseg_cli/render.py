@@ -6,6 +6,7 @@ Letters: H W size of the picture, as its reader sees it.
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,7 @@ def whole_file(path: str | Path) -> Iterator[io.BytesIO]:
     path = Path(path)
     content = io.BytesIO()
     yield content
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".diffseg-{os.getpid()}-{threading.get_ident()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -9,13 +9,10 @@ Letters: b queries, k supports, S picture size, H W = S/8, c latent channels, t 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffseg_cli.compute import describe_device, resolve_device, resolve_dtype
@@ -24,95 +21,16 @@ from diffseg_cli.errors import InputError, UsageError, WeightsError
 from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
 from diffseg_cli.image_io import ImageSource, MaskSource, check_pair, read_image, read_mask
 from diffseg_cli.loading import load_backbone, load_modules
-from diffseg_cli.models.attention import AttentionMaps, OnLayer, ScoreMaps, score_maps
+from diffseg_cli.models.attention import AttentionMaps, OnLayer, score_maps
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.hed import HED, load_hed
 from diffseg_cli.models.spatial_control import SpatialControl
+from diffseg_cli.prediction import Look, Prediction, SegmenterOutput, SupportFeatures
 from diffseg_cli.weights import find_weights
 
 HEADS = ("pam", "attention")
 FUSIONS = ("concat", "mean")
 COMPACT_MODULES = "compact/modules.safetensors"
-
-
-@dataclass(frozen=True)
-class SupportFeatures:
-    """Encoded supports, reusable for any number of queries.
-
-    Attributes:
-        backbone: name of the backbone that encoded them.
-        fingerprint: of its weights.
-        latents: (b k c H W); b is 1 when the same supports serve every query.
-        masks: (b k 1 H W) share of each latent's cell that is object, in [0, 1].
-        image_embeds: (b k t d) prompt.
-    """
-
-    backbone: str
-    fingerprint: str
-    latents: Tensor
-    masks: Tensor
-    image_embeds: Tensor
-
-    def fused(self, fusion: str) -> "SupportFeatures":
-        """Supports as the modules read them: all of them ("concat") or their mean as one ("mean")."""
-        if fusion == "concat":
-            return self
-        mean = [values.mean(1, keepdim=True) for values in (self.latents, self.masks, self.image_embeds)]
-        return SupportFeatures(self.backbone, self.fingerprint, *mean)
-
-
-@dataclass(frozen=True)
-class SegmenterOutput:
-    """What `Segmenter.forward` gives, in the model frame.
-
-    Attributes:
-        maps: the running sums of the look.
-        scores: score map and its raw forms, (b 1 H W).
-        latents: (b c H W) `L_pre`, or None for the attention head.
-        picture: (b 1 S S) the predicted mask picture, channel mean of the decoded latents, about [0, 1] and
-            not clipped; for the attention head the score map brought to S.
-    """
-
-    maps: AttentionMaps
-    scores: ScoreMaps
-    latents: Tensor | None
-    picture: Tensor
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One segmented query, in its own size and orientation.
-
-    Attributes:
-        mask: bool (h w).
-        probability: float32 (h w) in [0, 1].
-        score_map: float32 (h w) `M_a` in [0, 1], before PAM.
-        presence: in [0, 1], how sure it is that the thing is in the picture; None without calibration.
-        threshold: what `mask` was cut at.
-        seconds: wall time of each stage; shared stages of a batch are divided by its size.
-    """
-
-    mask: NDArray[np.bool_]
-    probability: NDArray[np.float32]
-    score_map: NDArray[np.float32]
-    presence: float | None
-    threshold: float
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Look:
-    """A look at one query, for `diffseg attn`.
-
-    Attributes:
-        maps: running sums, batch of one.
-        scores: maps of eq. 11, (1 1 H W).
-        image_hw: the query's own size.
-    """
-
-    maps: AttentionMaps
-    scores: ScoreMaps
-    image_hw: tuple[int, int]
 
 
 class Segmenter:

@@ -50,7 +50,7 @@ def modules_job(
     views: int,
     device: str,
 ) -> Iterator[Progress]:
-    """Train SCM and PAM on the compact backbone; writes `out/modules.safetensors` whenever validation improves.
+    """Train SCM and PAM on the compact backbone; writes `out/modules.safetensors` when validation improves.
 
     Raises:
         UsageError: an unknown recipe.

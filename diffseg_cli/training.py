@@ -27,7 +27,8 @@ from diffseg_cli.evaluation import class_groups
 from diffseg_cli.feature_cache import FeatureCache
 from diffseg_cli.loading import build_modules, modules_config
 from diffseg_cli.metrics import IouCounts
-from diffseg_cli.segmenter import Segmenter, SegmenterOutput, SupportFeatures
+from diffseg_cli.prediction import SegmenterOutput, SupportFeatures
+from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.weights import read_header, read_safetensors, write_safetensors
 
 STATE, MODULES, LOG = "state.safetensors", "modules.safetensors", "log.jsonl"

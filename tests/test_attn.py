@@ -23,7 +23,8 @@ from diffseg_cli.config import CompactConfig
 from diffseg_cli.errors import UsageError
 from diffseg_cli.loading import build_compact
 from diffseg_cli.mask_values import point_mask
-from diffseg_cli.segmenter import Segmenter, SupportFeatures
+from diffseg_cli.prediction import SupportFeatures
+from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.sheet import PAPER, Tile, draw_sheet, tile_size
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "attention-maps.md"

@@ -34,6 +34,7 @@ RANKS = {
     "loading.py": 5,
     "feature_cache.py": 5,
     "edges.py": 5,
+    "prediction.py": 5,
     "segmenter.py": 6,
     "compact_fit.py": 6,
     "prototype.py": 6,

@@ -17,9 +17,8 @@ CHANNELS = sum(GROUPS)
 
 def make_pam(**changes: object) -> PerceptualAttention:
     torch.manual_seed(0)
-    settings: dict = dict(
-        latent_channels=CHANNELS, groups=GROUPS, width=16, head_width=8, heads=2, value_width=2
-    )
+    settings: dict = {"latent_channels": CHANNELS, "groups": GROUPS, "width": 16, "heads": 2}
+    settings |= {"head_width": 8, "value_width": 2}
     return PerceptualAttention(**{**settings, **changes}).eval()
 
 

@@ -35,7 +35,12 @@ def iou(predicted: np.ndarray, expected: np.ndarray) -> float:
         ("bird/support", "bird/query.jpg", "bird/query_mask.png", 0.75),
         ("dog/support", "dog/query.jpg", "dog/query_mask.png", 0.65),
         ("windmill/support", "windmill/query.jpg", "windmill/query_mask.png", 0.65),
-        ("hard_spotted_cats/support", "hard_spotted_cats/query.jpg", "hard_spotted_cats/query_mask.png", 0.65),
+        (
+            "hard_spotted_cats/support",
+            "hard_spotted_cats/query.jpg",
+            "hard_spotted_cats/query_mask.png",
+            0.65,
+        ),
         ("horse/support", "horse/query.jpg", "horse/query_mask.png", 0.55),
     ],
 )
@@ -46,7 +51,8 @@ def test_finds_the_thing(segmenter: Segmenter, support: str, query: str, expecte
 def test_two_supports_find_two_things_in_one_picture(segmenter: Segmenter) -> None:
     """The paper's figure 5: the answer follows the support."""
     masks = {
-        which: find(segmenter, f"bee_and_flower/support_{which}", "bee_and_flower/query.jpg") for which in "ab"
+        which: find(segmenter, f"bee_and_flower/support_{which}", "bee_and_flower/query.jpg")
+        for which in "ab"
     }
     wanted = {which: truth(f"bee_and_flower/query_mask_{which}.png") for which in "ab"}
     for which, other in ("ab", "ba"):

@@ -15,9 +15,13 @@ EXAMPLES = """Examples:
 
 
 def evaluate(
-    root: Annotated[Path, typer.Option(help="Folder with one folder a class: NAME.jpg and its mask NAME.png.")],
+    root: Annotated[
+        Path, typer.Option(help="Folder with one folder a class: NAME.jpg and its mask NAME.png.")
+    ],
     split: Annotated[str | None, typer.Option(help="Only the rows of index.csv with this split.")] = None,
-    sources: Annotated[str | None, typer.Option(help="Only these sources of index.csv, comma separated.")] = None,
+    sources: Annotated[
+        str | None, typer.Option(help="Only these sources of index.csv, comma separated.")
+    ] = None,
     shots: Annotated[int, typer.Option(min=1, help="Supports an episode.")] = 1,
     episodes_per_class: Annotated[int, typer.Option(min=1, help="Episodes a class.")] = 20,
     seed: Annotated[int, typer.Option(help="Of the list of episodes.")] = 0,

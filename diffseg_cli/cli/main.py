@@ -1,12 +1,13 @@
 """The Typer app, and the one place that turns errors into a sentence and an exit code."""
 
+import io
 import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from diffseg_cli.cli import attn, console, edges, segment
+from diffseg_cli.cli import attn, console, edges, evaluate, segment, train
 from diffseg_cli.cli.models import models_app
 from diffseg_cli.errors import DiffsegError, ExitCode
 from diffseg_cli.version import __version__
@@ -55,11 +56,15 @@ def diffseg(
 app.command(epilog=segment.EXAMPLES)(segment.segment)
 app.command(epilog=attn.EXAMPLES)(attn.attn)
 app.command(epilog=edges.EXAMPLES)(edges.edges)
+app.command(epilog=train.EXAMPLES)(train.train)
+app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.add_typer(models_app, name="models")
 
 
 def main() -> None:
     """Run `diffseg`; an error that is nobody's mistake but ours becomes one line too."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file name may be any bytes
     try:
         app(prog_name="diffseg")
     except Exception as error:

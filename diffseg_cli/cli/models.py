@@ -93,7 +93,7 @@ def pull(
 ) -> None:
     """Fetch a model that does not ship with diffseg into the ordinary Hugging Face cache.
 
-    An interrupted download goes on where it stopped.
+    Files that are there already are not fetched again.
     """
     from diffseg_cli.hub import KANDINSKY, pull_kandinsky
 

@@ -9,7 +9,8 @@ import typer
 from diffseg_cli.cli import console, inputs, options
 
 if TYPE_CHECKING:
-    from diffseg_cli.segmenter import Prediction, Segmenter, SupportFeatures
+    from diffseg_cli.prediction import Prediction, SupportFeatures
+    from diffseg_cli.segmenter import Segmenter
 
 EXAMPLES = """Examples:
 

@@ -5,16 +5,14 @@ from typing import Annotated
 
 import typer
 
-from diffseg_cli.cli import console
+from diffseg_cli.cli import console, options
 from diffseg_cli.config import TrainConfig
 
-EXAMPLES = """
-Examples:
+EXAMPLES = """Examples:
 
   diffseg train --root my_classes/ --out runs/mine
 
-  diffseg train --stage backbone --root data/fewshot --split train --out runs/backbone
-"""
+  diffseg train --stage backbone --root data/fewshot --split train --out runs/backbone"""
 
 
 def train(
@@ -39,7 +37,7 @@ def train(
         int, typer.Option(min=1, help="Cached views a picture; the first is the picture itself.")
     ] = 2,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: options.Device = "auto",
 ) -> None:
     """Train SCM and PAM on labelled pictures; an interrupted run goes on where it was."""
     from diffseg_cli.train_jobs import backbone_job, modules_job

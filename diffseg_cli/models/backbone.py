@@ -22,7 +22,7 @@ class Backbone(Protocol):
 
     Attributes:
         name: "compact" or "kandinsky-2-2"; what a checkpoint is tied to.
-        fingerprint: short hash of the frozen weights; what checkpoints and saved concepts are checked against.
+        fingerprint: short hash of the frozen weights; checkpoints and saved concepts are checked against it.
         image_size: S it works best at; a multiple of 64.
         latent_channels: c.
         latent_groups: widths of the groups the latent channels fall into, one a depth; they sum to c.

@@ -89,7 +89,7 @@ class CompactBackbone(nn.Module):
         look_strides: pixels between the places of each attention layer of the look, finest first.
         depth_weights: how much each group of channels counts in the look.
         temperature: of its cosine similarities.
-        prompt_bias: added to the logits of prompt tokens, beside the log of how many places there are to each.
+        prompt_bias: added to the logits of prompt tokens, beside the log of places a token.
         fingerprint: short hash of the weights, given by the loader.
     """
 
@@ -129,6 +129,7 @@ class CompactBackbone(nn.Module):
         self.scale_widths = (self.latent_channels,) * len(look_strides)
         self.temperature, self.prompt_bias = temperature, prompt_bias
         weights = [torch.full((n,), w) for w, n in zip(depth_weights, block_widths, strict=True)]
+        self.channel_weights: Tensor
         self.register_buffer("channel_weights", torch.cat(weights), persistent=False)
         self.decoder = LatentDecoder(latent_channels=self.latent_channels, width=decoder_width)
 

@@ -48,7 +48,7 @@ def to_tokens(grid: Tensor) -> Tensor:
 
 def to_grid(tokens: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     """(b h*w c) -> (b c h w)."""
-    return tokens.transpose(1, 2).unflatten(2, grid_hw)
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid_hw)
 
 
 def pool(grid: Tensor, stride: int) -> Tensor:

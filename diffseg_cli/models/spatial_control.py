@@ -26,7 +26,8 @@ class Trunk(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         merged = self.merge(tokens)
-        return self.out(merged + self.mlp(self.norm(merged)))
+        out: Tensor = self.out(merged + self.mlp(self.norm(merged)))
+        return out
 
 
 class SpatialControl(nn.Module):
