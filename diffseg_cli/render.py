@@ -36,12 +36,21 @@ def check_folder(folder: str | Path) -> None:
     """
     existing = Path(folder)
     try:
-        while not existing.exists():
+        while not _is_there(existing):
             existing = existing.parent
         with tempfile.TemporaryFile(dir=existing):
             pass
     except (OSError, ValueError) as error:
         raise _unwritable(folder, error) from error
+
+
+def _is_there(path: Path) -> bool:
+    """Like `exists`, but a path that never can be (a file as folder, too long a name) is an error."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @contextmanager

@@ -1,0 +1,106 @@
+"""Results out: what overlays and heatmaps show, and that files are whole or not there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from diffseg_cli.errors import InputError
+from diffseg_cli.render import (
+    check_folder,
+    heatmap,
+    overlay,
+    whole_file,
+    write_heatmap,
+    write_mask,
+    write_overlay,
+)
+
+
+def test_files_hold_what_was_written(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    mask = image[..., 0] > 128
+    score_map = image[..., 1].astype(np.float32) / 255
+    write_mask(tmp_path / "new" / "folder" / "m.png", mask)
+    write_overlay(tmp_path / "o.png", image, mask)
+    write_heatmap(tmp_path / "h.png", score_map)
+    with Image.open(tmp_path / "new" / "folder" / "m.png") as read:
+        assert read.mode == "L"
+        np.testing.assert_array_equal(np.asarray(read), mask * 255)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), overlay(image, mask))
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "h.png")), heatmap(score_map))
+    assert len(list(tmp_path.iterdir())) == 3  # no temporary file stays
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "m.png"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as stream:
+        stream.write(b"half")
+        raise KeyboardInterrupt
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    (tmp_path / "taken.png").mkdir()
+    with (
+        pytest.raises(InputError, match=r"taken\.png cannot be written"),
+        whole_file(tmp_path / "taken.png") as stream,
+    ):
+        stream.write(b"whole")
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["m.png", "taken.png"]
+
+
+def test_a_longest_possible_name_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 251 + ".png")
+    write_mask(path, np.ones((2, 2), dtype=bool))
+    assert path.is_file()
+
+
+def test_files_are_as_readable_as_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    write_mask(tmp_path / "m.png", np.ones((2, 2), dtype=bool))
+    assert (tmp_path / "m.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_folders_are_tried_without_being_made(tmp_path: Path) -> None:
+    check_folder(tmp_path)
+    check_folder(tmp_path / "not" / "yet")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_bytes(b"")
+    for folder in ("file", "file/below", "nul\0", "l" * 300):
+        with pytest.raises(InputError, match="cannot be written") as caught:
+            check_folder(tmp_path / folder)
+        assert "--out" in str(caught.value.hint)
+
+
+def test_heat_grows_with_the_score() -> None:
+    ramp = np.linspace(-0.2, 1.2, 50, dtype=np.float32)[None].repeat(4, axis=0)
+    picture = np.full((4, 50, 3), 128, np.uint8)
+    for colors in (heatmap(ramp), heatmap(ramp, picture)):
+        brightness = colors[0].astype(int) @ (299, 587, 114)
+        assert (np.diff(brightness) >= 0).all() and brightness[-1] > 2 * brightness[0]
+
+
+def test_an_overlay_leaves_the_background_and_tints_the_object() -> None:
+    image = np.full((300, 400, 3), (30, 120, 200), np.uint8)
+    mask = np.zeros((300, 400), dtype=bool)
+    mask[100:200, 100:300] = True
+    shown = overlay(image, mask)
+    np.testing.assert_array_equal(shown[:90], image[:90])
+    inside = shown[120:180, 120:280].astype(int)
+    assert (inside[..., 0] > 100).all() and (inside[..., 2] < 180).all()
+    assert (shown[95:105, 200] == (255, 255, 255)).all(axis=1).any()  # the contour shows on any colour
+    np.testing.assert_array_equal(overlay(image, np.zeros_like(mask)), image)
+
+
+@settings(max_examples=30, deadline=None)
+@given(h=st.integers(1, 60), w=st.integers(1, 60), seed=st.integers(0, 99))
+def test_any_size_can_be_drawn_and_nothing_is_changed_in_place(h: int, w: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    image = generator.integers(0, 256, (h, w, 3), dtype=np.uint8)
+    before, mask = image.copy(), generator.random((h, w)) > 0.5
+    assert (
+        overlay(image, mask).shape == heatmap(generator.random((h, w), np.float32), image).shape == (h, w, 3)
+    )
+    np.testing.assert_array_equal(image, before)
