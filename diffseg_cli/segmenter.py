@@ -30,6 +30,7 @@ from diffseg_cli.weights import find_weights
 
 HEADS = ("pam", "attention")
 FUSIONS = ("concat", "mean")
+NOISE_LEVELS = 1000  # of Kandinsky's schedule
 COMPACT_MODULES = "compact/modules.safetensors"
 
 
@@ -297,6 +298,7 @@ def load_segmenter(
     head: str | None = None,
     fusion: str | None = None,
     offload: bool = False,
+    timesteps: Sequence[int] | None = None,
 ) -> Segmenter:
     """Load a backbone with its trained modules.
 
@@ -308,14 +310,20 @@ def load_segmenter(
         head: "pam" or "attention"; default "pam" where there is a checkpoint, else "attention".
         fusion: of several supports, "concat" or "mean"; default the one that measured better.
         offload: keep only the part of Kandinsky in use on the device.
+        timesteps: noise levels a diffusion backbone looks at, each in [0, 999]; their maps are averaged.
 
     Raises:
-        UsageError: an unknown model, device, format, head or fusion.
+        UsageError: an unknown model, device, format, head or fusion, or a timestep out of range.
         WeightsError: weights or checkpoint missing, damaged, or made for each other's rivals.
     """
     for what, value, known in (("head", head, HEADS), ("fusion", fusion, FUSIONS)):
         if value is not None and value not in known:
             raise UsageError(f"Unknown {what} '{value}'.", f"Use {' or '.join(known)}.")
+    timesteps = SegmentConfig.timesteps if timesteps is None else tuple(timesteps)
+    if not timesteps or not all(0 <= step < NOISE_LEVELS for step in timesteps):
+        raise UsageError(
+            f"Timesteps must lie between 0 and {NOISE_LEVELS - 1}.", "Give for example 50 or 20,50,100."
+        )
     place = resolve_device(device)
     number_format = resolve_dtype(dtype, place)
     backbone = load_backbone(model, place, number_format, offload)
@@ -335,6 +343,6 @@ def load_segmenter(
         trained=trained.to(number_format),
         hed=hed,
         head=head or ("pam" if "pam" in trained else "attention"),
-        settings=SegmentConfig(fusion=fusion or SegmentConfig.fusion),
+        settings=SegmentConfig(fusion=fusion or SegmentConfig.fusion, timesteps=timesteps),
         edge_size=CompactConfig.edge_size if backbone.name == "compact" else backbone.image_size,
     )

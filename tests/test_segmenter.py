@@ -139,6 +139,7 @@ def test_pam_head_without_pam_is_a_programming_error(small_segmenter: Segmenter)
         ({"device": "cuda:99"}, UsageError, "cuda"),
         ({"head": "decoder"}, UsageError, "head"),
         ({"fusion": "max"}, UsageError, "fusion"),
+        ({"timesteps": [50, 1000]}, UsageError, "between 0 and 999"),
         ({"checkpoint": "nowhere.safetensors"}, WeightsError, "nowhere.safetensors"),
     ],
 )

@@ -71,6 +71,7 @@ def attn(
     device: options.Device = "auto",
     dtype: options.Dtype = None,
     offload: options.Offload = False,
+    timesteps: options.Timesteps = None,
     seed: options.Seed = 0,
     file_format: Annotated[
         Literal["npz", "safetensors"],
@@ -99,7 +100,14 @@ def attn(
         from diffseg_cli.segmenter import load_segmenter
 
         segmenter = load_segmenter(
-            model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload
+            model,
+            checkpoint,
+            device,
+            dtype,
+            head=head,
+            fusion=fusion,
+            offload=offload,
+            timesteps=options.split_timesteps(timesteps),
         )
         features = segmenter.encode_support(pairs)
         console.say(f"Using {segmenter.description}.")

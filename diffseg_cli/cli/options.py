@@ -115,6 +115,28 @@ Seed = Annotated[
 ]
 
 
+def _levels(value: str | None) -> str | None:
+    if value is not None and not all(part.strip().isdigit() for part in value.split(",")):
+        raise typer.BadParameter(f"'{value}' is not a number or a list such as 20,50,100.")
+    return value
+
+
+Timesteps = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T[,T...]",
+        callback=_levels,
+        help="Noise levels a diffusion model looks at (0 to 999); compact has none. Default: 50.",
+        rich_help_panel=MODEL,
+    ),
+]
+
+
+def split_timesteps(value: str | None) -> list[int] | None:
+    """What `Timesteps` gives, as `load_segmenter` takes it."""
+    return None if value is None else [int(part) for part in value.split(",")]
+
+
 def _inside_unit(value: float) -> float:
     if not 0 < value < 1:
         raise typer.BadParameter(f"{value:g} does not lie between 0 and 1.")

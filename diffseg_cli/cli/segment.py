@@ -44,6 +44,7 @@ def segment(
     device: options.Device = "auto",
     dtype: options.Dtype = None,
     offload: options.Offload = False,
+    timesteps: options.Timesteps = None,
     seed: options.Seed = 0,
     threshold: options.Threshold = 0.5,
     out: options.Out = Path("diffseg_out"),
@@ -62,7 +63,14 @@ def segment(
         from diffseg_cli.segmenter import load_segmenter
 
         segmenter = load_segmenter(
-            model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload
+            model,
+            checkpoint,
+            device,
+            dtype,
+            head=head,
+            fusion=fusion,
+            offload=offload,
+            timesteps=options.split_timesteps(timesteps),
         )
         watch.mark("load")
         features = segmenter.encode_support(pairs)
