@@ -86,6 +86,7 @@ def attn(
     the affinity of a region, of all layers together and of each scale.
     docs/attention-maps.md lists every array with its name and shape.
     """
+    steps = options.split_timesteps(timesteps)
     details = {"layers": layers, "heads": heads, "tokens": tokens}
     suffixes = {"sheet": "_attn.png"} | {
         kind: f"_attn_{kind}.png" for kind, wanted in details.items() if wanted
@@ -100,14 +101,7 @@ def attn(
         from diffseg_cli.segmenter import load_segmenter
 
         segmenter = load_segmenter(
-            model,
-            checkpoint,
-            device,
-            dtype,
-            head=head,
-            fusion=fusion,
-            offload=offload,
-            timesteps=options.split_timesteps(timesteps),
+            model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload, timesteps=steps
         )
         features = segmenter.encode_support(pairs)
         console.say(f"Using {segmenter.description}.")
@@ -117,13 +111,7 @@ def attn(
         chosen = f"point {point}" if point else str(region) if region else "M_a above 0.5"
         info = {"query": str(query), "region": chosen, "seed": seed, **inputs.model_record(segmenter)}
         _write(dump, image, area, plan, info)
-    if json:
-        shapes = {name: list(array.shape) for name, array in dump.arrays.items()}
-        outputs = {what: str(path) for what, path in plan.outputs.items()}
-        console.result_json({**info, "outputs": outputs, "arrays": shapes})
-    else:
-        for path in plan.outputs.values():
-            console.result(str(path))
+    _print(dump, plan, info, as_json=json)
 
 
 def _write(
@@ -145,3 +133,14 @@ def _write(
             write_picture(path, main_sheet(dump, image, area, heading))
         else:
             write_picture(path, detail_sheet(dump, image, what, f"{heading}, {what}"))
+
+
+def _print(dump: "AttentionDump", plan: inputs.Plan, info: dict[str, Any], *, as_json: bool) -> None:
+    """Say what was written where."""
+    outputs = {what: str(path) for what, path in plan.outputs.items()}
+    if as_json:
+        shapes = {name: list(array.shape) for name, array in dump.arrays.items()}
+        console.result_json({**info, "outputs": outputs, "arrays": shapes})
+        return
+    for path in outputs.values():
+        console.result(path)
