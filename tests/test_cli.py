@@ -139,12 +139,12 @@ def test_segment_as_json_for_several_queries_encodes_supports_once(
 
 def test_segment_hands_the_model_options_on(loads: Loads) -> None:
     options = ("--model", "kandinsky-2-2", "--checkpoint", "x.safetensors", "--head", "attention")
-    rest = ("--fusion", "mean", "--device", "cpu", "--dtype", "bfloat16", "--offload")
+    rest = ("--fusion", "mean", "--device", "cpu", "--dtype", "bfloat16", "--offload", "--timesteps", "10,50")
     assert run("segment", *ONE, "-q", "scene.png", *options, *rest).exit_code == 0
     assert loads.calls == [
         (
             ("kandinsky-2-2", Path("x.safetensors"), "cpu", "bfloat16"),
-            {"head": "attention", "fusion": "mean", "offload": True},
+            {"head": "attention", "fusion": "mean", "offload": True, "timesteps": [10, 50]},
         )
     ]
 
@@ -319,6 +319,7 @@ def test_refused_before_anything_is_loaded_or_written(
         "segment -s a.png -m a_m.png -q scene.png --seed -1",
         "segment -s a.png -m a_m.png -q scene.png --seed 99999999999999999999",
         "segment -s a.png -m a_m.png -q scene.png --treshold 0.5",
+        "segment -s a.png -m a_m.png -q scene.png --timesteps soon",
         "attn -s a.png -m a_m.png -q scene.png --format h5",
         "edges",
         "edges scene.png --size 8",
