@@ -136,8 +136,11 @@ def modules_config(scm: ScmConfig | None, pam: PamConfig | None) -> dict[str, An
     return {"scm": scm and asdict(scm), "pam": pam and asdict(pam)}
 
 
-def load_modules(checkpoint: Path, backbone: Backbone) -> nn.ModuleDict:
+def load_modules(checkpoint: Path, backbone: Backbone) -> tuple[nn.ModuleDict, dict[str, Any]]:
     """SCM and PAM of a checkpoint, checked against this backbone; in eval mode, without gradients.
+
+    Returns:
+        The modules, and the checkpoint's whole config, the calibration of the presence score included.
 
     Raises:
         WeightsError: damaged, of another backbone, or of another version.
@@ -154,4 +157,4 @@ def load_modules(checkpoint: Path, backbone: Backbone) -> nn.ModuleDict:
             "Update diffseg, or train it again.",
         ) from error
     load_strict(modules, tensors, checkpoint)
-    return modules.eval().requires_grad_(False)
+    return modules.eval().requires_grad_(False), info.config

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.hed import HED, load_hed
 from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.prediction import Look, Prediction, SegmenterOutput, SupportFeatures
+from diffseg_cli.presence import PresenceCalibration, presence_features
 from diffseg_cli.weights import find_weights
 
 HEADS = ("pam", "attention")
@@ -43,6 +45,7 @@ class Segmenter:
         hed: edge detector; needed when SCM is there.
         head: "pam" decodes PAM's latents; "attention" takes the score map as it is, without trained modules.
         settings: fusion, timesteps and threshold.
+        presence: calibration of the presence score, or None for none.
         edge_size: size HED runs at.
     """
 
@@ -54,12 +57,13 @@ class Segmenter:
         hed: HED | None,
         head: str,
         settings: SegmentConfig | None = None,
+        presence: PresenceCalibration | None = None,
         edge_size: int = CompactConfig.edge_size,
     ) -> None:
         if head == "pam" and "pam" not in trained:
             raise ValueError("head 'pam' needs a trained PAM")
         self.backbone, self.trained, self.hed, self.head = backbone, trained, hed, head
-        self.settings = settings or SegmentConfig()
+        self.settings, self.presence = settings or SegmentConfig(), presence
         self.edge_size = edge_size
 
     @property
@@ -195,10 +199,18 @@ class Segmenter:
         return SupportFeatures(backbone.name, backbone.fingerprint, latents[None], grid[None], embeds[None])
 
     def segment(
-        self, query: ImageSource, support: SupportFeatures, *, threshold: float | None = None, seed: int = 0
+        self,
+        query: ImageSource,
+        support: SupportFeatures,
+        *,
+        threshold: float | None = None,
+        min_presence: float = 0.0,
+        seed: int = 0,
     ) -> Prediction:
         """Find the supports' object in one picture; see `segment_batch`."""
-        return self.segment_batch([query], support, threshold=threshold, seed=seed)[0]
+        return self.segment_batch(
+            [query], support, threshold=threshold, min_presence=min_presence, seed=seed
+        )[0]
 
     @torch.inference_mode()
     def segment_batch(
@@ -207,6 +219,7 @@ class Segmenter:
         support: SupportFeatures,
         *,
         threshold: float | None = None,
+        min_presence: float = 0.0,
         seed: int = 0,
     ) -> list[Prediction]:
         """Find the supports' object in several pictures at once.
@@ -215,13 +228,19 @@ class Segmenter:
             queries: paths, PIL pictures or uint8 arrays.
             support: from `encode_support` of the same model.
             threshold: of the probability, in (0, 1); default 0.5.
+            min_presence: in [0, 1]; a picture whose presence score is below it gets an empty mask.
             seed: of the noise of a diffusion backbone.
 
         Raises:
             InputError: a picture cannot be used.
             WeightsError: the supports were encoded by another model.
+            UsageError: a presence score is asked of a checkpoint without one.
         """
         self._check_support(support)
+        if min_presence > 0 and self.presence is None:
+            raise UsageError(
+                "Without trained modules there is no presence score.", "Leave --min-presence out."
+            )
         threshold = self.settings.threshold if threshold is None else threshold
         clock = _Clock()
         images = [read_image(query) for query in queries]
@@ -233,17 +252,21 @@ class Segmenter:
         clock.mark("encode")
         output = self.forward(latents, edges, support, self.make_noise(latents, seed))
         picture, score_map = output.picture.float().clamp(0, 1).cpu(), output.scores.score_map.float().cpu()
+        presences: list[float] | list[None] = [None] * len(images)
+        if self.presence is not None:
+            presences = self.presence.score(presence_features(output, latents, support)).tolist()
         clock.mark("look and modules")
         predictions = []
         for index, image in enumerate(images):
             size_hw = (image.shape[0], image.shape[1])
             probability = from_frame(picture[index, 0], size_hw)
-            predictions.append(
-                (probability > threshold, probability, from_frame(score_map[index, 0], size_hw))
-            )
+            presence = presences[index]
+            absent = presence is not None and presence < min_presence
+            mask = np.zeros(size_hw, dtype=bool) if absent else probability > threshold
+            predictions.append((mask, probability, from_frame(score_map[index, 0], size_hw), presence))
         clock.mark("resize")
         seconds = {stage: spent / len(images) for stage, spent in clock.seconds.items()}
-        return [Prediction(*arrays, None, threshold, seconds) for arrays in predictions]
+        return [Prediction(*values, threshold, seconds) for values in predictions]
 
     @torch.inference_mode()
     def look(
@@ -329,9 +352,10 @@ def load_segmenter(
     backbone = load_backbone(model, place, number_format, offload)
     if checkpoint is None and backbone.name == "compact" and head != "attention":
         checkpoint = find_weights(COMPACT_MODULES)
-    trained = nn.ModuleDict()
+    trained, calibration = nn.ModuleDict(), None
     if checkpoint is not None and head != "attention":
-        trained = load_modules(Path(checkpoint), backbone).to(place)
+        trained, config = load_modules(Path(checkpoint), backbone)
+        calibration = PresenceCalibration.from_config(config.get("presence"))
     elif head == "pam":
         raise WeightsError(
             f"Head 'pam' needs trained SCM and PAM, and there is no checkpoint for {backbone.name}.",
@@ -340,9 +364,10 @@ def load_segmenter(
     hed = load_hed().to(device=place, dtype=number_format) if "scm" in trained else None
     return Segmenter(
         backbone=backbone,
-        trained=trained.to(number_format),
+        trained=trained.to(device=place, dtype=number_format),
         hed=hed,
         head=head or ("pam" if "pam" in trained else "attention"),
         settings=SegmentConfig(fusion=fusion or SegmentConfig.fusion, timesteps=timesteps),
+        presence=calibration,
         edge_size=CompactConfig.edge_size if backbone.name == "compact" else backbone.image_size,
     )

@@ -1,18 +1,21 @@
 """The two training runs from folder to weights, as generators of progress."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from diffseg_cli.checkpoint import CheckpointInfo
+from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
 from diffseg_cli.compact_fit import fit_backbone
 from diffseg_cli.compute import resolve_device
 from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
 from diffseg_cli.episode import read_folder
 from diffseg_cli.errors import UsageError
+from diffseg_cli.evaluation import class_groups
 from diffseg_cli.feature_cache import FeatureCache
-from diffseg_cli.loading import COMPACT_ENCODER, build_compact, load_compact, load_encoder
+from diffseg_cli.loading import COMPACT_ENCODER, build_compact, load_compact, load_encoder, load_modules
 from diffseg_cli.models.hed import load_hed
+from diffseg_cli.presence_fit import calibrate, presence_report, sample_presence
+from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training import MODULES, Trainer, new_segmenter
 from diffseg_cli.weights import find_weights
 
@@ -80,3 +83,29 @@ def modules_job(
     for step in Trainer(segmenter, cache, validation, config, out, info).run():
         figures = {**step.losses, **(step.validation or {})}
         yield Progress(f"training {MODULES}", step.step, config.steps, figures, step.validation is not None)
+    figures = calibrate_checkpoint(out / MODULES, cache, validation or cache)
+    yield Progress("presence", 1, 1, figures, True)
+
+
+def calibrate_checkpoint(checkpoint: Path, cache: FeatureCache, judged_on: FeatureCache) -> dict[str, float]:
+    """Fit the presence score of a checkpoint on the training classes and write it into the file.
+
+    Args:
+        checkpoint: of `modules_job`; rewritten in place.
+        cache: of the training classes.
+        judged_on: of held-out classes.
+
+    Returns:
+        `presence_report` on `judged_on`.
+    """
+    backbone = cache.backbone
+    tensors, info = read_checkpoint(checkpoint, backbone=backbone.name, fingerprint=backbone.fingerprint)
+    modules = load_modules(checkpoint, backbone)[0].to(backbone.device)
+    segmenter = Segmenter(backbone=backbone, trained=modules, hed=cache.hed, head="pam")
+    calibration = calibrate(sample_presence(segmenter, cache))
+    sample = sample_presence(segmenter, judged_on, seed=1)
+    figures = presence_report(calibration, sample, class_groups(judged_on.dataset.classes))
+    config = {**info.config, "presence": asdict(calibration)}
+    metrics = {**info.metrics, "presence": figures}
+    write_checkpoint(checkpoint, tensors, replace(info, config=config, metrics=metrics))
+    return figures

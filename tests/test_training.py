@@ -140,7 +140,8 @@ def test_checkpoint_says_what_it_is_and_loads(cache: FeatureCache, tmp_path: Pat
     list(make_trainer(cache, tmp_path).run())
     info = read_checkpoint_info(tmp_path / MODULES)
     assert info.backbone == "compact" and info.training["recipe"] == "default" and "all" in info.metrics
-    modules = load_modules(tmp_path / MODULES, cache.backbone)
+    modules, config = load_modules(tmp_path / MODULES, cache.backbone)
+    assert config["scm"]["width"] == 8
     assert set(modules) == {"scm", "pam"} and not any(p.requires_grad for p in modules.parameters())
     assert len((tmp_path / LOG).read_text().splitlines()) == 2
     cache.backbone.fingerprint, kept = "other", cache.backbone.fingerprint

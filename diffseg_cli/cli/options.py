@@ -143,6 +143,16 @@ def _inside_unit(value: float) -> float:
     return value
 
 
+MinPresence = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="P",
+        help="Leave the mask empty where the presence score is below this, between 0 and 1.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Threshold = Annotated[
     float,
     typer.Option(

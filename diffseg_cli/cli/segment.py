@@ -47,6 +47,7 @@ def segment(
     timesteps: options.Timesteps = None,
     seed: options.Seed = 0,
     threshold: options.Threshold = 0.5,
+    min_presence: options.MinPresence = 0.0,
     out: options.Out = Path("diffseg_out"),
     json: options.Json = False,
 ) -> None:
@@ -77,7 +78,8 @@ def segment(
         watch.mark("support")
     console.say(f"Using {segmenter.description}.")
     for plan in console.track(plans, len(plans), "pictures"):
-        _segment_one(segmenter, features, plan, threshold, seed, watch.seconds, as_json=json)
+        choices = {"threshold": threshold, "min_presence": min_presence, "seed": seed}
+        _segment_one(segmenter, features, plan, choices, watch.seconds, as_json=json)
 
 
 class Watch:
@@ -96,12 +98,17 @@ class Watch:
         self.seconds[stage], self._last = now - self._last, now
 
 
+def _why_empty(prediction: "Prediction") -> str:
+    if (prediction.probability > prediction.threshold).any():
+        return f"the thing does not seem to be there (presence {prediction.presence:.2f})"
+    return f"no pixel is above the threshold {prediction.threshold:g}"
+
+
 def _segment_one(
     segmenter: "Segmenter",
     features: "SupportFeatures",
     plan: inputs.Plan,
-    threshold: float,
-    seed: int,
+    choices: dict[str, Any],
     shared_seconds: dict[str, float],
     *,
     as_json: bool,
@@ -113,14 +120,14 @@ def _segment_one(
     watch = Watch()
     image = read_image(plan.query)
     watch.mark("read")
-    prediction = segmenter.segment(image, features, threshold=threshold, seed=seed)
+    prediction = segmenter.segment(image, features, **choices)
     watch.mark("segment")
     write_mask(plan.outputs["mask"], prediction.mask)
     write_heatmap(plan.outputs["heatmap"], prediction.score_map, image)
     write_overlay(plan.outputs["overlay"], image, prediction.mask)
     watch.mark("write")
     if not prediction.mask.any():
-        console.note(f"{plan.query}: no pixel is above the threshold {threshold:g}; the mask is empty.")
+        console.note(f"{plan.query}: {_why_empty(prediction)}; the mask is empty.")
     if not as_json:
         for output in plan.outputs.values():
             console.result(str(output))
@@ -131,11 +138,15 @@ def _segment_one(
         "read": watch.seconds["read"],
         "write": watch.seconds["write"],
     }
-    console.result_json(_row(segmenter, prediction, plan, seed, seconds))
+    console.result_json(_row(segmenter, prediction, plan, choices, seconds))
 
 
 def _row(
-    segmenter: "Segmenter", prediction: "Prediction", plan: inputs.Plan, seed: int, seconds: dict[str, float]
+    segmenter: "Segmenter",
+    prediction: "Prediction",
+    plan: inputs.Plan,
+    choices: dict[str, Any],
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
     """One picture as JSON; the seconds of "load" and "support" were spent once for the whole run."""
     return {
@@ -144,8 +155,7 @@ def _row(
         "size_hw": list(prediction.mask.shape),
         "mask_area": float(prediction.mask.mean()),
         "presence": prediction.presence,
-        "threshold": prediction.threshold,
+        **choices,
         **inputs.model_record(segmenter),
-        "seed": seed,
         "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
     }

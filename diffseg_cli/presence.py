@@ -1,0 +1,101 @@
+"""Is the thing in the picture at all? A calibrated score from what a look says before it is normalised.
+
+Min-max makes some place bright in every picture, so the score map alone cannot say "nothing here". Three
+figures can: how like the supports' object the found region is, how much of the prompt its best places take,
+and how sure PAM is of what it marked. A logistic function of them, fitted on episodes with and without the
+object, is the presence score.
+
+Letters: b queries, k supports, c latent channels, H W latent size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffseg_cli.prediction import SegmenterOutput, SupportFeatures
+
+FEATURES = ("similarity", "prompt", "confidence")
+BEST_SHARE = 1 / 64  # of the places: how many count as a look's best
+
+
+def presence_features(output: SegmenterOutput, latents: Tensor, support: SupportFeatures) -> Tensor:
+    """What the score is made of.
+
+    Args:
+        output: of `Segmenter.forward`.
+        latents: (b c H W) of the queries.
+        support: of the queries, with b or 1 rows.
+
+    Returns:
+        (b 3): cosine between the mean latents of the found region and of the supports' object, in [-1, 1];
+        mean prompt share of the best places, in [0, 1]; mean of the predicted picture over the found region,
+        in [0, 1].
+    """
+    found = F.interpolate(
+        output.picture.float().clamp(0, 1), size=latents.shape[-2:], mode="area"
+    )  # (b 1 H W)
+    region = (latents.float() * found).sum((2, 3))  # (b c)
+    thing = (support.latents.float() * support.masks).sum((1, 3, 4))  # (1 or b c)
+    similarity = F.cosine_similarity(region, thing, dim=1)
+    places = output.scores.cross_map.flatten(1)
+    prompt = places.topk(max(1, int(places.shape[1] * BEST_SHARE)), dim=1).values.mean(1)
+    confidence = found.square().sum((1, 2, 3)) / found.sum((1, 2, 3)).clamp_min(1e-6)
+    return torch.stack([similarity, prompt.float(), confidence], dim=1)
+
+
+@dataclass(frozen=True)
+class PresenceCalibration:
+    """Logistic function of `presence_features`.
+
+    Attributes:
+        weights: one a feature.
+        bias: log odds when every feature is zero.
+    """
+
+    weights: tuple[float, ...]
+    bias: float
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any] | None) -> "PresenceCalibration | None":
+        """What a checkpoint's config holds, or None where there is none."""
+        return cls(tuple(config["weights"]), config["bias"]) if config else None
+
+    def score(self, features: Tensor) -> Tensor:
+        """features (b 3) -> probability (b) in [0, 1] that the object is in the picture."""
+        return torch.sigmoid(features @ features.new_tensor(self.weights) + self.bias)
+
+
+def fit_calibration(features: Tensor, present: Tensor) -> PresenceCalibration:
+    """Logistic regression, lightly regularised.
+
+    Args:
+        features: (n 3).
+        present: (n) in {0, 1}.
+    """
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    scaled = (features - mean) / std
+    weights = torch.zeros(features.shape[1], requires_grad=True)
+    bias = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights, bias], max_iter=100)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        error = F.binary_cross_entropy_with_logits(scaled @ weights + bias, present.float())
+        error = error + 1e-3 * weights.square().sum()
+        error.backward()
+        return error
+
+    optimizer.step(loss)
+    unscaled = (weights / std).detach()
+    return PresenceCalibration(tuple(unscaled.tolist()), float(bias.detach() - (unscaled * mean).sum()))
+
+
+def roc_auc(scores: Tensor, present: Tensor) -> float:
+    """Probability that a picture with the object scores above one without; ties count half."""
+    with_it, without = scores[present > 0], scores[present <= 0]
+    above = (with_it[:, None] > without[None]).double().mean()
+    level = (with_it[:, None] == without[None]).double().mean()
+    return float(above + 0.5 * level)

@@ -1,0 +1,118 @@
+"""Fit and judge the presence score on cached episodes, half of them without the object."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffseg_cli.episode import Episode, FewShotDataset, draw_episode
+from diffseg_cli.feature_cache import FeatureCache
+from diffseg_cli.presence import PresenceCalibration, fit_calibration, presence_features, roc_auc
+from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.training import read_supports
+
+EPISODES = 800
+BINS = 10
+
+
+@dataclass(frozen=True)
+class PresenceSample:
+    """Features of some episodes.
+
+    Attributes:
+        features: (n 3).
+        present: (n) 1 where the query holds the object.
+        class_names: of the supports.
+    """
+
+    features: Tensor
+    present: Tensor
+    class_names: list[str]
+
+
+def draw_presence_episode(
+    dataset: FewShotDataset, index: int, *, shots: int, seed: int
+) -> tuple[Episode, bool]:
+    """Even episodes as `draw_episode` gives them; odd ones with a query that lacks the object.
+
+    That it is absent is what the data set knows: neither the query's class nor a label of its `present`.
+
+    Returns:
+        The episode and whether its query holds the object. An odd episode of a source with no such picture is
+        given as an ordinary one.
+    """
+    episode = draw_episode(dataset, index // 2, shots=shots, seed=seed)
+    if index % 2 == 0:
+        return episode, True
+    source, thing = (
+        episode.class_name.rsplit("/", 1) if "/" in episode.class_name else ("", episode.class_name)
+    )
+    free = [
+        i
+        for name, members in dataset.by_class.items()
+        if name != episode.class_name and name.startswith(source)
+        for i in members
+        if thing not in dataset.samples[i].present
+    ]
+    if not free:
+        return episode, True
+    generator = np.random.Generator(np.random.PCG64([seed, index, 1]))
+    return Episode(episode.class_name, episode.support, free[int(generator.integers(len(free)))]), False
+
+
+@torch.inference_mode()
+def sample_presence(
+    segmenter: Segmenter, cache: FeatureCache, *, episodes: int = EPISODES, seed: int = 0, shots: int = 1
+) -> PresenceSample:
+    """Run episodes with and without the object, in equal numbers."""
+    dataset = cache.dataset.with_enough(shots)
+    drawn = [draw_presence_episode(dataset, index, shots=shots, seed=seed) for index in range(episodes)]
+    features = []
+    for start in range(0, episodes, 8):
+        chunk = [episode for episode, _ in drawn[start : start + 8]]
+        query = cache.read([episode.query * cache.views for episode in chunk], [False] * len(chunk))
+        rows = np.array([episode.support for episode in chunk]) * cache.views
+        support = read_supports(cache, rows, np.zeros_like(rows, dtype=bool))
+        output = segmenter.forward(query.latents, query.edges, support)
+        features.append(presence_features(output, query.latents, support).cpu())
+    present = torch.tensor([float(flag) for _, flag in drawn])
+    return PresenceSample(torch.cat(features).clone(), present, [episode.class_name for episode, _ in drawn])
+
+
+def calibrate(sample: PresenceSample) -> PresenceCalibration:
+    """The calibration of a sample."""
+    return fit_calibration(sample.features, sample.present)
+
+
+def presence_report(
+    calibration: PresenceCalibration, sample: PresenceSample, groups: dict[str, Sequence[str]]
+) -> dict[str, float]:
+    """ROC AUC of each group of classes, and the expected calibration error over all.
+
+    Args:
+        calibration: under test.
+        sample: episodes it was not fitted on.
+        groups: name -> classes, e.g. of `evaluation.class_groups`.
+    """
+    scores = calibration.score(sample.features)
+    figures = {}
+    for group, members in groups.items():
+        chosen = torch.tensor([name in members for name in sample.class_names])
+        figures[f"auc {group}"] = roc_auc(scores[chosen], sample.present[chosen])
+    figures["calibration error"] = sum(
+        abs(float(stated - true)) * share for stated, true, share in reliability(scores, sample.present)
+    )
+    return figures
+
+
+def reliability(scores: Tensor, present: Tensor) -> list[tuple[float, float, float]]:
+    """(mean score, share that holds the object, share of all episodes) of each tenth of the scale in use."""
+    rows = []
+    for low in range(BINS):
+        inside = (scores * BINS).long().clamp_max(BINS - 1) == low
+        if inside.any():
+            share = float(inside.float().mean())
+            rows.append((float(scores[inside].mean()), float(present[inside].mean()), share))
+    return rows

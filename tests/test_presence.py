@@ -1,0 +1,97 @@
+"""The presence score: calibrated, ordered, and drawn from honest episodes."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffseg_cli.episode import FewShotDataset, Sample, group_by_class
+from diffseg_cli.errors import UsageError
+from diffseg_cli.presence import PresenceCalibration, fit_calibration, presence_features, roc_auc
+from diffseg_cli.presence_fit import PresenceSample, draw_presence_episode, presence_report, reliability
+from diffseg_cli.segmenter import Segmenter
+
+
+def dataset() -> FewShotDataset:
+    samples = [
+        Sample(Path(f"{name}{i}.jpg"), Path(f"{name}{i}.png"), f"{source}/{name}", present)
+        for source in ("voc", "coco")
+        for name, present in (("cat", ("dog",)), ("dog", ()), ("bus", ()))
+        for i in range(3)
+    ]
+    return group_by_class(samples)
+
+
+def test_absent_episodes_are_of_the_same_source_and_do_not_hold_the_object() -> None:
+    data = dataset()
+    for index in range(120):
+        episode, present = draw_presence_episode(data, index, shots=1, seed=0)
+        assert present == (index % 2 == 0)
+        query = data.samples[episode.query]
+        if not present:
+            source, thing = episode.class_name.split("/")
+            assert query.class_name.startswith(source) and query.class_name != episode.class_name
+            assert thing not in query.present
+            supports = draw_presence_episode(data, index - 1, shots=1, seed=0)[0].support
+            assert episode.support == supports
+
+
+def test_calibration_finds_the_odds_it_was_made_from() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4000, 3, generator=generator) * torch.tensor([0.1, 2.0, 1.0]) + 0.5
+    true = PresenceCalibration((8.0, 0.5, -1.0), -3.0)
+    present = (torch.rand(4000, generator=generator) < true.score(features)).float()
+    found = fit_calibration(features, present)
+    assert (found.score(features) - true.score(features)).abs().mean() < 0.02
+    sample = PresenceSample(features, present, ["a/x"] * 4000)
+    report = presence_report(found, sample, {"all": ["a/x"]})
+    assert report["auc all"] > 0.6 and report["calibration error"] < 0.03
+    assert sum(share for _, _, share in reliability(found.score(features), present)) == pytest.approx(1)
+
+
+def test_roc_auc_by_hand() -> None:
+    scores, present = torch.tensor([0.9, 0.4, 0.4, 0.1]), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    assert roc_auc(scores, present) == pytest.approx(3.5 / 4)
+    assert roc_auc(-scores, present) == pytest.approx(0.5 / 4)
+
+
+def test_features_see_whether_the_region_is_like_the_object(small_segmenter: Segmenter) -> None:
+    backbone = small_segmenter.backbone
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 128, 128, generator=generator)
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 32:96, 32:96] = 1
+    support = small_segmenter.encode_frames(image, mask)
+    latents = backbone.encode(image)
+    output = small_segmenter.forward(latents, None, support)
+
+    right = presence_features(dataclasses.replace(output, picture=mask), latents, support)[0]
+    wrong = presence_features(dataclasses.replace(output, picture=1 - mask), latents, support)[0]
+    assert right[0] == pytest.approx(1, abs=1e-3) and right[0] > wrong[0]
+    assert right[2] == pytest.approx(1) and 0 <= right[1] <= 1
+    empty = presence_features(dataclasses.replace(output, picture=0 * mask), latents, support)
+    assert torch.isfinite(empty).all()
+
+
+def test_absent_thing_empties_the_mask(small_segmenter: Segmenter) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    mask = np.zeros((60, 80), bool)
+    mask[10:40, 20:60] = True
+
+    def with_bias(bias: float | None) -> Segmenter:
+        calibration = None if bias is None else PresenceCalibration((0.0, 0.0, 0.0), bias)
+        parts = {"backbone": small_segmenter.backbone, "trained": small_segmenter.trained}
+        return Segmenter(**parts, hed=small_segmenter.hed, head="pam", presence=calibration, edge_size=64)
+
+    support = small_segmenter.encode_support([(image, mask)])
+    sure, unsure = (
+        with_bias(bias).segment(image, support, threshold=0.01, min_presence=0.5) for bias in (3, -3)
+    )
+    assert sure.presence == pytest.approx(0.953, abs=1e-3) and sure.mask.any()
+    assert unsure.presence == pytest.approx(0.047, abs=1e-3) and not unsure.mask.any()
+    assert np.array_equal(sure.probability, unsure.probability)
+    assert with_bias(-3).segment(image, support, threshold=0.01).mask.any()
+    with pytest.raises(UsageError, match="presence"):
+        with_bias(None).segment(image, support, min_presence=0.5)
