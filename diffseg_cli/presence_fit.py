@@ -1,6 +1,6 @@
 """Fit and judge the presence score on cached episodes, half of them without the object."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +87,7 @@ def calibrate(sample: PresenceSample) -> PresenceCalibration:
 
 
 def presence_report(
-    calibration: PresenceCalibration, sample: PresenceSample, groups: dict[str, Sequence[str]]
+    calibration: PresenceCalibration, sample: PresenceSample, groups: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
     """ROC AUC of each group of classes, and the expected calibration error over all.
 
