@@ -6,7 +6,7 @@ A data set here is only paths and classes; nothing is decoded until an episode i
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +22,17 @@ class Sample:
 
     Attributes:
         image: the photograph.
-        mask: its mask, the object white.
+        mask: its mask, the object white; with `label`, a file that holds several classes.
         class_name: "class" or "source/class".
         present: names of other classes known to be in the same picture, without their source.
+        label: value of the class in `mask`: in a label map the pixels' value, in COCO the category id.
     """
 
     image: Path
     mask: Path
     class_name: str
     present: tuple[str, ...] = ()
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,14 @@ class FewShotDataset:
     Attributes:
         samples: all of them, in a fixed order.
         by_class: class name -> indices into `samples`; classes in sorted order.
+        root: folder the paths are told from in lists of episodes; None where there is none.
+        name: which data set it is, and so how its masks are read.
     """
 
     samples: tuple[Sample, ...]
     by_class: dict[str, tuple[int, ...]]
+    root: Path | None = None
+    name: str = "folder"
 
     @property
     def classes(self) -> list[str]:
@@ -60,16 +66,21 @@ class FewShotDataset:
 
     def with_enough(self, shots: int) -> "FewShotDataset":
         """Only the classes that have `shots` supports and a query to spare."""
-        return FewShotDataset(self.samples, {n: i for n, i in self.by_class.items() if len(i) > shots})
+        return replace(self, by_class={n: i for n, i in self.by_class.items() if len(i) > shots})
+
+    def relative(self, path: Path) -> str:
+        """A path of this data set as lists of episodes name it, the same on every machine."""
+        inside = self.root is not None and path.is_relative_to(self.root)
+        return path.relative_to(self.root).as_posix() if self.root and inside else path.as_posix()
 
 
-def group_by_class(samples: Iterable[Sample]) -> FewShotDataset:
+def group_by_class(samples: Iterable[Sample], root: Path | None = None) -> FewShotDataset:
     """Sort samples by class and path, so that the order does not depend on the file system."""
     ordered = tuple(sorted(samples, key=lambda s: (s.class_name, s.image.as_posix())))
     indices = defaultdict(list)
     for index, sample in enumerate(ordered):
         indices[sample.class_name].append(index)
-    return FewShotDataset(ordered, {name: tuple(indices[name]) for name in sorted(indices)})
+    return FewShotDataset(ordered, {name: tuple(indices[name]) for name in sorted(indices)}, root)
 
 
 def read_folder(
@@ -108,7 +119,7 @@ def read_folder(
             f"{root} holds no picture with a mask.",
             "Expected <class>/<name>.jpg with <class>/<name>.png beside it.",
         )
-    return group_by_class(samples)
+    return group_by_class(samples, root)
 
 
 def _read_index(root: Path, index: Path, split: str | None, sources: Sequence[str] | None) -> list[Sample]:
