@@ -1,14 +1,65 @@
 """Intersection and union counts that add up, and the figures of few-shot segmentation computed from them.
 
 mIoU is the mean over classes of summed intersections over summed unions, FB-IoU the mean of foreground and
-background IoU over everything, as PASCAL-5i and COCO-20i are reported.
+background IoU over everything, as PASCAL-5i and COCO-20i are reported. Boundary IoU is that of Cheng et al.
+(CVPR 2021): IoU of the pixels of either mask that lie near its own border.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+BOUNDARY_SHARE = 0.02  # of the picture's diagonal, as in the boundary IoU paper
+COUNTS = 6  # numbers `count_pixels` gives
+RESAMPLES = 1000  # of a bootstrap
+
+
+def boundary_width(size_hw: tuple[int, int]) -> int:
+    """How far from its border a mask's boundary reaches in a picture of this size, in pixels, at least 1."""
+    return max(1, round(BOUNDARY_SHARE * float(np.hypot(*size_hw))))
+
+
+def mask_boundary(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """Pixels of a mask within `width` of its border in chessboard distance; the picture's edge is a border.
+
+    Args:
+        mask: bool (h w).
+        width: at least 1.
+    """
+    padded = np.pad(mask.astype(np.uint8), width)
+    kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    inner = cv2.erode(padded, kernel)[width:-width, width:-width]
+    boundary: NDArray[np.bool_] = mask & (inner == 0)
+    return boundary
+
+
+def count_pixels(
+    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """What one mask adds to the sums.
+
+    Args:
+        predicted: bool (h w).
+        truth: bool (h w).
+        ignore: bool (h w), pixels that do not count and belong to neither mask; None for none.
+
+    Returns:
+        int64 (6): foreground intersection and union, background intersection and union, boundary intersection
+        and union.
+    """
+    if predicted.shape != truth.shape:
+        raise ValueError(f"predicted {predicted.shape} and truth {truth.shape} differ in size")
+    total = truth.size
+    if ignore is not None:
+        predicted, truth, total = predicted & ~ignore, truth & ~ignore, int((~ignore).sum())
+    hit, either = int((predicted & truth).sum()), int((predicted | truth).sum())
+    width = boundary_width((truth.shape[0], truth.shape[1]))
+    mine, theirs = mask_boundary(predicted, width), mask_boundary(truth, width)
+    near = [int((mine & theirs).sum()), int((mine | theirs).sum())]
+    return np.array([hit, either, total - either, total - hit, *near], dtype=np.int64)
 
 
 @dataclass
@@ -16,8 +67,7 @@ class IouCounts:
     """Pixel counts per class; `merge` in any order gives the same figures.
 
     Attributes:
-        counts: class name -> int64 (4): foreground intersection, foreground union, background intersection,
-            background union.
+        counts: class name -> int64 (6), sums of `count_pixels`.
         episodes: class name -> number of masks counted.
     """
 
@@ -31,36 +81,71 @@ class IouCounts:
         truth: NDArray[np.bool_],
         ignore: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Count one mask. All arrays bool (h w); pixels where `ignore` is True do not count."""
-        if predicted.shape != truth.shape:
-            raise ValueError(f"predicted {predicted.shape} and truth {truth.shape} differ in size")
-        valid = np.ones_like(truth) if ignore is None else ~ignore
-        hit, either = int((predicted & truth & valid).sum()), int(((predicted | truth) & valid).sum())
-        total = int(valid.sum())
-        both_background = total - either
-        background_union = total - hit
-        self._count(class_name, np.array([hit, either, both_background, background_union], dtype=np.int64), 1)
+        """Count one mask; arguments as in `count_pixels`."""
+        self.add_counts(class_name, count_pixels(predicted, truth, ignore))
+
+    def add_counts(self, class_name: str, counts: NDArray[np.int64], episodes: int = 1) -> None:
+        """Add what `count_pixels` gave for `episodes` masks."""
+        self.counts[class_name] = self.counts.get(class_name, np.zeros(COUNTS, dtype=np.int64)) + counts
+        self.episodes[class_name] = self.episodes.get(class_name, 0) + episodes
 
     def merge(self, other: "IouCounts") -> None:
         """Add the counts of another run."""
         for name, counts in other.counts.items():
-            self._count(name, counts, other.episodes[name])
-
-    def _count(self, name: str, counts: NDArray[np.int64], episodes: int) -> None:
-        self.counts[name] = self.counts.get(name, np.zeros(4, dtype=np.int64)) + counts
-        self.episodes[name] = self.episodes.get(name, 0) + episodes
+            self.add_counts(name, counts, other.episodes[name])
 
     def iou(self, class_name: str) -> float:
         """Foreground IoU of a class, in [0, 1]; 1 when neither prediction nor truth held a pixel of it."""
-        intersection, union = self.counts[class_name][:2]
-        return float(intersection / union) if union else 1.0
+        return _share(self.counts[class_name][0], self.counts[class_name][1])
+
+    def boundary_iou(self, class_name: str) -> float:
+        """Boundary IoU of a class, in [0, 1]; 1 when neither mask held a pixel."""
+        return _share(self.counts[class_name][4], self.counts[class_name][5])
 
     def mean_iou(self, classes: Iterable[str] | None = None) -> float:
         """Mean over classes of `iou`; NaN when there is none."""
-        names = list(self.counts if classes is None else classes)
-        return float(np.mean([self.iou(name) for name in names])) if names else float("nan")
+        return _mean([self.iou(name) for name in (self.counts if classes is None else classes)])
+
+    def mean_boundary_iou(self, classes: Iterable[str] | None = None) -> float:
+        """Mean over classes of `boundary_iou`; NaN when there is none."""
+        return _mean([self.boundary_iou(name) for name in (self.counts if classes is None else classes)])
 
     def fb_iou(self) -> float:
         """Mean of foreground and background IoU, counts summed over all classes."""
         total = np.sum(list(self.counts.values()), axis=0)
         return float((total[0] / max(total[1], 1) + total[2] / max(total[3], 1)) / 2)
+
+
+def bootstrap_mean_iou(
+    episodes: Mapping[str, NDArray[np.int64]], *, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Confidence interval of the mean IoU over classes, from episodes drawn again within each class.
+
+    It says how far the figure could move with other episodes of the same pictures and classes; it does not
+    know other classes.
+
+    Args:
+        episodes: class name -> int64 (n, 2 or more), an episode's intersection and union first.
+        level: share of the resampled means inside.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper end, in [0, 1].
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, RESAMPLES]))
+    means = np.zeros(RESAMPLES)
+    for name in sorted(episodes):
+        counts = episodes[name][:, :2].astype(np.float64)
+        times = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
+        hit, either = (times @ counts).T
+        means += np.where(either > 0, hit / np.maximum(either, 1), 1.0) / len(episodes)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _share(intersection: np.int64, union: np.int64) -> float:
+    return float(intersection / union) if union else 1.0
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

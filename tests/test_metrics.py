@@ -1,12 +1,19 @@
-"""Counts against a brute-force loop over pixels, and that they add up in any order."""
+"""Counts against loops over pixels and against scikit-learn, and that they add up in any order."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sklearn.metrics import jaccard_score
 
-from diffseg_cli.metrics import IouCounts
+from diffseg_cli.metrics import (
+    IouCounts,
+    bootstrap_mean_iou,
+    boundary_width,
+    count_pixels,
+    mask_boundary,
+)
 
 masks = arrays(np.bool_, (5, 7))
 
@@ -54,3 +61,97 @@ def test_fb_iou_by_hand() -> None:
 def test_sizes_must_agree() -> None:
     with pytest.raises(ValueError, match="differ in size"):
         IouCounts().add("x", np.ones((2, 2), bool), np.ones((2, 3), bool))
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs=st.lists(st.tuples(masks, masks, masks), min_size=1, max_size=4))
+def test_iou_is_that_of_scikit_learn(pairs: list) -> None:
+    counts = IouCounts()
+    for predicted, truth, ignore in pairs:
+        counts.add("x", predicted, truth, ignore)
+    predicted, truth = (np.concatenate([pair[i][~pair[2]] for pair in pairs]) for i in (0, 1))
+    if not predicted.size:
+        return
+    assert counts.iou("x") == pytest.approx(jaccard_score(truth, predicted, zero_division=1.0))
+    if (predicted | truth).any() and not (predicted & truth).all():
+        both = jaccard_score(truth, predicted, average=None, labels=[False, True], zero_division=1.0)
+        assert counts.fb_iou() == pytest.approx(float(np.mean(both)))
+
+
+def boundary_by_loop(mask: np.ndarray, width: int) -> np.ndarray:
+    """A pixel is near the border when something within `width` of it is not the mask, or no picture."""
+    found = np.zeros_like(mask)
+    h, w = mask.shape
+    for y in range(h):
+        for x in range(w):
+            ring = [
+                0 <= v < h and 0 <= u < w and mask[v, u]
+                for v in range(y - width, y + width + 1)
+                for u in range(x - width, x + width + 1)
+            ]
+            found[y, x] = mask[y, x] and not all(ring)
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), width=st.integers(1, 4))
+def test_boundary_equals_a_loop_over_pixels(seed: int, width: int) -> None:
+    generator = np.random.default_rng(seed)
+    mask = np.zeros((13, 15), bool)
+    for _ in range(3):
+        top, left = generator.integers(0, 8, 2)
+        mask[top : top + generator.integers(2, 12), left : left + generator.integers(2, 12)] = True
+    assert np.array_equal(mask_boundary(mask, width), boundary_by_loop(mask, width))
+
+
+def test_boundary_iou_by_hand() -> None:
+    assert boundary_width((300, 400)) == 10 and boundary_width((4, 4)) == 1  # 2 % of the diagonal, at least 1
+    predicted, truth = np.zeros((50, 50), bool), np.zeros((50, 50), bool)
+    truth[10:40, 10:40], predicted[10:40, 11:41] = True, True
+    counts = count_pixels(predicted, truth)
+    assert tuple(counts[:2]) == (30 * 29, 30 * 31)
+    ring, shared = 30**2 - 28**2, 2 * 29  # the bands are one pixel wide and share top and bottom rows
+    assert boundary_width((50, 50)) == 1 and tuple(counts[4:]) == (shared, 2 * ring - shared)
+    same = IouCounts()
+    same.add("x", truth, truth)
+    same.add("empty", ~truth & truth, ~truth & truth)
+    assert same.boundary_iou("x") == same.iou("x") == 1 and same.mean_boundary_iou() == 1
+
+
+def test_ignored_pixels_belong_to_neither_mask() -> None:
+    truth, ignore = np.zeros((40, 40), bool), np.zeros((40, 40), bool)
+    truth[10:30, 10:30], ignore[8:32, 8:32] = True, True
+    ignore[10:30, 10:30] = False  # the undecided ring of VOC
+    spilled = truth | ignore
+    assert np.array_equal(count_pixels(spilled, truth, ignore), count_pixels(truth, truth, ignore))
+    counts = count_pixels(spilled, truth, ignore)
+    assert counts[0] == counts[1] == 400 and counts[4] == counts[5] and counts[3] == 40 * 40 - 24 * 24
+
+
+def test_bootstrap_holds_the_mean_and_narrows_with_episodes() -> None:
+    generator = np.random.default_rng(0)
+
+    def draw(n: int) -> dict[str, np.ndarray]:
+        union = generator.integers(500, 1500, (n, 1))
+        return {name: np.hstack([(union * generator.beta(6, 4, (n, 1))).astype(int), union]) for name in "ab"}
+
+    few, many = draw(10), draw(400)
+    for episodes in (few, many):
+        mean = np.mean([counts[:, 0].sum() / counts[:, 1].sum() for counts in episodes.values()])
+        low, high = bootstrap_mean_iou(episodes)
+        assert low < mean < high and (low, high) == bootstrap_mean_iou(dict(reversed(episodes.items())))
+    spread = [np.ptp(bootstrap_mean_iou(episodes)) for episodes in (few, many)]
+    assert spread[1] < spread[0] / 3
+    certain = {"a": np.full((5, 2), 10), "b": np.zeros((5, 2), int)}
+    assert bootstrap_mean_iou(certain) == (1.0, 1.0)
+
+
+def test_bootstrap_interval_covers_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    inside = 0
+    for _ in range(60):
+        shares = generator.beta(6, 4, (40, 1))
+        counts = np.hstack([(1000 * shares).astype(int), np.full((40, 1), 1000)])
+        low, high = bootstrap_mean_iou({"a": counts})
+        inside += low <= 0.6 <= high
+    assert 0.85 < inside / 60 <= 1
