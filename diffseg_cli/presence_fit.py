@@ -13,7 +13,7 @@ from diffseg_cli.presence import PresenceCalibration, fit_calibration, presence_
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training import read_supports
 
-EPISODES = 800
+EPISODES = 400
 BINS = 10
 
 
@@ -62,7 +62,7 @@ def draw_presence_episode(
     return Episode(episode.class_name, episode.support, free[int(generator.integers(len(free)))]), False
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: the features are fitted on
 def sample_presence(
     segmenter: Segmenter, cache: FeatureCache, *, episodes: int = EPISODES, seed: int = 0, shots: int = 1
 ) -> PresenceSample:
@@ -78,7 +78,7 @@ def sample_presence(
         output = segmenter.forward(query.latents, query.edges, support)
         features.append(presence_features(output, query.latents, support).cpu())
     present = torch.tensor([float(flag) for _, flag in drawn])
-    return PresenceSample(torch.cat(features).clone(), present, [episode.class_name for episode, _ in drawn])
+    return PresenceSample(torch.cat(features), present, [episode.class_name for episode, _ in drawn])
 
 
 def calibrate(sample: PresenceSample) -> PresenceCalibration:

@@ -16,8 +16,10 @@ from diffseg_cli.errors import WeightsError
 from diffseg_cli.evaluation import Evaluation, evaluation_record
 from diffseg_cli.feature_cache import FeatureCache, augment
 from diffseg_cli.loading import load_modules
+from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.train_jobs import calibrate_checkpoint
 from diffseg_cli.training import LOG, MODULES, Trainer, draw_step, new_segmenter
 
 CONFIG = TrainConfig(steps=6, batch_size=2, validate_every=3, warmup_steps=2, max_shots=2)
@@ -186,3 +188,14 @@ def test_fitting_the_backbone(shapes: FewShotDataset, cache: FeatureCache) -> No
     )
     losses = [step.loss for step in train_decoder(cache.backbone, cache, steps=30)]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_checkpoint_gets_a_presence_score(cache: FeatureCache, tmp_path: Path) -> None:
+    list(make_trainer(cache, tmp_path).run())
+    figures = calibrate_checkpoint(tmp_path / MODULES, cache, cache)
+    assert 0 <= figures["auc all"] <= 1 and 0 <= figures["calibration error"] <= 1
+    calibration = PresenceCalibration.from_config(
+        load_modules(tmp_path / MODULES, cache.backbone)[1]["presence"]
+    )
+    assert calibration is not None and len(calibration.weights) == 3
+    assert read_checkpoint_info(tmp_path / MODULES).metrics["presence"] == figures
