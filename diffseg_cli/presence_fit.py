@@ -81,28 +81,40 @@ def sample_presence(
     return PresenceSample(torch.cat(features), present, [episode.class_name for episode, _ in drawn])
 
 
-def calibrate(sample: PresenceSample) -> PresenceCalibration:
-    """The calibration of a sample."""
-    return fit_calibration(sample.features, sample.present)
+def calibrate(sample: PresenceSample) -> tuple[PresenceCalibration, Tensor]:
+    """The calibration of a sample, and scores to judge it by.
+
+    Returns:
+        The calibration fitted on all of it, and (n) scores of each half of the classes by one fitted
+        on the other half. With a single class these are its own.
+    """
+    names = sorted(set(sample.class_names))
+    half = torch.tensor([names.index(name) % 2 == 0 for name in sample.class_names])
+    whole = fit_calibration(sample.features, sample.present)
+    scores = whole.score(sample.features)
+    if len(names) > 1:
+        for judged in (half, ~half):
+            other = fit_calibration(sample.features[~judged], sample.present[~judged])
+            scores[judged] = other.score(sample.features[judged])
+    return whole, scores
 
 
 def presence_report(
-    calibration: PresenceCalibration, sample: PresenceSample, groups: Mapping[str, Sequence[str]]
+    scores: Tensor, sample: PresenceSample, groups: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
     """ROC AUC of each group of classes, and the expected calibration error over all.
 
     Args:
-        calibration: under test.
-        sample: episodes it was not fitted on.
-        groups: name -> classes, e.g. of `evaluation.class_groups`.
+        scores: (n) in [0, 1].
+        sample: what was scored.
+        groups: name -> classes, e.g. of `class_groups`.
     """
-    scores = calibration.score(sample.features)
     figures = {}
     for group, members in groups.items():
         chosen = torch.tensor([name in members for name in sample.class_names])
         figures[f"auc {group}"] = roc_auc(scores[chosen], sample.present[chosen])
     figures["calibration error"] = sum(
-        abs(float(stated - true)) * share for stated, true, share in reliability(scores, sample.present)
+        abs(stated - true) * share for stated, true, share in reliability(scores, sample.present)
     )
     return figures
 

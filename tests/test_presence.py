@@ -10,7 +10,13 @@ import torch
 from diffseg_cli.episode import FewShotDataset, Sample, group_by_class
 from diffseg_cli.errors import UsageError
 from diffseg_cli.presence import PresenceCalibration, fit_calibration, presence_features, roc_auc
-from diffseg_cli.presence_fit import PresenceSample, draw_presence_episode, presence_report, reliability
+from diffseg_cli.presence_fit import (
+    PresenceSample,
+    calibrate,
+    draw_presence_episode,
+    presence_report,
+    reliability,
+)
 from diffseg_cli.segmenter import Segmenter
 
 
@@ -46,7 +52,7 @@ def test_calibration_finds_the_odds_it_was_made_from() -> None:
     found = fit_calibration(features, present)
     assert (found.score(features) - true.score(features)).abs().mean() < 0.02
     sample = PresenceSample(features, present, ["a/x"] * 4000)
-    report = presence_report(found, sample, {"all": ["a/x"]})
+    report = presence_report(found.score(features), sample, {"all": ["a/x"]})
     assert report["auc all"] > 0.6 and report["calibration error"] < 0.03
     assert sum(share for _, _, share in reliability(found.score(features), present)) == pytest.approx(1)
 
@@ -95,3 +101,13 @@ def test_absent_thing_empties_the_mask(small_segmenter: Segmenter) -> None:
     assert with_bias(-3).segment(image, support, threshold=0.01).mask.any()
     with pytest.raises(UsageError, match="presence"):
         with_bias(None).segment(image, support, min_presence=0.5)
+
+
+def test_each_half_of_the_classes_is_judged_by_the_other() -> None:
+    """A feature that means the opposite in the other half cannot be learnt from it."""
+    names = ["a", "b"] * 200
+    present = torch.randint(0, 2, (400,), generator=torch.Generator().manual_seed(0)).float()
+    sign = torch.tensor([1.0, -1.0] * 200)
+    features = torch.stack([(2 * present - 1) * sign, torch.zeros(400), torch.zeros(400)], dim=1)
+    _, scores = calibrate(PresenceSample(features, present, names))
+    assert roc_auc(scores, present) < 0.1

@@ -192,7 +192,7 @@ def test_fitting_the_backbone(shapes: FewShotDataset, cache: FeatureCache) -> No
 
 def test_checkpoint_gets_a_presence_score(cache: FeatureCache, tmp_path: Path) -> None:
     list(make_trainer(cache, tmp_path).run())
-    figures = calibrate_checkpoint(tmp_path / MODULES, cache, cache)
+    figures = calibrate_checkpoint(tmp_path / MODULES, cache)
     assert 0 <= figures["auc all"] <= 1 and 0 <= figures["calibration error"] <= 1
     calibration = PresenceCalibration.from_config(
         load_modules(tmp_path / MODULES, cache.backbone)[1]["presence"]
