@@ -127,6 +127,7 @@ def build_modules(backbone: Backbone, scm: ScmConfig | None, pam: PamConfig | No
             key_stride=pam.key_stride,
             modes=pam.modes,
             channel_dropout=pam.channel_dropout,
+            query_dropout=pam.query_dropout,
         )
     return modules
 

@@ -161,12 +161,28 @@ def test_output_latents_are_signed() -> None:
     assert latents.min() < 0 < latents.max()
 
 
-def test_channel_dropout_only_when_training() -> None:
-    pam = make_pam(channel_dropout=0.5)
-    inputs = episode()
-    torch.testing.assert_close(pam(*inputs), pam(*inputs))
-    pam.train()
-    assert not torch.equal(pam(*inputs), pam(*inputs))
+def test_dropout_only_when_training() -> None:
+    for settings in (
+        {"channel_dropout": 0.5, "query_dropout": 0.0},
+        {"channel_dropout": 0.0, "query_dropout": 0.5},
+    ):
+        pam = make_pam(**settings)
+        inputs = episode(b=16)
+        torch.testing.assert_close(pam(*inputs), pam(*inputs))
+        pam.train()
+        assert not torch.equal(pam(*inputs), pam(*inputs))
+
+
+def test_query_dropout_leaves_out_whole_queries_and_nothing_else() -> None:
+    pam = make_pam(channel_dropout=0.0, query_dropout=0.5).train()
+    inputs = episode(b=16)
+    with torch.no_grad():
+        dropped, kept = pam(*inputs), pam.eval()(*inputs)
+        torch.nn.init.zeros_(pam.query_in.weight)
+        torch.nn.init.zeros_(pam.query_in.bias)
+        without = pam(*inputs)
+    same = [(dropped - other).abs().amax((1, 2, 3)) < 1e-5 for other in (kept, without)]
+    assert torch.equal(same[0], ~same[1]) and 0 < same[0].sum() < 16
 
 
 def test_wrong_groups_and_modes_are_programming_errors() -> None:

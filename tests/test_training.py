@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from typer.testing import CliRunner
 
 from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint_info
+from diffseg_cli.cli.main import app
 from diffseg_cli.compact_fit import fit_basis, spread_samples, train_decoder
 from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
 from diffseg_cli.episode import FewShotDataset, read_folder
@@ -18,7 +20,7 @@ from diffseg_cli.feature_cache import FeatureCache, augment
 from diffseg_cli.loading import load_modules
 from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.prototype import THRESHOLD, prototype_scores
-from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.segmenter import Segmenter, load_segmenter
 from diffseg_cli.train_jobs import calibrate_checkpoint
 from diffseg_cli.training import LOG, MODULES, Trainer, draw_step, new_segmenter
 
@@ -199,3 +201,25 @@ def test_checkpoint_gets_a_presence_score(cache: FeatureCache, tmp_path: Path) -
     )
     assert calibration is not None and len(calibration.weights) == 3
     assert read_checkpoint_info(tmp_path / MODULES).metrics["presence"] == figures
+
+
+def test_train_command_improves_the_shipped_modules(shapes: FewShotDataset, tmp_path: Path) -> None:
+    """The whole verb on a person's own folder, and its checkpoint in use."""
+    root = shapes.samples[0].image.parents[1]
+    options = ["--root", str(root), "--out", str(tmp_path), "--init", "shipped", "--steps", "2"]
+    result = CliRunner().invoke(
+        app, ["train", *options, "--batch-size", "2", "--views", "1", "--device", "cpu"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "training modules.safetensors 2/2" in result.stderr and "presence" in result.stderr
+    segmenter = load_segmenter(checkpoint=tmp_path / MODULES, device="cpu")
+    sample = shapes.samples[0]
+    support = segmenter.encode_support([(sample.image, sample.mask)])
+    prediction = segmenter.segment(shapes.samples[1].image, support)
+    assert prediction.presence is not None and prediction.mask.shape == (96, 128)
+    shipped = load_segmenter(device="cpu")
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(segmenter.trained.parameters(), shipped.trained.parameters(), strict=True)
+    ]
+    assert any(moved)

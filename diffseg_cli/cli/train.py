@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from diffseg_cli.cli import console, options
-from diffseg_cli.config import TrainConfig
+from diffseg_cli.config import PamConfig, TrainConfig
 
 EXAMPLES = """Examples:
 
@@ -33,6 +33,17 @@ def train(
     ] = "default",
     steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = TrainConfig.steps,
     batch_size: Annotated[int, typer.Option(min=1, help="Episodes a step.")] = TrainConfig.batch_size,
+    lr: Annotated[float, typer.Option(help="Highest learning rate of the default recipe.")] = TrainConfig.lr,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Start from these modules: 'shipped' or a checkpoint. Default: from nothing."),
+    ] = None,
+    channel_dropout: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of latent channels PAM loses while training.")
+    ] = PamConfig.channel_dropout,
+    query_dropout: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of episodes PAM trains without the query's latents.")
+    ] = PamConfig.query_dropout,
     views: Annotated[
         int, typer.Option(min=1, help="Cached views a picture; the first is the picture itself.")
     ] = 2,
@@ -45,11 +56,14 @@ def train(
     if stage == "backbone":
         job = backbone_job(root, out, split=split, steps=steps, seed=seed, device=device)
     else:
-        config = TrainConfig(recipe=recipe, steps=steps, batch_size=batch_size, seed=seed)
+        config = TrainConfig(recipe=recipe, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+        pam = PamConfig(channel_dropout=channel_dropout, query_dropout=query_dropout)
         job = modules_job(
             root,
             out,
             config=config,
+            pam=pam,
+            init=init,
             split=split,
             val_split=val_split,
             val_sources=val_sources,

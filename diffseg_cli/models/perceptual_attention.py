@@ -216,6 +216,8 @@ class PerceptualAttention(nn.Module):
         modes: of attention 1, 2 and 3, each "attention", "conv" (a convolution in its place) or "none"
             (its source is left out of the mean; the paper's table 5).
         channel_dropout: share of latent channels dropped, the same in query and support, when training.
+        query_dropout: share of episodes whose L_q is left out of L_3 when training, so that the answer rests
+            on comparison and not on what the training classes look like.
     """
 
     def __init__(
@@ -229,12 +231,14 @@ class PerceptualAttention(nn.Module):
         value_width: int = 6,
         key_stride: int = 2,
         modes: Sequence[str] = ("attention", "attention", "attention"),
-        channel_dropout: float = 0.15,
+        channel_dropout: float = 0.3,
+        query_dropout: float = 0.3,
     ) -> None:
         super().__init__()
         if sum(groups) != latent_channels or not set(modes) <= set(MODES):
             raise ValueError(f"groups {tuple(groups)} must sum to {latent_channels} and modes be of {MODES}")
-        self.modes, self.channel_dropout = tuple(modes), channel_dropout
+        self.modes = tuple(modes)
+        self.channel_dropout, self.query_dropout = channel_dropout, query_dropout
         self.query_in = nn.Linear(latent_channels, width)
         self.attention_1: nn.Module | None = None
         self.attention_2: nn.Module | None = None
@@ -288,7 +292,10 @@ class PerceptualAttention(nn.Module):
         """
         query, support = self._drop_channels(query, support)
         grid_hw = (query.shape[2], query.shape[3])
-        sources = [to_grid(self.query_in(to_tokens(query)), grid_hw)]
+        itself = self.query_in(to_tokens(query))
+        if self.training and self.query_dropout > 0:
+            itself = itself * (torch.rand(query.shape[0], 1, 1, device=query.device) > self.query_dropout)
+        sources = [to_grid(itself, grid_hw)]
         if isinstance(self.attention_1, SupportAttention):
             sources.append(self.attention_1(query, support, masks))
         elif self.attention_1 is not None:
