@@ -4,24 +4,37 @@ Everything comes out upright (EXIF orientation applied, to masks as well), at it
 What the numbers or colours of a mask mean is `mask_values.py`.
 """
 
+import io
+import math
 import struct
 import tokenize
 import zipfile
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from diffseg_cli.errors import InputError
-from diffseg_cli.mask_values import DEEP_MODES, read_meaning
+from diffseg_cli.array_files import MAGIC as NPY_MAGIC
+from diffseg_cli.array_files import is_array_file, read_array_file
+from diffseg_cli.errors import InputError, UsageError
+from diffseg_cli.mask_files import annotated_mask, is_annotation_file
+from diffseg_cli.mask_shapes import Target
+from diffseg_cli.mask_values import DEEP_MODES, MAX_PIXELS, note, read_meaning
 
 ImageSource = str | Path | Image.Image | NDArray[np.uint8]
 MaskSource = str | Path | Image.Image | NDArray[Any]
 
-MAX_PIXELS = 178_000_000  # as much as Pillow opens by itself; 0.5 GB in memory as RGB
+NO_TARGET = Target()
+STRIP_ROWS = 256
+# Formats that are decoded inside this process: Pillow hands PostScript, for one, to another program.
+FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000"]
+if find_spec("PIL.AvifImagePlugin"):  # newer than the oldest Pillow that serves
+    FORMATS.append("AVIF")
 
 ORIENTATION_TAG = 0x0112
 TURNS = {
@@ -47,7 +60,7 @@ LOOKALIKES = (
     ),
     (b"%PDF", "is a PDF document", "Export the page as PNG."),
     (b"<", "is text (SVG, XML or a web page), not pixels", "Save the picture itself as PNG or JPEG."),
-    (b"\x93NUMPY", "is a NumPy array, which is read as a mask only", "Save the picture as PNG."),
+    (NPY_MAGIC, "is a NumPy array, which is read as a mask only", "Save the picture as PNG."),
 )
 
 
@@ -59,12 +72,12 @@ def source_name(source: ImageSource | MaskSource, otherwise: str) -> str:
 # --- files ---------------------------------------------------------------------------------------------
 
 
-def _open(path: Path) -> Image.Image:
-    """Open a picture file and look at its header only."""
+def _open(path: Path, content: bytes | None = None) -> Image.Image:
+    """Open a picture file, or its content, and look at the header only."""
     try:
-        if path.is_dir():
+        if content is None and path.is_dir():
             raise InputError(f"{path} is a folder, not a picture.", "Name one picture in it.")
-        image = Image.open(path)
+        image = Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
     except FileNotFoundError as error:
         raise InputError(
             f"{path} does not exist.", f"Check the name; a relative one starts at {Path.cwd()}."
@@ -74,15 +87,15 @@ def _open(path: Path) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(path) from error
     except DAMAGED as error:
-        raise _refusal(path, error) from error
+        raise _refusal(path, content, error) from error
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(path, f" ({image.width} x {image.height})")
     return image
 
 
-def _load(path: Path) -> Image.Image:
-    """Decode a picture file, upright."""
-    with _open(path) as image:
+def _load(path: Path, content: bytes | None = None) -> Image.Image:
+    """Decode a picture file, or its content, upright."""
+    with _open(path, content) as image:
         try:
             return _upright(image)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -110,10 +123,10 @@ def _too_large(path: Path, size: str = "") -> InputError:
     )
 
 
-def _refusal(path: Path, error: Exception) -> InputError:
+def _refusal(path: Path, content: bytes | None, error: Exception) -> InputError:
     """Why a file that no decoder takes is refused."""
     try:
-        with path.open("rb") as stream:
+        with path.open("rb") if content is None else io.BytesIO(content) as stream:
             head = stream.read(64)
     except (OSError, ValueError) as second:
         reason = getattr(second, "strerror", None) or second
@@ -156,7 +169,7 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
         uint8 (H W 3).
 
     Raises:
-        InputError: missing, unreadable, damaged, too large (178 megapixels), or no picture.
+        InputError: missing, unreadable, damaged, too large (100 megapixels), or no picture.
         ValueError: an array of another type or shape.
     """
     if isinstance(source, str | Path):
@@ -167,7 +180,20 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
         if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,), (4,)):
             raise ValueError(f"a picture must be uint8 (H W 3), not {source.dtype} {source.shape}")
         image = Image.fromarray(source)
-    name = source_name(source, "The picture")
+    return _as_rgb(image, source_name(source, "The picture"))
+
+
+def read_image_bytes(content: bytes, name: str) -> NDArray[np.uint8]:
+    """Read a picture file's content that came another way, such as a pipe; as `read_image`.
+
+    Args:
+        content: the whole file.
+        name: what messages call it.
+    """
+    return _as_rgb(_load(Path(name), content), name)
+
+
+def _as_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     try:
         return _to_rgb(image, name)
     except DAMAGED as error:
@@ -180,9 +206,11 @@ def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
     if image.mode in DEEP_MODES:
         return np.repeat(_to_8_bits(np.asarray(image), name)[..., None], 3, axis=2)
     if image.has_transparency_data:
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image.convert("RGBA"))
-    return np.array(image.convert("RGB"))
+        image = image.convert("RGBA")
+        paper = Image.new("RGB", image.size, "white")
+        paper.paste(image, mask=image)
+        return np.array(paper)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _to_8_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
@@ -194,44 +222,116 @@ def _to_8_bits(values: NDArray[Any], name: str) -> NDArray[np.uint8]:
         low, high = 0.0, 1.0
     elif low >= 0 and high <= 65535:
         low, high = 0.0, next(top for top in (255.0, 1023.0, 4095.0, 16383.0, 65535.0) if high <= top)
-    scaled = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-12))
-    return np.rint(scaled).astype(np.uint8)
+    levels = np.empty(values.shape, dtype=np.uint8)
+    for top in range(0, len(values), STRIP_ROWS):  # a whole picture of float64 would take a gigabyte
+        strip = values[top : top + STRIP_ROWS].astype(np.float64)
+        levels[top : top + STRIP_ROWS] = np.rint((strip - low) * (255 / max(high - low, 1e-12)))
+    return levels
 
 
 # --- masks ---------------------------------------------------------------------------------------------
 
 
 def read_mask(
-    source: MaskSource, *, label: int | None = None, color: str | None = None, invert: bool = False
+    source: MaskSource,
+    *,
+    label: int | None = None,
+    color: str | None = None,
+    category: str | None = None,
+    annotation: int | None = None,
+    invert: bool = False,
+    target: Target = NO_TARGET,
 ) -> NDArray[np.bool_]:
     """Read which pixels are the object, upright.
 
-    Understood without a flag: black and white in any depth (0 and one other value); a palette picture with
+    Understood without a choice: black and white in any depth (0 and one other value); a palette picture with
     one label besides 0 and 255 (VOC's "ignore", never object); one colour on black; a cut-out's alpha
     channel; soft or JPEG-damaged borders between 0 and 255 (cut at 127, with a `MaskNote` warning). NPY and
-    NPZ files too.
+    NPZ files too, and COCO, LabelMe and YOLO annotations of one class.
 
     Args:
         source: path, PIL picture, or array: bool, integer or float (H W), or uint8 colours (H W 3), (H W 4).
-        label: the value that is the object, where there are several.
+        label: the value that is the object, where there are several; in COCO and YOLO the class number.
         color: its colour, where it is drawn in colours: "#RRGGBB", "RRGGBB" or a CSS name.
-        invert: the object is everything else (never VOC's "ignore").
+        category: in an annotation file, the class by name or number.
+        annotation: in an annotation file, one object: COCO's id, LabelMe's shape, YOLO's line (from 1).
+        invert: the object is everything else (never an ignored area).
+        target: the picture, for an annotation file.
 
     Returns:
         bool (H W), with pixels of both kinds.
 
     Raises:
         InputError: as `read_image`; or the mask is ambiguous, empty or full.
-        UsageError: both label and color, or a colour that is none.
+        UsageError: two choices that exclude each other, or a colour that is none.
     """
+    choices = {"--label": label, "--color": color, "--category": category, "--annotation": annotation}
+    given = [option for option, value in choices.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} each say what the object is.", "Give one of them.")
+    name = source_name(source, "The mask")
+    if isinstance(source, str | Path) and is_annotation_file(Path(source)):
+        if color is not None:
+            raise InputError(f"{name} holds outlines, not colours.", "Choose the object with --category.")
+        category = category if label is None else str(label)
+        return annotated_mask(Path(source), target, category=category, annotation=annotation, invert=invert)
     content: Image.Image | NDArray[Any]
     if isinstance(source, str | Path):
         path = Path(source)
-        content = _load_array(path) if _is_array_file(path) else _load(path)
+        content = read_array_file(path) if is_array_file(path) else _load(path)
     else:
         content = _upright(source) if isinstance(source, Image.Image) else source
-    name = source_name(source, "The mask")
+    if category is not None or annotation is not None:
+        raise InputError(
+            f"{name} is no COCO, LabelMe or YOLO file, so {given[0]} chooses nothing in it.",
+            "Choose its object with --label or --color.",
+        )
     return read_meaning(content, label=label, color=color, invert=invert, name=name)
+
+
+def read_pair(
+    image: ImageSource, mask: MaskSource, *, fit: bool = False, **choice: Any
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read a picture and its mask, which must have the same size.
+
+    Args:
+        image: as in `read_image`.
+        mask: as in `read_mask`.
+        fit: bring a mask of another size to that of its picture, without smoothing.
+        choice: label, color, category, annotation, invert of `read_mask`.
+
+    Returns:
+        uint8 (H W 3) and bool (H W).
+
+    Raises:
+        InputError: as `read_image`, `read_mask` and `check_pair`.
+        UsageError: as `read_mask`.
+    """
+    pixels = read_image(image)
+    image_hw = (pixels.shape[0], pixels.shape[1])
+    name = str(image) if isinstance(image, str | Path) else None
+    read = read_mask(mask, target=Target(name, image_hw), **choice)
+    if fit:
+        read = _fit_mask(read, image_hw, source_name(mask, "The mask"))
+    check_pair(pixels, read, image, mask)
+    return pixels, read
+
+
+def _fit_mask(mask: NDArray[np.bool_], image_hw: tuple[int, int], name: str) -> NDArray[np.bool_]:
+    """A mask at its picture's size; one that is only turned is left for `check_pair` to refuse."""
+    (h, w), (mask_h, mask_w) = image_hw, mask.shape
+    if (h, w) == mask.shape or (h, w) == (mask_w, mask_h):
+        return mask
+    resized = cv2.resize(mask.astype(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST_EXACT)
+    fitted: NDArray[np.bool_] = resized.astype(bool)
+    squeezed = not math.isclose(h * mask_w, w * mask_h, rel_tol=0.02)
+    note(
+        f"{name} is {mask_w} x {mask_h} and was brought to the {w} x {h} of its picture"
+        f"{', another shape' if squeezed else ''}."
+    )
+    if fitted.all() or not fitted.any():
+        raise InputError(f"{name} marks nothing at {w} x {h}.", "Use a mask of the picture's own size.")
+    return fitted
 
 
 def check_pair(
@@ -259,36 +359,5 @@ def check_pair(
             f"{source_name(mask_source, 'its mask')} is {mask_w} x {mask_h}.",
             "One of them is turned: save the mask in the orientation of the picture."
             if turned
-            else "A mask must have the size of its picture; resize it without smoothing (nearest neighbour).",
+            else "A mask must have the size of its picture; --fit-mask resizes it (nearest neighbour).",
         )
-
-
-def _is_array_file(path: Path) -> bool:
-    """NPY or NPZ, by content; anything unreadable is left for the picture reader to name."""
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(6)
-    except (OSError, ValueError):
-        return False
-    return head == b"\x93NUMPY" or head[:4] == b"PK\x03\x04"
-
-
-def _load_array(path: Path) -> NDArray[Any]:
-    """The array of a NPY file, or of a NPZ file that has one (or one called "mask"); never unpickles."""
-    try:
-        with path.open("rb") as stream:
-            loaded = np.load(stream, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return loaded
-            names = loaded.files
-            if len(names) != 1 and "mask" not in names:
-                raise InputError(
-                    f"{path} holds {len(names)} arrays: {', '.join(names[:6])}.",
-                    "Save the mask alone, or as 'mask'.",
-                )
-            array: NDArray[Any] = loaded["mask" if "mask" in names else names[0]]
-            return array
-    except (*DAMAGED, MemoryError) as error:
-        raise InputError(
-            f"{path} is damaged, or no NumPy file of plain numbers.", "Save it again with numpy.save."
-        ) from error

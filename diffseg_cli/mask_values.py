@@ -18,6 +18,9 @@ Bools = NDArray[np.bool_]
 
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # Pillow's names for more than 8 bits of grey
 NEARLY_GREY = 4  # levels between channels that JPEG leaves in a grey picture
+MAX_PIXELS = 100_000_000  # of a picture or mask; with it every step stays below 2 GB
+MANY = 1 << 20  # distinct values; more need not be told apart
+STRIP = 1 << 22  # pixels counted at once
 IGNORE_INDEX = 255  # of a palette mask: PASCAL VOC's border, neither object nor background
 IGNORE_COLOR = 0xE0E0C0  # the same in VOC's colours
 FEW_COLORS = 256  # more than so many come from lossy compression or smoothing
@@ -52,16 +55,39 @@ def read_meaning(
         if wanted is not None:
             raise InputError(f"{where} holds numbers, not colours.", "Choose the object with --label.")
         chosen, ignored = _pick_label(raster, label, kind, where)
+    hint = "255 is 'ignore' in a palette mask; if it is the object, save the mask as a grey picture."
+    return checked_mask(chosen, ignored, invert, where, _shares(raster), hint if ignored.any() else None)
+
+
+def checked_mask(
+    chosen: Bools, ignored: Bools, invert: bool, where: str, held: str, hint: str | None = None
+) -> Bools:
+    """A mask with object and background.
+
+    Args:
+        chosen: (H W) what the user's choice marks.
+        ignored: (H W) neither object nor background.
+        invert: the object is everything else, but for ignored pixels.
+        where: the mask in words, for messages.
+        held: what it holds, for messages.
+        hint: what may be wrong, if that is known.
+
+    Raises:
+        InputError: all or nothing would be object.
+    """
     mask: Bools = ~(chosen | ignored) if invert else chosen
     if mask.all() or not mask.any():
         what = "is full: it marks the whole picture" if mask.all() else "is empty: it marks nothing"
         raise InputError(
-            f"{where} {what}. It holds {_shares(raster)}.",
-            "255 is 'ignore' in a palette mask; if it is the object, save the mask as a grey picture."
-            if ignored.any()
-            else "A mask needs object and background; is this the right file?",
+            f"{where} {what}. It holds {held}.",
+            hint or "A mask needs object and background; is this the right file?",
         )
     return mask
+
+
+def note(text: str) -> None:
+    """Tell the user how a mask was understood."""
+    warnings.warn(text, MaskNote, stacklevel=3)
 
 
 def point_mask(x: int, y: int, size_hw: tuple[int, int]) -> Bools:
@@ -178,8 +204,8 @@ def _pick_label(values: NDArray[Any], label: int | None, kind: str, where: str) 
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise InputError(f"{where} holds values that are not numbers.", "Replace them by 0.")
-        if (values == np.rint(values)).all():
-            values = np.rint(values).astype(np.int64)
+        if (np.abs(values).max() < 2**53) and (values == np.rint(values)).all():
+            values = values.astype(np.int64)
     found, _ = _count(values)
     ignore = values == IGNORE_INDEX if kind == "palette" else np.zeros(values.shape, dtype=bool)
     if label is not None:
@@ -226,10 +252,10 @@ def _pick_color(colors: NDArray[np.uint8], wanted: int | None, where: str) -> tu
         chosen = codes == wanted
         if len(found) > FEW_COLORS:
             exact = np.array([wanted >> 16, wanted >> 8 & 255, wanted & 255])
-            chosen = np.abs(colors.astype(np.int16) - exact).max(axis=2) <= LOSSY_TOLERANCE
+            low, high = np.clip([exact - LOSSY_TOLERANCE, exact + LOSSY_TOLERANCE], 0, 255)
+            chosen = cv2.inRange(colors, low.astype(np.float64), high.astype(np.float64)) > 0
             if chosen.any():
-                message = f"{where} has unclean colours: those near {_show(wanted, True)} are the object."
-                warnings.warn(message, MaskNote, stacklevel=3)
+                note(f"{where} has unclean colours: those near {_show(wanted, True)} are the object.")
         if not chosen.any():
             raise InputError(
                 f"{where} has no pixel of {_show(wanted, True)}. It holds {_shares(colors)}.",
@@ -273,7 +299,8 @@ def _as_levels(values: NDArray[Any]) -> NDArray[np.uint8] | None:
     top = next((top for top in tops if 0.9 * top <= high <= top), None)
     if top is None or values.min() < 0:
         return None
-    return np.rint(values * (255 / top)).astype(np.uint8)
+    levels = values * np.float32(255 / top)
+    return np.rint(levels, out=levels).astype(np.uint8)
 
 
 def _is_soft(levels: NDArray[np.uint8]) -> bool:
@@ -292,21 +319,36 @@ def _is_soft(levels: NDArray[np.uint8]) -> bool:
 
 
 def _note_soft(where: str) -> None:
-    warnings.warn(f"{where} has soft borders: values above 127 are the object.", MaskNote, stacklevel=4)
+    note(f"{where} has soft borders: values above 127 are the object.")
 
 
 def _count(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Distinct values, ascending, and how often each occurs."""
+    """Distinct values, ascending, and how often each occurs; strip by strip, to stay small.
+
+    Counting ends when so many have been seen that it cannot be a mask without a choice.
+    """
+    flat = values.reshape(-1)
+    strips = [flat[start : start + STRIP] for start in range(0, flat.size, STRIP)]
     if values.dtype == np.uint8:  # a hundred times faster than sorting
-        counts = np.bincount(values.ravel(), minlength=256)
-        return np.flatnonzero(counts), counts[counts > 0]
-    return np.unique(values, return_counts=True)
+        totals = np.sum([np.bincount(strip, minlength=256) for strip in strips], axis=0)
+        return np.flatnonzero(totals), totals[totals > 0]
+    found, counts = np.unique(strips[0], return_counts=True)
+    for strip in strips[1:]:
+        if len(found) > MANY:
+            break
+        more, times = np.unique(strip, return_counts=True)
+        found, places = np.unique(np.concatenate([found, more]), return_inverse=True)
+        counts = np.bincount(places, np.concatenate([counts, times])).astype(np.int64)
+    return found, counts
 
 
 def _codes(colors: NDArray[np.uint8]) -> NDArray[np.int32]:
     """(H W 3) -> (H W) 0xRRGGBB."""
-    wide = colors.astype(np.int32)
-    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    codes: NDArray[np.int32] = colors[..., 0].astype(np.int32)
+    for channel in (1, 2):
+        codes <<= 8
+        codes |= colors[..., channel]
+    return codes
 
 
 def _show(value: Any, is_color: bool) -> str:

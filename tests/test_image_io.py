@@ -190,12 +190,12 @@ def bomb(side: int) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("side", [13_350, 40_000, 2**31 - 1])
+@pytest.mark.parametrize("side", [10_001, 40_000, 2**31 - 1])
 @pytest.mark.filterwarnings("error")
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> None:
     (tmp_path / "bomb.png").write_bytes(bomb(side))
     for reader in (read_image, read_mask, check_image):
-        assert "more than 178 megapixels" in refusal(reader, tmp_path / "bomb.png")
+        assert "more than 100 megapixels" in refusal(reader, tmp_path / "bomb.png")
 
 
 @TMP_PATH
