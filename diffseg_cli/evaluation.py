@@ -1,25 +1,48 @@
-"""Run episodes at the pictures' own size and sum the counts.
+"""Run episodes at the pictures' own size and count pixels.
 
-Every method sees the same episodes: the segmenter through its inner door, and the training-free prototype
-line from the same latents. Pictures are encoded once, however many episodes they are in.
+Every method sees the same episodes: the segmenter through its inner door, the training-free prototype line
+from the same latents, and peers with the pictures themselves. The last few hundred encodings are remembered.
 """
 
-from collections.abc import Iterator
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from diffseg_cli.datasets import read_truth
+from diffseg_cli.datasets.truth import Truth
 from diffseg_cli.episode import Episode, FewShotDataset, draw_episode
-from diffseg_cli.errors import UsageError
 from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
-from diffseg_cli.image_io import read_image, read_mask
-from diffseg_cli.metrics import IouCounts
+from diffseg_cli.image_io import check_pair, read_image
+from diffseg_cli.metrics import count_pixels
 from diffseg_cli.prediction import SupportFeatures
 from diffseg_cli.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.summary import EpisodeResult, summarise
+
+OWN_METHODS = ("model", "attention", "prototype")
+REMEMBERED = 256  # encoded pictures; of the compact model 2.5 MB each
+
+
+class Peer(Protocol):
+    """Another few-shot method, from pictures to a mask."""
+
+    def predict(
+        self, query: NDArray[np.uint8], supports: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
+    ) -> NDArray[np.bool_]:
+        """Query (h w 3), supports (h w 3) with masks (h w), of any sizes -> mask (h w) of the query."""
+        ...
+
+    @property
+    def weights_mib(self) -> float:
+        """Size of its weights in memory."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,22 +53,34 @@ class EncodedSample:
         latents: (1 c H W) of the picture.
         edges: (1 1 E E), or None.
         support: the picture and its mask as a support, (1 1 ...).
-        truth: bool (h w) at the picture's own size.
+        truth: at the picture's own size.
+        seconds: what "latents", "edges" and "support" took.
     """
 
     latents: Tensor
     edges: Tensor | None
     support: SupportFeatures
-    truth: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+    truth: Truth
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
-class EpisodeResult:
-    """One episode and the IoU of each method on it."""
+class Illustration:
+    """One episode in pictures, all of their own size.
 
-    index: int
-    episode: Episode
-    iou: dict[str, float]
+    Attributes:
+        supports: uint8 (h w 3) and bool (h w) of each.
+        query: uint8 (h w 3).
+        truth: of the query.
+        score_map: float32 (h w) `M_a` in [0, 1].
+        predicted: bool (h w), the model's.
+    """
+
+    supports: list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
+    query: NDArray[np.uint8]
+    truth: Truth
+    score_map: NDArray[np.float32]
+    predicted: NDArray[np.bool_]
 
 
 def join_supports(parts: list[SupportFeatures]) -> SupportFeatures:
@@ -62,8 +97,9 @@ class Evaluation:
         dataset: its classes take turns.
         shots: supports an episode.
         seed: of the list of episodes.
-        methods: "model"; "attention", its own score map cut at the threshold; "prototype".
-        thresholds: of each method, on its own scale.
+        methods: "model"; "attention", its own score map cut at the threshold; "prototype"; or a peer's name.
+        thresholds: of each method of our own, on its own scale.
+        peers: other methods by name.
     """
 
     def __init__(
@@ -75,101 +111,175 @@ class Evaluation:
         seed: int,
         methods: tuple[str, ...] = ("model", "prototype"),
         thresholds: dict[str, float] | None = None,
+        peers: Mapping[str, Peer] | None = None,
     ) -> None:
         self.segmenter, self.shots, self.seed, self.methods = segmenter, shots, seed, methods
         self.dataset = dataset.with_enough(shots)
-        self.thresholds = {
-            "model": segmenter.settings.threshold,
-            "attention": segmenter.settings.threshold,
-            "prototype": THRESHOLD,
-            **(thresholds or {}),
-        }
-        self.counts = {method: IouCounts() for method in methods}
-        self._encoded: dict[int, EncodedSample] = {}
+        self.peers = dict(peers or {})
+        self.thresholds = {**own_thresholds(segmenter), **(thresholds or {})}
+        self.results: list[EpisodeResult] = []
+        self._encoded: OrderedDict[int, EncodedSample] = OrderedDict()
 
     def run(self, episodes: int) -> Iterator[EpisodeResult]:
-        """The first `episodes` episodes; counts grow in `self.counts`."""
+        """The first `episodes` episodes; results gather in `self.results`."""
         for index in range(episodes):
             episode = draw_episode(self.dataset, index, shots=self.shots, seed=self.seed)
-            query = self._encode(episode.query)
-            support = join_supports([self._encode(i).support for i in episode.support])
-            iou = {}
-            for method, score in self._scores(query, support).items():
-                size_hw = (query.truth.shape[0], query.truth.shape[1])
+            self.results.append(self.measure(index, episode))
+            yield self.results[-1]
+
+    def measure(
+        self, index: int, episode: Episode, *, run: int = 0, fold: int | None = None
+    ) -> EpisodeResult:
+        """Every method on one episode.
+
+        Args:
+            index: of the episode, for the record.
+            episode: of this data set.
+            run: repetition; moves the seed of a diffusion backbone's noise.
+            fold: for the record.
+
+        Raises:
+            InputError: a picture or mask cannot be used.
+        """
+        query = self._encode(episode.query)
+        truth = query.truth
+        for support in episode.support:
+            self._encode(support)
+        pictures = self._pictures(episode) if self.peers else None
+        counts, seconds, memory = {}, {}, {}
+        for method in self.methods:
+            meter, encoding = _Meter(self.segmenter.device), 0.0
+            if method in self.peers and pictures:
+                predicted = self.peers[method].predict(*pictures)
+            else:
+                score, encoding = self._score(method, query, episode, self.seed + run)
+                size_hw = (truth.mask.shape[0], truth.mask.shape[1])
                 predicted = from_frame(score[0, 0], size_hw) > self.thresholds[method]
-                alone = IouCounts()
-                alone.add(episode.class_name, predicted, query.truth)
-                self.counts[method].merge(alone)
-                iou[method] = alone.iou(episode.class_name)
-            yield EpisodeResult(index, episode, iou)
+            seconds[method] = meter.seconds() + encoding
+            if meter.on_cuda:
+                memory[method] = meter.device_mib()
+            counts[method] = tuple(count_pixels(predicted, truth.mask, truth.ignore).tolist())
+        return EpisodeResult(run, fold, index, episode.class_name, counts, seconds, memory)
+
+    def illustrate(self, episode: Episode, *, run: int = 0) -> Illustration:
+        """One episode again, in pictures."""
+        query = self._encode(episode.query)
+        output = self._forward(query, episode, self.seed + run)
+        size_hw = (query.truth.mask.shape[0], query.truth.mask.shape[1])
+        image, supports = self._pictures(episode)
+        return Illustration(
+            supports,
+            image,
+            query.truth,
+            from_frame(output[1][0, 0], size_hw),
+            from_frame(output[0][0, 0], size_hw) > self.thresholds["model"],
+        )
+
+    def _score(self, method: str, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, float]:
+        """Score (1 1 S S) of one of our methods, and the seconds its pictures took to encode.
+
+        Encodings are remembered, so their time is added to each episode, not measured in it.
+        """
+        parts = [self._encode(i) for i in episode.support]
+        encoding = query.seconds["latents"] + sum(part.seconds["latents"] for part in parts)
+        if method == "prototype":
+            support = join_supports([part.support for part in parts])
+            return prototype_scores(query.latents, support.latents, support.masks), encoding
+        encoding += query.seconds["edges"] + sum(part.seconds["support"] for part in parts)
+        picture, score_map = self._forward(query, episode, seed)
+        return (picture if method == "model" else score_map), encoding
 
     @torch.inference_mode()
-    def _scores(self, query: EncodedSample, support: SupportFeatures) -> dict[str, Tensor]:
-        scores = {}
-        if "model" in self.methods or "attention" in self.methods:
-            noise = self.segmenter.make_noise(query.latents, self.seed)
-            output = self.segmenter.forward(query.latents, query.edges, support, noise)
-            scores = {"model": output.picture, "attention": output.scores.score_map}
-        if "prototype" in self.methods:
-            scores["prototype"] = prototype_scores(query.latents, support.latents, support.masks)
-        return {method: scores[method] for method in self.methods}
+    def _forward(self, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, Tensor]:
+        support = join_supports([self._encode(i).support for i in episode.support])
+        noise = self.segmenter.make_noise(query.latents, seed)
+        output = self.segmenter.forward(query.latents, query.edges, support, noise)
+        return output.picture, output.scores.score_map
+
+    def _pictures(
+        self, episode: Episode
+    ) -> tuple[NDArray[np.uint8], list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]]:
+        samples = self.dataset.samples
+        supports = [(read_image(samples[i].image), self._encode(i).truth.mask) for i in episode.support]
+        return read_image(samples[episode.query].image), supports
 
     @torch.inference_mode()
     def _encode(self, index: int) -> EncodedSample:
         if index not in self._encoded:
             sample = self.dataset.samples[index]
-            image, truth = read_image(sample.image), read_mask(sample.mask)
+            image, truth = read_image(sample.image), read_truth(self.dataset.name, sample)
+            check_pair(image, truth.mask, sample.image, sample.mask)
             backbone = self.segmenter.backbone
             frames = stack_frames([image], backbone.image_size).to(backbone.device)
+            mask = mask_to_frame(truth.mask, backbone.image_size)[None].to(backbone.device)
+            seconds = {}
+            clock = _Meter(backbone.device)
             latents = backbone.encode(frames)
-            support = self.segmenter.encode_frames(
-                frames, mask_to_frame(truth, backbone.image_size)[None].to(backbone.device), latents
-            )
-            self._encoded[index] = EncodedSample(latents, self.segmenter.find_edges(frames), support, truth)
+            seconds["latents"] = clock.seconds()
+            edges = self.segmenter.find_edges(frames)
+            seconds["edges"] = clock.seconds() - seconds["latents"]
+            support = self.segmenter.encode_frames(frames, mask, latents)
+            seconds["support"] = clock.seconds() - seconds["latents"] - seconds["edges"]
+            self._encoded[index] = EncodedSample(latents, edges, support, truth, seconds)
+        self._encoded.move_to_end(index)
+        if len(self._encoded) > REMEMBERED:
+            self._encoded.popitem(last=False)
         return self._encoded[index]
 
 
-def class_groups(names: list[str]) -> dict[str, list[str]]:
-    """Classes by source, the part of the name before "/", and all of them together."""
-    groups = {"all": names}
-    for name in names:
-        if "/" in name:
-            groups.setdefault(name.split("/")[0], []).append(name)
-    return groups
+class _Meter:
+    """Wall time since it was made, the device's queued work included, and most memory held there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if device.type == "cuda" else None
+        if self._device:
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._start = time.perf_counter()
+
+    def seconds(self) -> float:
+        if self._device:
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - self._start
+
+    def device_mib(self) -> float:
+        return torch.cuda.max_memory_allocated(self._device) / 2**20
+
+    @property
+    def on_cuda(self) -> bool:
+        return self._device is not None
 
 
-def peer_methods(peer: str | None) -> tuple[str, ...]:
-    """The methods of a run with this peer beside the model.
-
-    Raises:
-        UsageError: an unknown peer.
-    """
-    if peer not in (None, "prototype", "attention"):
-        raise UsageError(f"Unknown peer '{peer}'.", "Use prototype or attention.")
-    return ("model", peer) if peer else ("model",)
+def own_thresholds(segmenter: Segmenter) -> dict[str, float]:
+    """Where each of our own methods is cut, on its own scale."""
+    cut = segmenter.settings.threshold
+    return {"model": cut, "attention": cut, "prototype": THRESHOLD}
 
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
-    """What was measured and everything needed to repeat it, as plain values for JSON."""
-    segmenter, names = evaluation.segmenter, evaluation.dataset.classes
-    groups = class_groups(names)
-    methods = {
-        method: {
-            "mean_iou": {group: counts.mean_iou(members) for group, members in groups.items()},
-            "fb_iou": counts.fb_iou(),
-            "per_class": {name: counts.iou(name) for name in names},
-        }
-        for method, counts in evaluation.counts.items()
+    """What was measured in `Evaluation.run`, as plain values for JSON."""
+    segmenter = evaluation.segmenter
+    return {
+        **describe_model(segmenter),
+        "shots": evaluation.shots,
+        "seed": evaluation.seed,
+        "episodes": len(evaluation.results),
+        "classes": len(evaluation.dataset.classes),
+        "thresholds": {
+            method: evaluation.thresholds[method]
+            for method in evaluation.methods
+            if method in evaluation.thresholds
+        },
+        "methods": summarise(evaluation.results),
     }
+
+
+def describe_model(segmenter: Segmenter) -> dict[str, Any]:
+    """What a record says about the model, as plain values for JSON."""
     return {
         "model": segmenter.model,
         "fingerprint": segmenter.backbone.fingerprint,
         "head": segmenter.head,
         "fusion": segmenter.settings.fusion,
-        "shots": evaluation.shots,
-        "seed": evaluation.seed,
-        "episodes": sum(next(iter(evaluation.counts.values())).episodes.values()),
-        "classes": len(names),
-        "thresholds": {method: evaluation.thresholds[method] for method in evaluation.methods},
-        "methods": methods,
+        "timesteps": list(segmenter.settings.timesteps) if segmenter.backbone.adds_noise else [],
     }

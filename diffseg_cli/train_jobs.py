@@ -10,7 +10,7 @@ from diffseg_cli.compute import resolve_device
 from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
 from diffseg_cli.episode import read_folder
 from diffseg_cli.errors import UsageError
-from diffseg_cli.evaluation import class_groups
+from diffseg_cli.summary import class_groups
 from diffseg_cli.feature_cache import FeatureCache
 from diffseg_cli.loading import COMPACT_ENCODER, build_compact, load_compact, load_encoder, load_modules
 from diffseg_cli.models.hed import load_hed

@@ -90,13 +90,25 @@ def _bars() -> "Bars":
 def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     """The items, with a bar on stderr while they last; no bar for one item or without a terminal."""
     if total < 2 or not sys.stderr.isatty():
-        yield from items
+        yield from _told_now_and_then(items, total, label)
         return
     with _bars() as bars:
         task = bars.add_task(label, total=total, figures="")
         for item in items:
             yield item
             bars.advance(task)
+
+
+def _told_now_and_then(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+    """The items, with a line and the time left once a minute: for logs of long runs."""
+    start = last = time.monotonic()
+    for done, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - last > QUIET_SECONDS and done < total:
+            minutes = (now - start) / done * (total - done) / 60
+            say(f"{label} {done}/{total}, {minutes:.0f} min left")
+            last = now
 
 
 @contextmanager
@@ -151,9 +163,46 @@ def show_evaluation(record: dict[str, Any], *, as_json: bool) -> None:
         f"{record['episodes']} episodes of {record['classes']} classes, seed {record['seed']}"
     )
     for method, figures in record["methods"].items():
-        result(f"\n{method}, threshold {record['thresholds'][method]:g}")
-        rows = [(f"mean IoU {group}", value) for group, value in figures["mean_iou"].items()]
-        rows += [("FB-IoU", figures["fb_iou"]), *figures["per_class"].items()]
+        cut = record["thresholds"].get(method)
+        result(f"\n{method}" + ("" if cut is None else f", threshold {cut:g}"))
+        rows = [(f"mean IoU {group}", f"{value:.3f}") for group, value in figures["mean_iou"].items()]
+        if "mean_iou_interval" in figures:
+            low, high = figures["mean_iou_interval"]
+            rows[0] = (rows[0][0], f"{rows[0][1]}  (95 %: {low:.3f} to {high:.3f})")
+        rows += [(f"mean IoU fold {fold}", f"{v:.3f}") for fold, v in figures.get("per_fold", {}).items()]
+        rows += [(f"boundary IoU {g}", f"{v:.3f}") for g, v in figures.get("boundary_iou", {}).items()]
+        rows += [("FB-IoU", f"{figures['fb_iou']:.3f}")]
+        rows += _costs(record.get("costs", {}).get(method, {}))
+        rows += [(name, f"{value:.3f}") for name, value in figures["per_class"].items()]
         width = max(len(name) for name, _ in rows)
-        for name, value in rows:
-            result(f"  {name:<{width}}  {value:.3f}")
+        for name, text in rows:
+            result(f"  {name:<{width}}  {text}")
+    _show_published(record)
+
+
+def _costs(costs: dict[str, float | None]) -> list[tuple[str, str]]:
+    """Time and memory, where they were measured."""
+    forms = (
+        ("seconds_per_episode", "time an episode", "{:.2f} s"),
+        ("weights_mib", "weights", "{:.0f} MiB"),
+        ("device_mib", "GPU memory", "{:.0f} MiB"),
+    )
+    return [(label, form.format(costs[name])) for name, label, form in forms if costs.get(name) is not None]
+
+
+def _show_published(record: dict[str, Any]) -> None:
+    """Published figures of the same protocol with ours among them, in percent; each kind by itself."""
+    for kind in dict.fromkeys(row["kind"] for row in record.get("published", [])):
+        rows = [
+            (row["mean_iou"], f"{row['method']}, {row['backbone']}", row["source"])
+            for row in record["published"]
+            if row["kind"] == kind
+        ]
+        for method, figures in record["methods"].items():
+            rows.append((100 * figures["mean_iou"]["all"], f"> {method}, this run", ""))
+        width = max(len(name) for _, name, _ in rows)
+        result(f"\nPublished, {kind} (mean IoU in percent; {record['protocol']})")
+        for value, name, source in sorted(rows):
+            result(f"  {value:5.1f}  {name:<{width}}  {source}".rstrip())
+    for note in record.get("notes", []):
+        say(note)

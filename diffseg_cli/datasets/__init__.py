@@ -30,12 +30,10 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "folder": Protocol(0, 20, (), "your own folder: one folder a class, 20 episodes a class"),
-    "pascal-5i": Protocol(
-        4, 200, ("test", "train"), "PASCAL-5i: VOC 2012 val, 5 test classes a fold, 1000 episodes a fold"
-    ),
+    "folder": Protocol(0, 20, (), "A folder of classes"),
+    "pascal-5i": Protocol(4, 200, ("test", "train"), "PASCAL-5i: VOC 2012 val, 5 test classes a fold"),
     "coco-20i": Protocol(
-        4, 50, ("test", "train"), "COCO-20i: COCO 2014 val, 60 classes train, 20 test, 1000 episodes a fold"
+        4, 50, ("test", "train"), "COCO-20i: COCO 2014 val, 60 classes train, 20 test a fold"
     ),
     "coco-40-20-20": Protocol(
         4,
@@ -43,9 +41,7 @@ PROTOCOLS = {
         ("test", "val", "train"),
         "COCO 40/20/20 of the DiffSeg paper: 40 classes train, 20 validate, 20 test; not COCO-20i",
     ),
-    "fss-1000": Protocol(
-        0, 10, ("test", "val", "train"), "FSS-1000: 240 test classes of 10 pictures, 2400 episodes"
-    ),
+    "fss-1000": Protocol(0, 10, ("test", "val", "train"), "FSS-1000: 240 test classes of 10 pictures"),
 }
 
 

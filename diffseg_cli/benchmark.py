@@ -1,0 +1,397 @@
+"""A whole evaluation: folds, repetitions, processes and machines, resumed where it stopped.
+
+Each episode is counted on its own and written down at once; counts are whole numbers, so that any division of
+the work merges to the same sums.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffseg_cli.datasets import PROTOCOLS, load_dataset
+from diffseg_cli.episode import FewShotDataset
+from diffseg_cli.episode_list import Task, draw_tasks, find_tasks, list_hash, list_lines, read_list
+from diffseg_cli.errors import InputError, MissingDependency, UsageError
+from diffseg_cli.evaluation import OWN_METHODS, Evaluation, Illustration, describe_model, own_thresholds
+from diffseg_cli.ledger import Ledger, read_ledgers
+from diffseg_cli.peers import NOTES, PEERS, load_peer
+from diffseg_cli.published import published_figures
+from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.summary import EpisodeResult, summarise, summarise_costs
+from diffseg_cli.version import __version__
+
+CHUNK = 8  # episodes a worker takes at a time
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an evaluation depends on; plain values, so that any process can be given it.
+
+    Attributes:
+        dataset: key of `datasets.PROTOCOLS`.
+        root: where it lies.
+        folds: 0 to 3, or (None,) where the data set has none.
+        split: part of the data set, or None for its default.
+        sources: of a folder with `index.csv`.
+        shots: supports an episode.
+        runs: repetitions with other episodes.
+        seed: of the first run.
+        episodes_per_class: in each run.
+        peers: methods beside the model.
+        peer_weights: folder with the peers' weights, or None for the local hub cache.
+        episodes_in: list of episodes to run instead of drawing them.
+        model, checkpoint, device, dtype, head, fusion, timesteps, offload: as `load_segmenter`.
+    """
+
+    root: str
+    dataset: str = "folder"
+    folds: tuple[int | None, ...] = (None,)
+    split: str | None = None
+    sources: tuple[str, ...] = ()
+    shots: int = 1
+    runs: int = 1
+    seed: int = 0
+    episodes_per_class: int = 20
+    peers: tuple[str, ...] = ()
+    peer_weights: str | None = None
+    episodes_in: str | None = None
+    model: str = "compact"
+    checkpoint: str | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    head: str | None = None
+    fusion: str | None = None
+    timesteps: tuple[int, ...] | None = None
+    offload: bool = False
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("model", *self.peers)
+
+
+def choose_folds(dataset: str, fold: str | None) -> tuple[int | None, ...]:
+    """Folds of a data set from what the user said: "0" to "3", "all" or nothing.
+
+    Raises:
+        UsageError: the data set does not have it.
+    """
+    count = PROTOCOLS[dataset].folds
+    if not count:
+        if fold is not None:
+            raise UsageError(f"{dataset} has no folds.", "Leave --fold out.")
+        return (None,)
+    if fold in (None, "all"):
+        return tuple(range(count))
+    if fold not in map(str, range(count)):
+        raise UsageError(f"There is no fold '{fold}'.", f"Use 0 to {count - 1}, or all.")
+    return (int(str(fold)),)
+
+
+def check_peers(names: Sequence[str]) -> tuple[str, ...]:
+    """Peers a user named, each once.
+
+    Raises:
+        UsageError: an unknown one.
+    """
+    known = (*OWN_METHODS[1:], *PEERS)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"Unknown peer '{name}'.", f"Use {', '.join(known)}.")
+    return tuple(dict.fromkeys(names))
+
+
+class Benchmark:
+    """An evaluation ready to run: its model, data sets and list of episodes.
+
+    Raises:
+        InputError: data or the list of episodes are missing or wrong.
+        WeightsError: the model's or a peer's weights are missing.
+        UsageError: options that contradict each other.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._datasets: dict[int | None, FewShotDataset] = {}
+        self._evaluation: tuple[int | None, Evaluation] | None = None
+        if plan.episodes_in:
+            self.tasks = self._read_tasks(Path(plan.episodes_in))
+        else:
+            self.tasks = draw_tasks(
+                {fold: self.dataset(fold) for fold in plan.folds},
+                shots=plan.shots,
+                seed=plan.seed,
+                runs=plan.runs,
+                episodes_per_class=plan.episodes_per_class,
+            )
+        self.lines = list_lines(self.tasks, self._datasets)
+        self.segmenter: Segmenter = load_segmenter(
+            plan.model,
+            plan.checkpoint,
+            plan.device,
+            plan.dtype,
+            head=plan.head,
+            fusion=plan.fusion,
+            offload=plan.offload,
+            timesteps=plan.timesteps,
+        )
+        self.peers = {
+            name: load_peer(name, plan.peer_weights, self.segmenter.device)
+            for name in plan.peers
+            if name in PEERS
+        }
+
+    def dataset(self, fold: int | None) -> FewShotDataset:
+        """The data set of a fold, read once."""
+        if fold not in self._datasets:
+            plan = self.plan
+            self._datasets[fold] = load_dataset(
+                plan.dataset, Path(plan.root), fold=fold, split=plan.split, sources=plan.sources
+            )
+        return self._datasets[fold]
+
+    def about(self) -> dict[str, Any]:
+        """What the list of episodes is of, for its first line."""
+        plan = self.plan
+        return {
+            "dataset": plan.dataset,
+            "split": plan.split or next(iter(PROTOCOLS[plan.dataset].splits), None),
+            "sources": list(plan.sources),
+            "shots": plan.shots,
+            "seed": plan.seed,
+            "runs": plan.runs,
+            "episodes_sha256": list_hash(self.lines),
+        }
+
+    def key(self) -> dict[str, Any]:
+        """Everything that decides an episode's counts; a stopped run goes on only where all of it agrees."""
+        return {
+            **self.about(),
+            **describe_model(self.segmenter),
+            "trained_sha256": _hash_modules(self.segmenter.trained),
+            "device": self.segmenter.device.type,
+            "dtype": str(self.segmenter.dtype).removeprefix("torch."),
+            "methods": list(self.plan.methods),
+            "thresholds": self._thresholds(),
+            "version": __version__,
+        }
+
+    def measure(self, task: Task) -> EpisodeResult:
+        """Run one episode in this process."""
+        return self._evaluation_of(task.fold).measure(task.index, task.episode, run=task.run, fold=task.fold)
+
+    def illustrate(self, result: EpisodeResult) -> Illustration:
+        """Run one episode again for its pictures."""
+        [task] = [task for task in self.tasks if task.place == result.place]
+        return self._evaluation_of(task.fold).illustrate(task.episode, run=task.run)
+
+    def record(self, results: Sequence[EpisodeResult]) -> dict[str, Any]:
+        """Figures and everything needed to repeat them, as plain values for JSON."""
+        plan = self.plan
+        fold = plan.folds[0] if len(plan.folds) == 1 else None
+        split = str(self.about()["split"])
+        costs = summarise_costs(results)
+        segmenter = self.segmenter
+        own = {
+            "prototype": _weights_mib(segmenter.backbone),
+            "model": _weights_mib(segmenter.backbone, segmenter.hed, segmenter.trained),
+        }
+        for name in costs:
+            peer = self.peers.get(name)
+            costs[name]["weights_mib"] = own.get(name, own["model"]) if peer is None else peer.weights_mib
+        return {
+            **self.key(),
+            "root": plan.root,
+            "protocol": PROTOCOLS[plan.dataset].text,
+            "folds": [f for f in plan.folds if f is not None],
+            "episodes_per_class": plan.episodes_per_class,
+            "episodes_in": plan.episodes_in,
+            "checkpoint": plan.checkpoint,
+            "torch": torch.__version__,
+            "description": self.segmenter.description,
+            "episodes": len(results),
+            "classes": len({result.class_name for result in results}),
+            "methods": summarise(results),
+            "costs": costs,
+            "notes": [NOTES[name] for name in plan.peers if name in NOTES],
+            "published": [
+                {"mean_iou": value, **{k: getattr(row, k) for k in ("method", "backbone", "kind", "source")}}
+                for row, value in published_figures(plan.dataset, split, plan.shots, fold)
+            ],
+        }
+
+    def _evaluation_of(self, fold: int | None) -> Evaluation:
+        if self._evaluation is None or self._evaluation[0] != fold:
+            evaluation = Evaluation(
+                self.segmenter,
+                self.dataset(fold),
+                shots=self.plan.shots,
+                seed=self.plan.seed,
+                methods=self.plan.methods,
+                peers=self.peers,
+            )
+            self._evaluation = (fold, evaluation)
+        return self._evaluation[1]
+
+    def _read_tasks(self, path: Path) -> list[Task]:
+        about, rows = read_list(path)
+        for what, mine in (("dataset", self.plan.dataset), ("shots", self.plan.shots)):
+            if about.get(what) != mine:
+                raise UsageError(
+                    f"{path} is a list for {what} {about.get(what)}, and this run has {what} {mine}.",
+                    f"Give --{what} {about.get(what)}.",
+                )
+        rows = [row for row in rows if row.get("fold") in self.plan.folds]
+        if not rows:
+            raise InputError(f"{path} holds no episode of this fold.", "Give another --fold.")
+        folds = {row["fold"] for row in rows}
+        return find_tasks(path, rows, {fold: self.dataset(fold) for fold in self.plan.folds if fold in folds})
+
+    def _thresholds(self) -> dict[str, float]:
+        known = own_thresholds(self.segmenter)
+        return {method: known[method] for method in self.plan.methods if method in known}
+
+
+def run_benchmark(
+    benchmark: Benchmark, out: Path | None = None, *, workers: int = 1, ray: bool = False
+) -> Iterator[EpisodeResult]:
+    """All episodes of a benchmark, those already in `out` first.
+
+    Under `accelerate launch` each process takes its share and yields it; `collect` then has all of them.
+
+    Args:
+        benchmark: what to run.
+        out: folder for the ledger; None keeps no record, and nothing can be resumed.
+        workers: processes on this machine.
+        ray: spread over the workers of a Ray cluster instead.
+
+    Raises:
+        InputError: `out` holds another run's episodes, or cannot be written.
+        MissingDependency: Ray is asked for and not installed.
+    """
+    rank, world = _rank_and_world()
+    if world > 1 and out is None:
+        raise UsageError("Several processes meet in a folder, and there is none.", "Give one with --out.")
+    done = {} if out is None else read_ledgers(out, benchmark.key())
+    places = {task.place: task for task in benchmark.tasks[rank::world]}
+    yield from (done[place] for place in places if place in done)
+    todo = [task for place, task in places.items() if place not in done]
+    if ray:
+        fresh = _measure_on_ray(benchmark.plan, _chunks(todo))
+    elif workers > 1 and len(todo) > 1:
+        fresh = _measure_in_processes(benchmark.plan, _chunks(todo), workers)
+    else:
+        fresh = (benchmark.measure(task) for task in todo)
+    if out is None or not todo:
+        yield from fresh
+        return
+    with Ledger(out, benchmark.key(), None if world == 1 else rank) as ledger:
+        for result in fresh:
+            ledger.add(result)
+            yield result
+
+
+def collect(benchmark: Benchmark, out: Path) -> list[EpisodeResult] | None:
+    """Results of all processes of an `accelerate launch`, in the first of them; None in the others."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    done = read_ledgers(out, benchmark.key())
+    return [done[place] for place in sorted(done)]
+
+
+def share_device(plan: Plan) -> Plan:
+    """The same plan on the GPU that `accelerate launch` gave this process; unchanged elsewhere."""
+    if _rank_and_world()[1] == 1 or plan.device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return plan
+    return replace(plan, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+
+
+def spread_over_machines() -> bool:
+    """Whether this process is one of several that `accelerate launch` started."""
+    return _rank_and_world()[1] > 1
+
+
+def _rank_and_world() -> tuple[int, int]:
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+# --- processes -----------------------------------------------------------------------------------------
+
+
+def _chunks(tasks: list[Task]) -> list[list[Task]]:
+    return [tasks[start : start + CHUNK] for start in range(0, len(tasks), CHUNK)]
+
+
+@lru_cache(maxsize=1)
+def _benchmark_here(plan: Plan) -> Benchmark:
+    """A worker's own copy, made when its first chunk comes."""
+    return Benchmark(plan)
+
+
+def measure_chunk(plan: Plan, tasks: list[Task], threads: int) -> list[EpisodeResult]:
+    """What a worker does: `threads` bounds what torch takes of the processor."""
+    torch.set_num_threads(threads)
+    return [_benchmark_here(plan).measure(task) for task in tasks]
+
+
+def _measure_in_processes(plan: Plan, chunks: list[list[Task]], workers: int) -> Iterator[EpisodeResult]:
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    # spawn, not fork: CUDA and torch's threads do not survive a fork.
+    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(measure_chunk, plan, chunk, threads) for chunk in chunks]
+        try:
+            for future in as_completed(futures):
+                yield from future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _measure_on_ray(plan: Plan, chunks: list[list[Task]]) -> Iterator[EpisodeResult]:
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependency("Ray is not installed.", "pip install 'diffseg[ray]'") from error
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    gpus = 1 if torch.cuda.is_available() else 0
+    remote = ray.remote(num_cpus=1, num_gpus=gpus)(measure_chunk)
+    waiting = [remote.remote(plan, chunk, 1) for chunk in chunks]
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1)
+        yield from ray.get(ready[0])
+
+
+# --- what it was run with ------------------------------------------------------------------------------
+
+
+def _hash_modules(modules: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(modules.state_dict().items()):
+        digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _weights_mib(*parts: Any) -> float:
+    """Size of networks, or of the networks a backbone holds, in memory."""
+    networks: list[Any] = []
+    for part in parts:
+        if part is not None:
+            networks += [part] if isinstance(part, nn.Module) else vars(part).values()
+    tensors = {
+        id(value): value.numel() * value.element_size()
+        for network in networks
+        if isinstance(network, nn.Module)
+        for value in (*network.parameters(), *network.buffers())
+    }
+    return sum(tensors.values()) / 2**20

@@ -1,0 +1,100 @@
+"""Results of episodes on disk, a line each, so that a stopped evaluation goes on where it was.
+
+JSON lines. The first says what the run is (everything that decides its counts), each further one is an
+`EpisodeResult`. The last line may be cut off; it is measured again.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from diffseg_cli.errors import InputError
+from diffseg_cli.summary import EpisodeResult
+
+NAME = "episodes"
+
+
+def read_ledgers(out: Path, key: dict[str, Any]) -> dict[tuple[int, int, int], EpisodeResult]:
+    """Results in a folder by `EpisodeResult.place`, of one process or of several.
+
+    Args:
+        out: the folder; it need not exist.
+        key: of the run.
+
+    Raises:
+        InputError: they are of another run, or damaged before their last line.
+    """
+    done = {}
+    for path in sorted(out.glob(f"{NAME}*.jsonl")):
+        try:
+            head, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or [""]
+            if head:
+                _check_key(path, json.loads(head), key)
+            for line in lines:
+                row = json.loads(line)
+                row["counts"] = {method: tuple(counts) for method, counts in row["counts"].items()}
+                result = EpisodeResult(**row)
+                done[result.place] = result
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is not a ledger that can be continued: {error}.",
+                "Choose another --out, or delete it.",
+            ) from error
+    return done
+
+
+class Ledger:
+    """A file that grows by a whole line an episode; use it in a `with` block.
+
+    Args:
+        out: its folder.
+        key: of the run.
+        rank: of the process where several write into the same folder, else None.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+
+    def __init__(self, out: Path, key: dict[str, Any], rank: int | None = None) -> None:
+        self.path = out / (f"{NAME}.jsonl" if rank is None else f"{NAME}.{rank}.jsonl")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+            self._file.seek(0)
+            whole = self._file.read().rfind(b"\n") + 1
+            self._file.truncate(whole)
+            if not whole:
+                self._write(key)
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written: {error.strerror}.", "Choose another --out."
+            ) from error
+
+    def add(self, result: EpisodeResult) -> None:
+        """Write down one episode."""
+        self._write(asdict(result))
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _check_key(path: Path, theirs: dict[str, Any], key: dict[str, Any]) -> None:
+    wanted = json.loads(json.dumps(key))
+    differing = [name for name in wanted if theirs.get(name) != wanted[name]]
+    if differing:
+        verb = "differs" if len(differing) == 1 else "differ"
+        raise InputError(
+            f"{path} holds the episodes of another run: {', '.join(differing)} {verb}.",
+            "Choose another --out, or delete that file to start over.",
+        )

@@ -1,0 +1,149 @@
+"""From episodes to figures: sums over classes, folds and runs, in any order of arrival."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diffseg_cli.metrics import IouCounts, bootstrap_mean_iou
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One episode, counted for every method.
+
+    Attributes:
+        run: 0, 1, ... of the repetitions with other episodes.
+        fold: of the data set, or None.
+        index: of the episode in its run and fold.
+        class_name: what was looked for.
+        counts: method -> what `metrics.count_pixels` gave.
+        seconds: method -> wall time of the episode, its pictures' encoding included.
+        device_mib: method -> most memory held on a CUDA device; empty elsewhere.
+    """
+
+    run: int
+    fold: int | None
+    index: int
+    class_name: str
+    counts: dict[str, tuple[int, ...]]
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
+    device_mib: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where it stands in the whole list."""
+        return (self.run, -1 if self.fold is None else self.fold, self.index)
+
+    @property
+    def iou(self) -> dict[str, float]:
+        """Method -> IoU of this episode alone; 1 when neither mask held a pixel."""
+        return {name: c[0] / c[1] if c[1] else 1.0 for name, c in self.counts.items()}
+
+
+def class_groups(names: list[str]) -> dict[str, list[str]]:
+    """Classes by source, the part of the name before "/", and all of them together."""
+    groups = {"all": names}
+    for name in names:
+        if "/" in name:
+            groups.setdefault(name.split("/")[0], []).append(name)
+    return groups
+
+
+def summarise(results: Iterable[EpisodeResult]) -> dict[str, dict[str, Any]]:
+    """Figures of each method, as plain values for JSON.
+
+    Mean IoU and boundary IoU are means over classes of summed counts, FB-IoU is summed over the classes of
+    a fold and averaged over folds; all are computed for each run and then averaged over runs.
+
+    Args:
+        results: of all runs and folds, in any order.
+
+    Returns:
+        method -> "mean_iou" and "boundary_iou" (group of classes -> figure), "fb_iou", "per_class",
+        "per_class_boundary", "per_fold" (fold -> mean IoU), "mean_iou_runs" (one a run) and
+        "mean_iou_interval" (95 %, of the mean over all classes, by bootstrap over each class's episodes).
+    """
+    ordered = sorted(results, key=lambda result: result.place)
+    methods = list(ordered[0].counts) if ordered else []
+    return {method: _summarise_method(ordered, method) for method in methods}
+
+
+def _summarise_method(results: Sequence[EpisodeResult], method: str) -> dict[str, Any]:
+    by_run: dict[int, dict[int | None, IouCounts]] = defaultdict(lambda: defaultdict(IouCounts))
+    by_class = defaultdict(list)
+    for result in results:
+        counts = np.array(result.counts[method], dtype=np.int64)
+        by_run[result.run][result.fold].add_counts(result.class_name, counts)
+        by_class[result.class_name].append(counts)
+    wholes = []
+    for folds in by_run.values():
+        wholes.append(IouCounts())
+        for counts_of_fold in folds.values():
+            wholes[-1].merge(counts_of_fold)
+    groups = class_groups(sorted(by_class))
+    interval = bootstrap_mean_iou({name: np.stack(counts) for name, counts in by_class.items()})
+    folds_seen = sorted({result.fold for result in results if result.fold is not None})
+    return {
+        "mean_iou": {
+            group: _mean(whole.mean_iou(_known(names, whole)) for whole in wholes)
+            for group, names in groups.items()
+        },
+        "mean_iou_interval": list(interval),
+        "mean_iou_runs": [whole.mean_iou() for whole in wholes],
+        "boundary_iou": {
+            group: _mean(whole.mean_boundary_iou(_known(names, whole)) for whole in wholes)
+            for group, names in groups.items()
+        },
+        "fb_iou": _mean(_mean(counts.fb_iou() for counts in folds.values()) for folds in by_run.values()),
+        "per_fold": {
+            str(fold): _mean(folds[fold].mean_iou() for folds in by_run.values() if fold in folds)
+            for fold in folds_seen
+        },
+        "per_class": {
+            name: _mean(whole.iou(name) for whole in wholes if name in whole.counts) for name in groups["all"]
+        },
+        "per_class_boundary": {
+            name: _mean(whole.boundary_iou(name) for whole in wholes if name in whole.counts)
+            for name in groups["all"]
+        },
+        "episodes_per_class": {name: len(by_class[name]) for name in groups["all"]},
+    }
+
+
+def summarise_costs(results: Sequence[EpisodeResult]) -> dict[str, dict[str, float | None]]:
+    """Each method's median seconds an episode, and most MiB on a CUDA device (None elsewhere)."""
+    methods = list(results[0].counts) if results else []
+    costs: dict[str, dict[str, float | None]] = {}
+    for method in methods:
+        seconds = [result.seconds[method] for result in results if method in result.seconds]
+        memory = [result.device_mib[method] for result in results if method in result.device_mib]
+        costs[method] = {
+            "seconds_per_episode": float(np.median(seconds)) if seconds else None,
+            "device_mib": max(memory) if memory else None,
+        }
+    return costs
+
+
+def telling_episodes(
+    results: Sequence[EpisodeResult], method: str, count: int
+) -> dict[str, list[EpisodeResult]]:
+    """The best, median and worst episodes of a method, by its IoU; no episode twice."""
+    ranked = sorted(results, key=lambda result: (result.iou[method], result.place))
+    count = min(count, len(ranked) // 3 or 1)
+    middle = (len(ranked) - count) // 2
+    return {
+        "best": ranked[::-1][:count],
+        "median": ranked[middle : middle + count] if len(ranked) >= 3 else [],
+        "worst": ranked[:count] if len(ranked) >= 2 else [],
+    }
+
+
+def _known(names: list[str], counts: IouCounts) -> list[str]:
+    return [name for name in names if name in counts.counts]
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
