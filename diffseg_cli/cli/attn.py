@@ -63,7 +63,10 @@ def attn(
     ] = False,
     label: options.Label = None,
     color: options.Color = None,
+    category: options.Category = None,
+    annotation: options.Annotation = None,
     invert_mask: options.InvertMask = False,
+    fit_mask: options.FitMask = False,
     model: options.Model = "compact",
     checkpoint: options.Checkpoint = None,
     head: options.Head = None,
@@ -94,7 +97,16 @@ def attn(
     suffixes["arrays"] = f"_attn.{file_format}"
     others = [*support, *mask, *([region] if region else [])]
     (plan,) = inputs.plan_outputs([query], out, suffixes, others)
-    pairs = inputs.read_supports(support, mask, label=label, color=color, invert=invert_mask)
+    pairs = inputs.read_supports(
+        support,
+        mask,
+        label=label,
+        color=color,
+        category=category,
+        annotation=annotation,
+        invert=invert_mask,
+        fit=fit_mask,
+    )
     image, area = inputs.read_query(query, point, region)
     with console.working("Looking"):
         from diffseg_cli.attention_dump import dump_attention

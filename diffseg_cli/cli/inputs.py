@@ -68,12 +68,18 @@ def plan_outputs(
 
 
 def read_supports(
-    supports: Sequence[Path], masks: Sequence[Path], *, label: int | None, color: str | None, invert: bool
+    supports: Sequence[Path], masks: Sequence[Path], *, fit: bool = False, **choice: Any
 ) -> "list[Pair]":
     """Read support pictures with their masks, paired in order.
 
+    Args:
+        supports: pictures.
+        masks: one each.
+        fit: bring masks of another size to that of their picture.
+        choice: label, color, category, annotation, invert of `image_io.read_mask`.
+
     Raises:
-        UsageError: not one mask a support.
+        UsageError: not one mask a support, or two choices that exclude each other.
         InputError: one cannot be used, or a mask has another size than its picture.
     """
     if len(supports) != len(masks):
@@ -81,14 +87,9 @@ def read_supports(
             f"--support is given {_times(len(supports))} and --mask {_times(len(masks))}.",
             "Give one --mask for each --support, in the same order.",
         )
-    from diffseg_cli.image_io import check_pair, read_image, read_mask
+    from diffseg_cli.image_io import read_pair
 
-    pairs = []
-    for image_path, mask_path in zip(supports, masks, strict=True):
-        image, mask = read_image(image_path), read_mask(mask_path, label=label, color=color, invert=invert)
-        check_pair(image, mask, image_path, mask_path)
-        pairs.append((image, mask))
-    return pairs
+    return [read_pair(image, mask, fit=fit, **choice) for image, mask in zip(supports, masks, strict=True)]
 
 
 def read_query(
@@ -102,22 +103,56 @@ def read_query(
     """
     if point is not None and region is not None:
         raise UsageError("--point and --region both choose a region.", "Give one of them.")
-    from diffseg_cli.image_io import check_pair, read_image, read_mask
+    from diffseg_cli.image_io import read_image, read_pair
     from diffseg_cli.mask_values import point_mask
 
+    if region is not None:
+        return read_pair(query, region)
     image = read_image(query)
-    if point is not None:
-        x, _, y = (part.strip() for part in point.partition(","))
-        if not (x.isdecimal() and y.isdecimal()):
-            raise UsageError(
-                f"'{point}' is not a point.", "Write it as X,Y in pixels, for example --point 320,200."
-            )
-        return image, point_mask(int(x), int(y), (image.shape[0], image.shape[1]))
-    if region is None:
+    if point is None:
         return image, None
-    mask = read_mask(region)
-    check_pair(image, mask, query, region)
-    return image, mask
+    x, y = parse_point(point, "--point")
+    return image, point_mask(x, y, (image.shape[0], image.shape[1]))
+
+
+def parse_point(text: str, option: str) -> tuple[int, int]:
+    """ "X,Y" in whole pixels from the left and from the top.
+
+    Raises:
+        UsageError: it is none.
+    """
+    x, _, y = (part.strip() for part in text.partition(","))
+    if not (_is_short_number(x) and _is_short_number(y)):
+        raise UsageError(
+            f"'{text}' is not a point.", f"Write it as X,Y in pixels, for example {option} 320,200."
+        )
+    return int(x), int(y)
+
+
+def parse_numbers(text: str, option: str, form: str, least: int, most: int) -> list[float]:
+    """Numbers between commas, such as a box or an outline.
+
+    Args:
+        text: what the user wrote.
+        option: it belongs to, for the message.
+        form: what it should look like, for the message.
+        least: how few there may be.
+        most: how many.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not least <= len(numbers) <= most or not all(abs(number) < 1e9 for number in numbers):
+        raise UsageError(f"'{text}' does not fit {option}.", f"Write it as {form} in pixels.")
+    return numbers
+
+
+def _is_short_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def model_record(segmenter: "Segmenter") -> dict[str, Any]:

@@ -23,7 +23,8 @@ Mask = Annotated[
         "--mask",
         "-m",
         metavar="MASK",
-        help="Where the thing is in that picture: one mask a support, in the same order.",
+        help="Where the thing is in it: one a support, in the same order. A picture, NPY, or COCO, LabelMe "
+        "or YOLO file.",
         rich_help_panel=SUPPORT,
     ),
 ]
@@ -40,6 +41,30 @@ Color = Annotated[
     typer.Option(
         metavar="RRGGBB",
         help="The colour in the masks that is the thing, where they are drawn in colours.",
+        rich_help_panel=SUPPORT,
+    ),
+]
+Category = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|ID",
+        help="The class that is the thing, in COCO, LabelMe and YOLO files that hold several.",
+        rich_help_panel=SUPPORT,
+    ),
+]
+Annotation = Annotated[
+    int | None,
+    typer.Option(
+        metavar="ID",
+        help="The one object that is the thing: COCO's id, LabelMe's shape or YOLO's line, from 1.",
+        rich_help_panel=SUPPORT,
+    ),
+]
+FitMask = Annotated[
+    bool,
+    typer.Option(
+        "--fit-mask",
+        help="Resize masks of another size than their picture, without smoothing.",
         rich_help_panel=SUPPORT,
     ),
 ]

@@ -36,7 +36,10 @@ def segment(
     ],
     label: options.Label = None,
     color: options.Color = None,
+    category: options.Category = None,
+    annotation: options.Annotation = None,
     invert_mask: options.InvertMask = False,
+    fit_mask: options.FitMask = False,
     model: options.Model = "compact",
     checkpoint: options.Checkpoint = None,
     head: options.Head = None,
@@ -58,7 +61,16 @@ def segment(
     where they are.
     """
     plans = inputs.plan_outputs(query, out, RESULTS, [*support, *mask])
-    pairs = inputs.read_supports(support, mask, label=label, color=color, invert=invert_mask)
+    pairs = inputs.read_supports(
+        support,
+        mask,
+        label=label,
+        color=color,
+        category=category,
+        annotation=annotation,
+        invert=invert_mask,
+        fit=fit_mask,
+    )
     watch = Watch()
     with console.working("Loading the model"):
         from diffseg_cli.segmenter import load_segmenter
