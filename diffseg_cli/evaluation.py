@@ -184,7 +184,8 @@ class Evaluation:
         encoding = query.seconds["latents"] + sum(part.seconds["latents"] for part in parts)
         if method == "prototype":
             support = join_supports([part.support for part in parts])
-            return prototype_scores(query.latents, support.latents, support.masks), encoding
+            weights = getattr(self.segmenter.backbone, "channel_weights", None)
+            return prototype_scores(query.latents, support.latents, support.masks, weights), encoding
         encoding += query.seconds["edges"] + sum(part.seconds["support"] for part in parts)
         picture, score_map = self._forward(query, episode, seed)
         return (picture if method == "model" else score_map), encoding
