@@ -21,7 +21,7 @@ def prototype_scores(
         query: (b c H W) query latents.
         support: (b k c H W) support latents.
         masks: (b k 1 H W) support masks in [0, 1].
-        channel_weights: (c) how much each channel counts; on the compact backbone the weights of its look, which
+        channel_weights: (c) how much each channel counts; on compact the weights of its look, which
             are better for the line than equal ones by 0.02 mean IoU on `val`. None: all the same.
 
     Returns:
