@@ -74,9 +74,9 @@ class SegGpt:
 class MatcherLite:
     """DINOv2 finds where the supports' object is, SAM draws it.
 
-    After Matcher (Liu et al., ICLR 2024): patches of the query whose nearest support patch is object, and that
-    a patch of the object has as its nearest, give point prompts; of SAM's masks the one is kept that agrees
-    best with the map of similarities.
+    After Matcher (Liu et al., ICLR 2024): patches of the query whose nearest support patch is object and
+    which a patch of the object has as its nearest, give point prompts. Of SAM's masks the one is kept that
+    agrees best with the map of similarities.
 
     Args:
         dino: a `Dinov2Model`.

@@ -118,7 +118,7 @@ FIGURES: dict[str, tuple[Published, ...]] = {
             "VAT (ECCV 2022)",
             "ResNet-50",
             TRAINED,
-            FS_SAM2,
+            PAPER,
             41.3,
             47.9,
             (39.1, 42.7, 42.9, 40.5),

@@ -139,7 +139,7 @@ def _figures_table(record: Mapping[str, Any]) -> str:
 def _published_table(record: Mapping[str, Any]) -> str:
     if not record["published"]:
         return ""
-    kinds = list(dict.fromkeys(row["kind"] for row in record["published"]))
+    kinds = sorted({row["kind"] for row in record["published"]})
     tables = []
     for kind in kinds:
         rows = [(row["mean_iou"], row, "") for row in record["published"] if row["kind"] == kind]

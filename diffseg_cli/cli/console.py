@@ -192,7 +192,7 @@ def _costs(costs: dict[str, float | None]) -> list[tuple[str, str]]:
 
 def _show_published(record: dict[str, Any]) -> None:
     """Published figures of the same protocol with ours among them, in percent; each kind by itself."""
-    for kind in dict.fromkeys(row["kind"] for row in record.get("published", [])):
+    for kind in sorted({row["kind"] for row in record.get("published", [])}):
         rows = [
             (row["mean_iou"], f"{row['method']}, {row['backbone']}", row["source"])
             for row in record["published"]
