@@ -79,4 +79,4 @@ class SegmentConfig:
     fusion: str = "concat"  # of several supports; "mean" is the paper's
     timesteps: tuple[int, ...] = (50,)  # noise levels of the look; the compact backbone has none
     threshold: float = 0.5
-    refine: bool = False  # borders by a guided filter at the picture's own size
+    refine: bool = True  # borders by a guided filter at the picture's own size; better on `val` (DESIGN.md)

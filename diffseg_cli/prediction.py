@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffseg_cli.errors import WeightsError
 from diffseg_cli.models.attention import AttentionMaps, ScoreMaps
 
 
@@ -30,12 +31,38 @@ class SupportFeatures:
     masks: Tensor
     image_embeds: Tensor
 
+    def check_made_by(self, backbone: str, fingerprint: str) -> None:
+        """Raise WeightsError unless this backbone, with these weights, encoded them."""
+        if (self.backbone, self.fingerprint) != (backbone, fingerprint):
+            raise WeightsError(
+                f"The supports were encoded by {self.backbone} ({self.fingerprint}), and this is "
+                f"{backbone} ({fingerprint}).",
+                "Encode them again with this model.",
+            )
+
     def fused(self, fusion: str) -> "SupportFeatures":
         """Supports as the modules read them: all of them ("concat") or their mean as one ("mean")."""
         if fusion == "concat":
             return self
         mean = [values.mean(1, keepdim=True) for values in (self.latents, self.masks, self.image_embeds)]
         return SupportFeatures(self.backbone, self.fingerprint, *mean)
+
+
+@dataclass(frozen=True)
+class QueryFeatures:
+    """Read and encoded queries, in which any number of things can be looked for.
+
+    Attributes:
+        images: uint8 (h w 3) of each, its own size.
+        latents: (b c H W).
+        edges: (b 1 E E) in [0, 1], or None when nothing reads them.
+        seconds: wall time of each stage, of all of them together.
+    """
+
+    images: list[NDArray[np.uint8]]
+    latents: Tensor
+    edges: Tensor | None
+    seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -62,7 +89,7 @@ class Prediction:
 
     Attributes:
         mask: bool (h w).
-        probability: float32 (h w) in [0, 1].
+        probability: float32 (h w) in [0, 1], borders refined if that was asked for.
         score_map: float32 (h w) `M_a` in [0, 1], before PAM.
         presence: in [0, 1], how sure it is that the thing is in the picture; None without calibration.
         threshold: what `mask` was cut at.

@@ -7,7 +7,6 @@ training and evaluation use it.
 Letters: b queries, k supports, S picture size, H W = S/8, c latent channels, t prompt tokens, d their width.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,14 +19,16 @@ from diffseg_cli.compute import describe_device, resolve_device, resolve_dtype
 from diffseg_cli.config import CompactConfig, SegmentConfig
 from diffseg_cli.errors import InputError, UsageError, WeightsError
 from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
-from diffseg_cli.image_io import ImageSource, MaskSource, check_pair, read_image, read_mask
+from diffseg_cli.image_io import ImageSource, MaskSource, read_image, read_pair
 from diffseg_cli.loading import load_backbone, load_modules
 from diffseg_cli.models.attention import AttentionMaps, OnLayer, score_maps
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.hed import HED, load_hed
 from diffseg_cli.models.spatial_control import SpatialControl
-from diffseg_cli.prediction import Look, Prediction, SegmenterOutput, SupportFeatures
+from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput, SupportFeatures
 from diffseg_cli.presence import PresenceCalibration, presence_features
+from diffseg_cli.refine import refine_borders
+from diffseg_cli.timing import Watch
 from diffseg_cli.weights import find_weights
 
 HEADS = ("pam", "attention")
@@ -170,12 +171,7 @@ class Segmenter:
         """
         if not pairs:
             raise InputError("There is no support picture.", "Give at least one picture with its mask.")
-        images, masks = [], []
-        for image_source, mask_source in pairs:
-            image, mask = read_image(image_source), read_mask(mask_source)
-            check_pair(image, mask, image_source, mask_source)
-            images.append(image)
-            masks.append(mask)
+        images, masks = zip(*(read_pair(image, mask) for image, mask in pairs), strict=True)
         size = self.backbone.image_size
         frames = stack_frames(images, size).to(self.device)
         mask_frames = torch.stack([mask_to_frame(mask, size) for mask in masks]).to(self.device)
@@ -205,14 +201,14 @@ class Segmenter:
         *,
         threshold: float | None = None,
         min_presence: float = 0.0,
+        refine: bool | None = None,
         seed: int = 0,
     ) -> Prediction:
         """Find the supports' object in one picture; see `segment_batch`."""
         return self.segment_batch(
-            [query], support, threshold=threshold, min_presence=min_presence, seed=seed
+            [query], support, threshold=threshold, min_presence=min_presence, refine=refine, seed=seed
         )[0]
 
-    @torch.inference_mode()
     def segment_batch(
         self,
         queries: Sequence[ImageSource],
@@ -220,6 +216,7 @@ class Segmenter:
         *,
         threshold: float | None = None,
         min_presence: float = 0.0,
+        refine: bool | None = None,
         seed: int = 0,
     ) -> list[Prediction]:
         """Find the supports' object in several pictures at once.
@@ -229,6 +226,7 @@ class Segmenter:
             support: from `encode_support` of the same model.
             threshold: of the probability, in (0, 1); default 0.5.
             min_presence: in [0, 1]; a picture whose presence score is below it gets an empty mask.
+            refine: pull borders to the picture's own; default as measured (`SegmentConfig.refine`).
             seed: of the noise of a diffusion backbone.
 
         Raises:
@@ -236,13 +234,26 @@ class Segmenter:
             WeightsError: the supports were encoded by another model.
             UsageError: a presence score is asked of a checkpoint without one.
         """
-        self._check_support(support)
-        if min_presence > 0 and self.presence is None:
-            raise UsageError(
-                "Without trained modules there is no presence score.", "Leave --min-presence out."
-            )
-        threshold = self.settings.threshold if threshold is None else threshold
-        clock = _Clock()
+        return self.segment_encoded(
+            self.encode_queries(queries),
+            support,
+            threshold=threshold,
+            min_presence=min_presence,
+            refine=refine,
+            seed=seed,
+        )
+
+    @torch.inference_mode()
+    def encode_queries(self, queries: Sequence[ImageSource]) -> QueryFeatures:
+        """Read and encode pictures once, to look for several things in them.
+
+        Args:
+            queries: paths, PIL pictures or uint8 arrays.
+
+        Raises:
+            InputError: a picture cannot be used.
+        """
+        clock = Watch()
         images = [read_image(query) for query in queries]
         frames = stack_frames(images, self.backbone.image_size).to(self.device)
         clock.mark("read")
@@ -250,22 +261,47 @@ class Segmenter:
         clock.mark("edges")
         latents = self.backbone.encode(frames)
         clock.mark("encode")
-        output = self.forward(latents, edges, support, self.make_noise(latents, seed))
+        return QueryFeatures(images, latents, edges, clock.seconds)
+
+    @torch.inference_mode()
+    def segment_encoded(
+        self,
+        queries: QueryFeatures,
+        support: SupportFeatures,
+        *,
+        threshold: float | None = None,
+        min_presence: float = 0.0,
+        refine: bool | None = None,
+        seed: int = 0,
+    ) -> list[Prediction]:
+        """`segment_batch` of pictures from `encode_queries`."""
+        support.check_made_by(self.backbone.name, self.backbone.fingerprint)
+        if min_presence > 0 and self.presence is None:
+            raise UsageError(
+                "Without trained modules there is no presence score.", "Leave --min-presence out."
+            )
+        threshold = self.settings.threshold if threshold is None else threshold
+        refine = self.settings.refine if refine is None else refine
+        clock, latents = Watch(), queries.latents
+        output = self.forward(latents, queries.edges, support, self.make_noise(latents, seed))
         picture, score_map = output.picture.float().clamp(0, 1).cpu(), output.scores.score_map.float().cpu()
-        presences: list[float] | list[None] = [None] * len(images)
+        presences: list[float] | list[None] = [None] * len(queries.images)
         if self.presence is not None:
             presences = self.presence.score(presence_features(output, latents, support)).tolist()
         clock.mark("look and modules")
         predictions = []
-        for index, image in enumerate(images):
+        for index, image in enumerate(queries.images):
             size_hw = (image.shape[0], image.shape[1])
             probability = from_frame(picture[index, 0], size_hw)
+            if refine:
+                probability = refine_borders(probability, image)
             presence = presences[index]
             absent = presence is not None and presence < min_presence
             mask = np.zeros(size_hw, dtype=bool) if absent else probability > threshold
             predictions.append((mask, probability, from_frame(score_map[index, 0], size_hw), presence))
         clock.mark("resize")
-        seconds = {stage: spent / len(images) for stage, spent in clock.seconds.items()}
+        stages = {**queries.seconds, **clock.seconds}
+        seconds = {stage: spent / len(queries.images) for stage, spent in stages.items()}
         return [Prediction(*values, threshold, seconds) for values in predictions]
 
     @torch.inference_mode()
@@ -280,7 +316,7 @@ class Segmenter:
             seed: of the noise.
             on_layer: called with each layer's probabilities.
         """
-        self._check_support(support)
+        support.check_made_by(self.backbone.name, self.backbone.fingerprint)
         image = read_image(query)
         frames = stack_frames([image], self.backbone.image_size).to(self.device)
         latents = self.backbone.encode(frames)
@@ -290,26 +326,6 @@ class Segmenter:
         )
         size_hw = (latents.shape[2], latents.shape[3])
         return Look(maps, score_maps(maps, size_hw), (image.shape[0], image.shape[1]))
-
-    def _check_support(self, support: SupportFeatures) -> None:
-        if (support.backbone, support.fingerprint) != (self.backbone.name, self.backbone.fingerprint):
-            raise WeightsError(
-                f"The supports were encoded by {support.backbone} ({support.fingerprint}), and this is "
-                f"{self.backbone.name} ({self.backbone.fingerprint}).",
-                "Encode them again with this model.",
-            )
-
-
-class _Clock:
-    """Wall time between marks."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def mark(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage], self._last = now - self._last, now
 
 
 def load_segmenter(

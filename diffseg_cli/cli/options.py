@@ -187,3 +187,11 @@ Threshold = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Refine = Annotated[
+    bool | None,
+    typer.Option(
+        "--refine/--no-refine",
+        help="Pull borders to those of the picture. Default: what measured better.",
+        rich_help_panel=OUTPUT,
+    ),
+]

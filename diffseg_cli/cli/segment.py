@@ -1,12 +1,12 @@
 """diffseg segment."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffseg_cli.cli import console, inputs, options
+from diffseg_cli.timing import Watch
 
 if TYPE_CHECKING:
     from diffseg_cli.prediction import Prediction, SupportFeatures
@@ -51,6 +51,7 @@ def segment(
     seed: options.Seed = 0,
     threshold: options.Threshold = 0.5,
     min_presence: options.MinPresence = 0.0,
+    refine: options.Refine = None,
     out: options.Out = Path("diffseg_out"),
     json: options.Json = False,
 ) -> None:
@@ -90,24 +91,8 @@ def segment(
         watch.mark("support")
     console.say(f"Using {segmenter.description}.")
     for plan in console.track(plans, len(plans), "pictures"):
-        choices = {"threshold": threshold, "min_presence": min_presence, "seed": seed}
+        choices = {"threshold": threshold, "min_presence": min_presence, "refine": refine, "seed": seed}
         _segment_one(segmenter, features, plan, choices, watch.seconds, as_json=json)
-
-
-class Watch:
-    """Wall time of stages.
-
-    Attributes:
-        seconds: stage -> time since the mark before.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def mark(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage], self._last = now - self._last, now
 
 
 def _why_empty(prediction: "Prediction") -> str:
@@ -168,6 +153,7 @@ def _row(
         "mask_area": float(prediction.mask.mean()),
         "presence": prediction.presence,
         **choices,
+        "refine": segmenter.settings.refine if choices["refine"] is None else choices["refine"],
         **inputs.model_record(segmenter),
         "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
     }

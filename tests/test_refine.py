@@ -1,0 +1,113 @@
+"""Borders: what the guided filter does to a soft mask, in pieces and in bounded memory."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffseg_cli.refine import refine_borders
+from diffseg_cli.segmenter import Segmenter
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def test_a_blurred_border_goes_to_the_edge_in_the_picture() -> None:
+    truth = np.zeros((200, 240), dtype=bool)
+    truth[60:150, 70:180] = True
+    image = np.where(truth[..., None], (200, 60, 50), (40, 90, 120)).astype(np.uint8)
+    soft = np.zeros(truth.shape, dtype=np.float32)
+    soft[63:153, 67:177] = 1  # three pixels off
+    refined = refine_borders(soft, image, radius_share=1 / 24)
+    off = [int(((probability > 0.5) != truth).sum()) for probability in (soft, refined)]
+    assert off[1] < off[0] / 10
+    assert refined.dtype == np.float32 and refined.min() >= 0 and refined.max() <= 1
+
+
+def test_an_even_picture_only_smooths() -> None:
+    soft = np.zeros((60, 60), dtype=np.float32)
+    soft[20:40, 20:40] = 1
+    refined = refine_borders(soft, np.full((60, 60, 3), 128, np.uint8))
+    assert 0.45 < refined[30, 20] < 0.75 and refined[30, 30] > 0.9 and refined[5, 5] < 0.01
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.integers(1, 40),
+    st.floats(0.001, 0.2),
+    st.integers(0, 99),
+)
+def test_pieces_give_the_whole(size_hw: tuple[int, int], tile: int, share: float, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    image = draw.integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+    soft = draw.random(size_hw, dtype=np.float32)
+    whole = refine_borders(soft, image, radius_share=share, tile=1000)
+    pieces = refine_borders(soft, image, radius_share=share, tile=tile)
+    np.testing.assert_allclose(pieces, whole, atol=2e-3)
+    assert np.isfinite(whole).all() and whole.min() >= 0 and whole.max() <= 1
+
+
+def test_sizes_that_differ_are_the_callers_mistake() -> None:
+    with pytest.raises(ValueError, match="differ in size"):
+        refine_borders(np.zeros((4, 5), np.float32), np.zeros((5, 4, 3), np.uint8))
+
+
+MEMORY = """
+import resource, sys
+import cv2, numpy as np
+from diffseg_cli.refine import refine_borders
+cv2.setNumThreads(1)
+coarse = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+image = cv2.resize(coarse, (6000, 4000))
+soft = cv2.resize(np.random.default_rng(1).random((48, 48), dtype=np.float32), (6000, 4000))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+refined = refine_borders(soft, image)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, abs(refined - soft).max())
+"""
+
+
+def test_memory_is_bounded_for_24_megapixels() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    grown, changed = map(float, done.stdout.split())
+    assert changed > 0.01
+    result_kib = 24e6 * 4 / 1024
+    unit = 1024 if sys.platform == "darwin" else 1  # macOS counts bytes
+    assert grown / unit < result_kib + 350 * 1024
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss > 0
+
+
+def test_the_segmenter_refines_when_asked_and_says_what_it_cut(small_segmenter: Segmenter) -> None:
+    draw = np.random.default_rng(3)
+    image = np.kron(draw.integers(0, 256, (6, 8, 3), dtype=np.uint8), np.ones((12, 12, 1), np.uint8))
+    mask = np.zeros(image.shape[:2], dtype=bool)
+    mask[20:50, 30:70] = True
+    support = small_segmenter.encode_support([(image, mask)])
+    plain, refined = (small_segmenter.segment(image, support, refine=wanted) for wanted in (False, True))
+    np.testing.assert_array_equal(refined.probability, refine_borders(plain.probability, image))
+    np.testing.assert_array_equal(refined.mask, refined.probability > refined.threshold)
+    np.testing.assert_array_equal(refined.score_map, plain.score_map)
+    usual = small_segmenter.segment(image, support)
+    wanted = small_segmenter.settings.refine
+    np.testing.assert_array_equal(usual.mask, (refined if wanted else plain).mask)
+
+
+def test_queries_encoded_once_serve_several_supports(small_segmenter: Segmenter) -> None:
+    draw = np.random.default_rng(4)
+    images = [draw.integers(0, 256, (40, 50, 3), dtype=np.uint8) for _ in range(2)]
+    masks = [np.zeros((40, 50), dtype=bool) for _ in range(2)]
+    masks[0][5:20, 5:30] = masks[1][25:38, 20:45] = True
+    supports = [small_segmenter.encode_support([pair]) for pair in zip(images, masks, strict=True)]
+    encoded = small_segmenter.encode_queries(images)
+    for support in supports:
+        once = small_segmenter.segment_encoded(encoded, support)
+        again = small_segmenter.segment_batch(images, support)
+        for first, second in zip(once, again, strict=True):
+            np.testing.assert_array_equal(first.probability, second.probability)
+            assert first.presence == second.presence
