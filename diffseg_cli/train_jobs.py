@@ -10,14 +10,14 @@ from diffseg_cli.compute import resolve_device
 from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
 from diffseg_cli.episode import read_folder
 from diffseg_cli.errors import UsageError
-from diffseg_cli.summary import class_groups
 from diffseg_cli.feature_cache import FeatureCache
 from diffseg_cli.loading import COMPACT_ENCODER, build_compact, load_compact, load_encoder, load_modules
 from diffseg_cli.models.hed import load_hed
-from diffseg_cli.presence_fit import calibrate, presence_report, sample_presence
-from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.presence_fit import EPISODES, calibrate, presence_report, sample_presence
+from diffseg_cli.segmenter import COMPACT_MODULES, Segmenter
+from diffseg_cli.summary import class_groups
 from diffseg_cli.training import MODULES, Trainer, new_segmenter
-from diffseg_cli.weights import find_weights
+from diffseg_cli.weights import find_weights, load_strict
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ def modules_job(
     out: Path,
     *,
     config: TrainConfig,
+    pam: PamConfig,
+    init: str | None,
     split: str | None,
     val_split: str | None,
     val_sources: str | None,
@@ -54,6 +56,18 @@ def modules_job(
     device: str,
 ) -> Iterator[Progress]:
     """Train SCM and PAM on the compact backbone; writes `out/modules.safetensors` when validation improves.
+
+    Args:
+        root: folder of classes, see `read_folder`.
+        out: for caches, state, log and checkpoint; a run that was stopped goes on from it.
+        config: numbers of the training.
+        pam: numbers of the module.
+        init: "shipped" or a checkpoint to start from; None for random weights.
+        split: rows of `index.csv` to train on.
+        val_split: rows of `index.csv` to validate on, or None for no validation.
+        val_sources: validate on these sources only, comma separated.
+        views: cached views a picture.
+        device: "auto", "cpu", "cuda" or "mps".
 
     Raises:
         UsageError: an unknown recipe.
@@ -72,39 +86,44 @@ def modules_job(
     for name, each in (("cache", cache), ("validation cache", validation)):
         for done, rows in each.build() if each else ():
             yield Progress(name, done, rows, {}, done == rows)
-    segmenter, modules = new_segmenter(cache, ScmConfig(), PamConfig(), config.seed)
+    segmenter, modules = new_segmenter(cache, ScmConfig(), pam, config.seed)
+    if init is not None:
+        start = find_weights(COMPACT_MODULES) if init == "shipped" else Path(init)
+        tensors, _ = read_checkpoint(start, backbone=backbone.name, fingerprint=backbone.fingerprint)
+        load_strict(segmenter.trained, {name: value.float() for name, value in tensors.items()}, start)
     record = {
         "data": root.name,
         "split": split,
         "pictures": len(dataset.samples),
         "classes": len(dataset.classes),
+        "init": init,
     }
     info = CheckpointInfo(backbone.name, backbone.fingerprint, modules, record)
     for step in Trainer(segmenter, cache, validation, config, out, info).run():
         figures = {**step.losses, **(step.validation or {})}
         yield Progress(f"training {MODULES}", step.step, config.steps, figures, step.validation is not None)
-    figures = calibrate_checkpoint(out / MODULES, cache, validation or cache)
+    figures = calibrate_checkpoint(out / MODULES, validation or cache)
     yield Progress("presence", 1, 1, figures, True)
 
 
-def calibrate_checkpoint(checkpoint: Path, cache: FeatureCache, judged_on: FeatureCache) -> dict[str, float]:
-    """Fit the presence score of a checkpoint on the training classes and write it into the file.
+def calibrate_checkpoint(checkpoint: Path, cache: FeatureCache) -> dict[str, float]:
+    """Fit the presence score of a checkpoint on held-out classes and write it into the file.
 
     Args:
         checkpoint: of `modules_job`; rewritten in place.
-        cache: of the training classes.
-        judged_on: of held-out classes.
+        cache: of classes it was not trained on, where there are any.
 
     Returns:
-        `presence_report` on `judged_on`.
+        `presence_report`, each half of the classes scored by the other.
     """
     backbone = cache.backbone
     tensors, info = read_checkpoint(checkpoint, backbone=backbone.name, fingerprint=backbone.fingerprint)
     modules = load_modules(checkpoint, backbone)[0].to(backbone.device)
     segmenter = Segmenter(backbone=backbone, trained=modules, hed=cache.hed, head="pam")
-    calibration = calibrate(sample_presence(segmenter, cache))
-    sample = sample_presence(segmenter, judged_on, seed=1)
-    figures = presence_report(calibration, sample, class_groups(judged_on.dataset.classes))
+    episodes = min(EPISODES, 4 * len(cache.dataset.samples))  # more would repeat the same few pictures
+    sample = sample_presence(segmenter, cache, episodes=episodes)
+    calibration, scores = calibrate(sample)
+    figures = presence_report(scores, sample, class_groups(cache.dataset.classes))
     config = {**info.config, "presence": asdict(calibration)}
     metrics = {**info.metrics, "presence": figures}
     write_checkpoint(checkpoint, tensors, replace(info, config=config, metrics=metrics))
