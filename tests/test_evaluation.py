@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -12,13 +14,14 @@ import torch
 from PIL import Image
 
 import diffseg_cli.benchmark as benchmark_module
-from diffseg_cli.benchmark import Benchmark, Plan, check_peers, choose_folds, run_benchmark
+from diffseg_cli.benchmark import Benchmark, Plan, check_peers, choose_folds
 from diffseg_cli.episode import draw_episode
 from diffseg_cli.episode_list import list_hash, read_list, write_list
 from diffseg_cli.errors import InputError, MissingDependency, UsageError
 from diffseg_cli.evaluation import REMEMBERED, Evaluation
 from diffseg_cli.published import FIGURES, PAPER, published_figures
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.spread import run_benchmark
 from diffseg_cli.summary import EpisodeResult, summarise, telling_episodes
 
 
@@ -186,13 +189,28 @@ def test_shares_of_several_machines_merge_exactly(
 
 def test_processes_give_the_same_counts(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spawned processes load the shipped model themselves."""
-    monkeypatch.setattr(benchmark_module, "CHUNK", 2)
+    monkeypatch.setattr("diffseg_cli.spread.CHUNK", 2)
     monkeypatch.setattr("os.cpu_count", lambda: torch.get_num_threads() * 2)  # as many threads there as here
     plan = Plan(str(classes), episodes_per_class=2, device="cpu")
     run = Benchmark(plan)
     alone = list(run_benchmark(run))
     shared = list(run_benchmark(run, workers=2))
     assert sorted(shared, key=lambda r: r.place) == sorted(alone, key=lambda r: r.place)
+
+
+@pytest.mark.nightly
+def test_launched_processes_give_one_record(classes: Path, tmp_path: Path) -> None:
+    words = ["-m", "diffseg_cli", "evaluate", "--root", str(classes), "--device", "cpu", "--json"]
+    words += ["--episodes-per-class", "2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    records = []
+    for command in ([sys.executable, *words], [*launch, *words, "--out", str(tmp_path)]):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1  # the first process speaks for all
+        records.append(json.loads(done.stdout))
+    assert records[0]["methods"] == records[1]["methods"]
 
 
 @pytest.mark.usefixtures("small")

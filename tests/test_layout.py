@@ -55,6 +55,7 @@ RANKS = {
     "batch.py": 8,
     "benchmark.py": 9,
     "report.py": 9,
+    "spread.py": 10,
     "training.py": 9,
     "presence_fit.py": 10,
     "train_jobs.py": 11,

@@ -105,8 +105,9 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled pictures, beside peers and published figures of the same protocol."""
     with console.working("Loading the model and the data set"):
-        from diffseg_cli.benchmark import Benchmark, Plan, check_peers, choose_folds, share_device
+        from diffseg_cli.benchmark import Benchmark, Plan, check_peers, choose_folds
         from diffseg_cli.datasets import PROTOCOLS
+        from diffseg_cli.spread import share_device
 
         plan = Plan(
             root=str(root),
@@ -144,7 +145,7 @@ def evaluate(
 
 
 def _run(benchmark: "Benchmark", out: Path | None, workers: int, ray: bool) -> "list[EpisodeResult] | None":
-    from diffseg_cli.benchmark import collect, run_benchmark, spread_over_machines
+    from diffseg_cli.spread import collect, run_benchmark, spread_over_machines
 
     running = run_benchmark(benchmark, out, workers=workers, ray=ray)
     results = list(console.track(running, len(benchmark.tasks), "episodes"))
