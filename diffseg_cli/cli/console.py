@@ -32,6 +32,11 @@ def result_json(row: dict[str, Any]) -> None:
     typer.echo(json.dumps(row))
 
 
+def result_bytes(content: bytes) -> None:
+    """A file that was asked for on stdout."""
+    typer.echo(content, nl=False)
+
+
 def say(text: str) -> None:
     """A line about what is going on."""
     typer.echo(text, err=True)
@@ -165,19 +170,37 @@ def show_evaluation(record: dict[str, Any], *, as_json: bool) -> None:
     for method, figures in record["methods"].items():
         cut = record["thresholds"].get(method)
         result(f"\n{method}" + ("" if cut is None else f", threshold {cut:g}"))
+        sure = figures.get("intervals", {})
+        runs = len(figures.get("mean_iou_runs", []))
+        several = f"  mean of {runs} runs, sd {_deviation(figures['mean_iou_runs']):.3f}" if runs > 1 else ""
         rows = [(f"mean IoU {group}", f"{value:.3f}") for group, value in figures["mean_iou"].items()]
-        if "mean_iou_interval" in figures:
-            low, high = figures["mean_iou_interval"]
-            rows[0] = (rows[0][0], f"{rows[0][1]}  (95 %: {low:.3f} to {high:.3f})")
+        rows[0] = (rows[0][0], rows[0][1] + _interval(sure.get("mean_iou")) + several)
         rows += [(f"mean IoU fold {fold}", f"{v:.3f}") for fold, v in figures.get("per_fold", {}).items()]
-        rows += [(f"boundary IoU {g}", f"{v:.3f}") for g, v in figures.get("boundary_iou", {}).items()]
-        rows += [("FB-IoU", f"{figures['fb_iou']:.3f}")]
+        rows += [
+            (f"boundary IoU {group}", f"{v:.3f}" + _interval(sure.get("boundary_iou") if i == 0 else None))
+            for i, (group, v) in enumerate(figures.get("boundary_iou", {}).items())
+        ]
+        rows += [("FB-IoU", f"{figures['fb_iou']:.3f}" + _interval(sure.get("fb_iou")))]
         rows += _costs(record.get("costs", {}).get(method, {}))
-        rows += [(name, f"{value:.3f}") for name, value in figures["per_class"].items()]
+        rows += [
+            (name, f"{value:.3f}" + _interval(sure.get("per_class", {}).get(name)))
+            for name, value in figures["per_class"].items()
+        ]
         width = max(len(name) for name, _ in rows)
         for name, text in rows:
             result(f"  {name:<{width}}  {text}")
     _show_published(record)
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"  (95 %: {ends[0]:.3f} to {ends[1]:.3f})"
+
+
+def _deviation(values: list[float]) -> float:
+    """Standard deviation of a sample."""
+    mean = sum(values) / len(values)
+    variance: float = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return variance**0.5
 
 
 def _costs(costs: dict[str, float | None]) -> list[tuple[str, str]]:

@@ -1,11 +1,12 @@
 """What verbs check and read before anything slow starts."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffseg_cli.errors import UsageError
+from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from diffseg_cli.segmenter import Segmenter
 
     Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+
+STREAM = Path("-")  # stdin as a query, stdout as the place of results
+MOST_PIPED = 512_000_000  # bytes; an uncompressed picture of 100 megapixels has 300
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ def plan_outputs(
     """Name every result, and refuse a run that would lose one or an input; then check that it can be done.
 
     Args:
-        queries: pictures to work on.
-        out: folder of the results.
+        queries: pictures to work on; "-" is one on stdin, whose results are called "stdin".
+        out: folder of the results; for "-" see `check_streams`.
         suffixes: result -> what follows the query's stem in its file name.
         inputs: other files of the run.
 
@@ -40,11 +44,13 @@ def plan_outputs(
         UsageError: two results, or a result and an input, have the same name.
         InputError: a query cannot be opened, or the folder cannot be written.
     """
+    if out == STREAM and suffixes:
+        raise UsageError("--out - is for the mask of `diffseg segment`.", "Give a folder here.")
     from diffseg_cli.image_io import check_image
     from diffseg_cli.render import check_folder
 
     plans = [
-        Plan(query, {what: out / f"{query.stem}{suffix}" for what, suffix in suffixes.items()})
+        Plan(query, {what: out / f"{_stem(query)}{suffix}" for what, suffix in suffixes.items()})
         for query in queries
     ]
     owner: dict[str, Path] = {}
@@ -62,9 +68,69 @@ def plan_outputs(
                     f"{output} is read by this run and would be overwritten.", "Choose another --out."
                 )
     for query in queries:
-        check_image(query)
-    check_folder(out)
+        if query != STREAM:
+            check_image(query)
+    if suffixes:
+        check_folder(out)
     return plans
+
+
+def _stem(query: Path) -> str:
+    return "stdin" if query == STREAM else query.stem
+
+
+def check_streams(queries: Sequence[Path], out: Path, *, as_json: bool) -> None:
+    """Check that what is to come from stdin and go to stdout can.
+
+    Raises:
+        UsageError: a terminal is at the other end, or two things would share a pipe.
+    """
+    if STREAM in queries and sys.stdin.isatty():
+        raise UsageError(
+            "--query - reads a picture from a pipe.", "For example: cat a.jpg | diffseg segment ..."
+        )
+    if out != STREAM:
+        return
+    if len(queries) > 1 or as_json:
+        raise UsageError(
+            "--out - writes one mask to stdout and nothing else.",
+            "Give a folder for several pictures, or for --json.",
+        )
+    if sys.stdout.isatty():
+        raise UsageError("--out - would write a PNG to the terminal.", "Add for example: > mask.png")
+
+
+def read_query_image(query: Path) -> "NDArray[np.uint8]":
+    """Read a picture from a file, or from stdin for "-".
+
+    Raises:
+        InputError: it cannot be used.
+    """
+    from diffseg_cli.image_io import read_image, read_image_bytes
+
+    if query != STREAM:
+        return read_image(query)
+    content = sys.stdin.buffer.read(MOST_PIPED + 1)
+    if len(content) > MOST_PIPED:
+        raise InputError(f"stdin holds more than {MOST_PIPED // 10**6} MB.", "Scale the picture down first.")
+    return read_image_bytes(content, "stdin")
+
+
+def check_files(image: Path, outputs: Sequence[Path]) -> None:
+    """Check that a picture can be opened, and that results can be written and do not replace it.
+
+    Raises:
+        UsageError: a result would replace the picture.
+        InputError: the picture cannot be opened, or a folder not be written.
+    """
+    from diffseg_cli.image_io import check_image
+    from diffseg_cli.render import check_folder
+
+    check_image(image)
+    for output in outputs:
+        if output.resolve() == image.resolve():
+            raise UsageError(f"{image} would be overwritten.", "Choose another --out.")
+        check_folder(output.parent)
 
 
 def read_supports(
@@ -103,12 +169,12 @@ def read_query(
     """
     if point is not None and region is not None:
         raise UsageError("--point and --region both choose a region.", "Give one of them.")
-    from diffseg_cli.image_io import read_image, read_pair
+    from diffseg_cli.image_io import read_pair
     from diffseg_cli.mask_values import point_mask
 
     if region is not None:
         return read_pair(query, region)
-    image = read_image(query)
+    image = read_query_image(query)
     if point is None:
         return image, None
     x, y = parse_point(point, "--point")
@@ -130,7 +196,7 @@ def parse_point(text: str, option: str) -> tuple[int, int]:
 
 
 def parse_numbers(text: str, option: str, form: str, least: int, most: int) -> list[float]:
-    """Numbers between commas, such as a box or an outline.
+    """Pairs of numbers between commas, such as a box or an outline.
 
     Args:
         text: what the user wrote.
@@ -146,7 +212,11 @@ def parse_numbers(text: str, option: str, form: str, least: int, most: int) -> l
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if not least <= len(numbers) <= most or not all(abs(number) < 1e9 for number in numbers):
+    if (
+        len(numbers) % 2
+        or not least <= len(numbers) <= most
+        or not all(abs(number) < 1e6 for number in numbers)
+    ):
         raise UsageError(f"'{text}' does not fit {option}.", f"Write it as {form} in pixels.")
     return numbers
 

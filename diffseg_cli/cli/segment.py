@@ -30,7 +30,7 @@ def segment(
             "--query",
             "-q",
             metavar="IMAGE",
-            help="Picture to search; repeat it for several.",
+            help="Picture to search; repeat it for several; - reads one from stdin.",
             rich_help_panel=options.QUERY,
         ),
     ],
@@ -59,9 +59,11 @@ def segment(
 
     Writes the mask (PNG, 0 and 255), the attention heatmap and an overlay of
     each query, at the size and orientation a viewer shows it in, and prints
-    where they are.
+    where they are. In a pipe, --query - --out - takes a picture and gives a mask.
     """
-    plans = inputs.plan_outputs(query, out, RESULTS, [*support, *mask])
+    inputs.check_streams(query, out, as_json=json)
+    results = {} if out == inputs.STREAM else RESULTS
+    plans = inputs.plan_outputs(query, out, results, [*support, *mask])
     pairs = inputs.read_supports(
         support,
         mask,
@@ -111,17 +113,19 @@ def _segment_one(
     as_json: bool,
 ) -> None:
     """Segment one query, write its results, say where they are."""
-    from diffseg_cli.image_io import read_image
-    from diffseg_cli.render import write_heatmap, write_mask, write_overlay
+    from diffseg_cli.render import mask_pixels, png_bytes, write_heatmap, write_mask, write_overlay
 
     watch = Watch()
-    image = read_image(plan.query)
+    image = inputs.read_query_image(plan.query)
     watch.mark("read")
     prediction = segmenter.segment(image, features, **choices)
     watch.mark("segment")
-    write_mask(plan.outputs["mask"], prediction.mask)
-    write_heatmap(plan.outputs["heatmap"], prediction.score_map, image)
-    write_overlay(plan.outputs["overlay"], image, prediction.mask)
+    if plan.outputs:
+        write_mask(plan.outputs["mask"], prediction.mask)
+        write_heatmap(plan.outputs["heatmap"], prediction.score_map, image)
+        write_overlay(plan.outputs["overlay"], image, prediction.mask)
+    else:
+        console.result_bytes(png_bytes(mask_pixels(prediction.mask)))
     watch.mark("write")
     if not prediction.mask.any():
         console.note(f"{plan.query}: {_why_empty(prediction)}; the mask is empty.")
