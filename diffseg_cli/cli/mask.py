@@ -1,0 +1,149 @@
+"""diffseg mask."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffseg_cli.cli import console, inputs, options
+from diffseg_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from diffseg_cli.segmenter import Segmenter
+
+EXAMPLES = """Examples:
+
+  diffseg mask dog.jpg --box 120,80,340,300
+
+  diffseg mask dog.jpg --point 290,200 --not-point 40,30 --out dog_mask.png"""
+
+HOW = "How"  # panel of the help
+MOST_CORNERS = 20_000  # numbers an outline on the command line may have
+
+
+def mask(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture of the thing.")],
+    box: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y,W,H", help="The thing fills this box: left, top, width, height.", rich_help_panel=HOW
+        ),
+    ] = None,
+    polygon: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,X,Y,...", help="The thing has this outline, exactly.", rich_help_panel=HOW),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y",
+            help="The thing is here; repeat it for several. A box gives better masks.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    not_point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y", help="With --point: the thing is not here; may be repeated.", rich_help_panel=HOW
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Mask to write, a PNG. Default: IMAGE_mask.png in the working folder.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=options.OUTPUT)
+    ] = False,
+) -> None:
+    """Make the mask of a support from a box, an outline or points in pixels.
+
+    Writes the mask (PNG, 0 and 255) and an overlay beside it: look at that
+    before you use the mask, and mend the mask in any paint program.
+    """
+    files = _plan(image, out or Path(f"{image.stem}_mask.png"))
+    from diffseg_cli.image_io import read_image
+    from diffseg_cli.render import write_mask, write_overlay
+
+    pixels = read_image(image)
+    made = _make(pixels, box, polygon, point or [], not_point or [], device)
+    if not made.any():
+        console.note(f"{image}: nothing was found there; the mask is empty.")
+    write_mask(files["mask"], made)
+    write_overlay(files["overlay"], pixels, made)
+    outputs = {what: str(path) for what, path in files.items()}
+    if json:
+        console.result_json({"image": str(image), "outputs": outputs, "mask_area": float(made.mean())})
+        return
+    for path in outputs.values():
+        console.result(path)
+
+
+def _plan(image: Path, out: Path) -> dict[str, Path]:
+    """The mask and its overlay, which must not be the picture itself.
+
+    Raises:
+        UsageError: one of them is, or the mask is to be something else than PNG.
+        InputError: the picture cannot be opened, or the folder not be written.
+    """
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"{out} does not end in .png.", "A mask is written as PNG, which loses nothing.")
+    files = {"mask": out, "overlay": out.with_name(f"{out.stem}_overlay.png")}
+    inputs.check_files(image, list(files.values()))
+    return files
+
+
+def _make(
+    image: "NDArray[np.uint8]",
+    box: str | None,
+    polygon: str | None,
+    points: list[str],
+    not_points: list[str],
+    device: str,
+) -> "NDArray[np.bool_]":
+    """The mask that is asked for.
+
+    Raises:
+        UsageError: not one way, or coordinates that are none.
+    """
+    given = [
+        option for option, value in (("--box", box), ("--polygon", polygon), ("--point", points)) if value
+    ]
+    if len(given) != 1:
+        raise UsageError(
+            f"{' and '.join(given)} are different ways to make one mask."
+            if given
+            else "Nothing says where the thing is.",
+            "Give one of --box, --polygon and --point.",
+        )
+    if not_points and not points:
+        raise UsageError("--not-point says only where the thing is not.", "Give --point with it.")
+    from diffseg_cli import mask_making
+
+    size_hw = (image.shape[0], image.shape[1])
+    if polygon:
+        corners = inputs.parse_numbers(polygon, "--polygon", "X,Y,X,Y,X,Y,...", 6, MOST_CORNERS)
+        return mask_making.mask_from_outline(corners, size_hw)
+    if box:
+        region = mask_making.box_region(inputs.parse_numbers(box, "--box", "X,Y,WIDTH,HEIGHT", 4, 4), size_hw)
+        return mask_making.mask_from_box(_load(device), image, region)
+    here = [inputs.parse_point(each, "--point") for each in points]
+    there = [inputs.parse_point(each, "--not-point") for each in not_points]
+    mask_making.discs([*here, *there], size_hw)  # refuses points outside before anything is loaded
+    return mask_making.mask_from_points(_load(device), image, here, there)
+
+
+def _load(device: str) -> "Segmenter":
+    with console.working("Loading the model"):
+        from diffseg_cli import segmenter
+
+        return segmenter.load_segmenter("compact", None, device, head="attention")

@@ -1,0 +1,199 @@
+"""A support mask from a box, an outline or points (`diffseg mask`).
+
+The frozen backbone looks at the picture with the picture itself as support; what belongs together according
+to its attention is then cut out by OpenCV's GrabCut, which follows colours. DESIGN.md has the figures.
+
+Letters: h w the picture's own size, H W size of the latents.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diffseg_cli.errors import UsageError
+from diffseg_cli.frames import from_frame, mask_to_frame
+from diffseg_cli.mask_shapes import draw_polygon
+from diffseg_cli.models.attention import affinity_of
+from diffseg_cli.segmenter import Segmenter
+
+Image = NDArray[np.uint8]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float32]
+Point = tuple[int, int]  # x, y
+
+SURE_SHARE = 0.4  # of a box: the part that is taken for object without asking GrabCut
+GRABCUT_SIZE = 640  # longest side GrabCut sees; its time grows with the pixels
+GRABCUT_STEPS = 3
+POINT_RADIUS = 0.02  # of the longer side
+SURELY_NOT, LIKELY, SURE = 0.2, 0.5, 0.8  # levels of the score map a point gives
+
+
+def box_region(box: Sequence[float], size_hw: tuple[int, int]) -> Bools:
+    """A box as pixels.
+
+    Args:
+        box: x, y of its upper left corner, width, height, in pixels; what lies outside is cut off.
+        size_hw: of the picture.
+
+    Raises:
+        UsageError: it holds no pixel of the picture.
+    """
+    h, w = size_hw
+    x, y, width, height = box
+    left, right = (round(min(max(value, 0), w)) for value in (x, x + width))
+    top, bottom = (round(min(max(value, 0), h)) for value in (y, y + height))
+    if left >= right or top >= bottom:
+        raise UsageError(
+            f"The box {x:g},{y:g},{width:g},{height:g} holds no pixel of the picture.",
+            f"It has {w} x {h} pixels; a box is X,Y,WIDTH,HEIGHT from the upper left corner.",
+        )
+    region = np.zeros(size_hw, dtype=bool)
+    region[top:bottom, left:right] = True
+    return region
+
+
+def mask_from_outline(outline: Sequence[float], size_hw: tuple[int, int]) -> Bools:
+    """What an outline encloses.
+
+    Args:
+        outline: x, y, x, y, ... in pixels.
+        size_hw: of the picture.
+
+    Raises:
+        UsageError: it encloses no pixel of the picture.
+    """
+    mask = draw_polygon(np.array(outline, dtype=np.float64).reshape(-1, 2), size_hw)
+    if not mask.any():
+        raise UsageError(
+            "The outline encloses no pixel of the picture.", f"It has {size_hw[1]} x {size_hw[0]} pixels."
+        )
+    return mask
+
+
+def mask_from_box(segmenter: Segmenter, image: Image, region: Bools) -> Bools:
+    """The thing in a box: GrabCut, told by the backbone which part of the box is surely the thing.
+
+    Args:
+        segmenter: of any model; only its backbone looks.
+        image: (h w 3).
+        region: (h w) the box.
+
+    Returns:
+        bool (h w), inside the box.
+    """
+    belonging = belonging_to(segmenter, image, region)
+    inside = belonging[region]
+    sure = belonging > np.quantile(inside, 1 - SURE_SHARE)
+    likely = belonging > _otsu(inside)
+    hints = np.where(likely, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
+    hints[sure] = cv2.GC_FGD
+    hints[~region] = cv2.GC_BGD
+    return grabcut(image, hints.astype(np.uint8))
+
+
+def mask_from_points(
+    segmenter: Segmenter, image: Image, points: Sequence[Point], not_points: Sequence[Point]
+) -> Bools:
+    """What looks to the backbone like the points, and not like the others, cut out by GrabCut.
+
+    Args:
+        segmenter: of any model; only its backbone looks.
+        image: (h w 3).
+        points: on the thing, inside the picture.
+        not_points: not on it.
+
+    Returns:
+        bool (h w).
+    """
+    size_hw = (image.shape[0], image.shape[1])
+    here, there = discs(points, size_hw), discs(not_points, size_hw)
+    score = score_from(segmenter, image, here)
+    if not_points:
+        score = score * (1 - score_from(segmenter, image, there))
+        score /= max(float(score.max()), 1e-6)
+    hints = np.where(score > LIKELY, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
+    hints[(score > SURE) | here] = cv2.GC_FGD
+    hints[(score < SURELY_NOT) & ~here | there] = cv2.GC_BGD
+    return grabcut(image, hints.astype(np.uint8))
+
+
+@torch.inference_mode()
+def belonging_to(segmenter: Segmenter, image: Image, region: Bools) -> Floats:
+    """How much more attention a place gets from inside a region than from outside it.
+
+    Returns:
+        float32 (h w) in [0, 1], 0.5 where both look alike.
+    """
+    look = segmenter.look(image, segmenter.encode_support([(image, _prompt(region))]))
+    grid_hw = (look.scores.score_map.shape[2], look.scores.score_map.shape[3])
+    frame = mask_to_frame(region, segmenter.backbone.image_size)[None].to(segmenter.device)
+    inside = torch.nn.functional.interpolate(frame, size=grid_hw, mode="area")[0]  # (1 H W)
+    from_inside = affinity_of(look.maps, inside)
+    from_outside = affinity_of(look.maps, (1 - inside).clamp_min(1e-6))
+    return from_frame((from_inside / (from_inside + from_outside))[0], look.image_hw)
+
+
+def score_from(segmenter: Segmenter, image: Image, region: Bools) -> Floats:
+    """The score map of a picture with a region of itself as support, float32 (h w) in [0, 1]."""
+    look = segmenter.look(image, segmenter.encode_support([(image, _prompt(region))]))
+    return from_frame(look.scores.score_map[0, 0], look.image_hw)
+
+
+def _prompt(region: Bools) -> Bools:
+    """A region as support mask, which must leave something out."""
+    if not region.all():
+        return region
+    smaller = region.copy()
+    smaller[0, 0] = False
+    return smaller
+
+
+def grabcut(image: Image, hints: NDArray[np.uint8]) -> Bools:
+    """OpenCV's GrabCut on a picture shrunk to a bearable size.
+
+    Args:
+        image: (h w 3).
+        hints: (h w) of cv2.GC_BGD, GC_FGD (both are kept), GC_PR_BGD, GC_PR_FGD.
+
+    Returns:
+        bool (h w).
+    """
+    h, w = hints.shape
+    scale = min(1.0, GRABCUT_SIZE / max(h, w))
+    small_wh = (max(1, round(w * scale)), max(1, round(h * scale)))
+    small = cv2.cvtColor(cv2.resize(image, small_wh, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+    labels = cv2.resize(hints, small_wh, interpolation=cv2.INTER_NEAREST)
+    is_object = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    if is_object.any() and not is_object.all():  # both colour models need a pixel
+        cv2.setRNGSeed(0)
+        models = np.zeros((1, 65)), np.zeros((1, 65))
+        labels, _, _ = cv2.grabCut(small, labels, None, *models, GRABCUT_STEPS, cv2.GC_INIT_WITH_MASK)
+        is_object = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    soft = cv2.resize(is_object.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
+    mask: Bools = (soft > 0.5) & (hints != cv2.GC_BGD)
+    return mask
+
+
+def discs(points: Sequence[Point], size_hw: tuple[int, int]) -> Bools:
+    """Small discs round points (x, y), bool (h w).
+
+    Raises:
+        UsageError: a point lies outside the picture.
+    """
+    h, w = size_hw
+    drawn = np.zeros(size_hw, dtype=np.uint8)
+    for x, y in points:
+        if not (0 <= x < w and 0 <= y < h):
+            raise UsageError(f"The point {x},{y} lies outside the picture.", f"It has {w} x {h} pixels.")
+        cv2.circle(drawn, (x, y), max(2, round(POINT_RADIUS * max(size_hw))), 1, cv2.FILLED)
+    return drawn.astype(bool)
+
+
+def _otsu(values: Floats) -> float:
+    """The level that parts values in [0, 1] best into two groups."""
+    levels = np.rint(values * 255).astype(np.uint8)[None]
+    level, _ = cv2.threshold(levels, 0, 1, cv2.THRESH_OTSU)
+    return float(level) / 255
