@@ -153,6 +153,17 @@ def check_image(path: str | Path) -> None:
     _open(Path(path)).close()
 
 
+def describe_image(path: str | Path) -> str:
+    """Format, kind of pixels and size of a picture file, from its header. Raises as `read_image`."""
+    with _open(Path(path)) as image:
+        try:
+            turned = image.getexif().get(ORIENTATION_TAG, 1) in TURNS
+        except DAMAGED:
+            turned = False
+        kind, mode, size = image.format, image.mode, f"{image.width} x {image.height}"
+    return f"{kind}, {mode}, {size}{', turned by its EXIF orientation' if turned else ''}"
+
+
 def read_image(source: ImageSource) -> NDArray[np.uint8]:
     """Read a picture as RGB, upright.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffseg_cli.cli import attn, console, edges, evaluate, segment, train
+from diffseg_cli.cli import attn, console, doctor, edges, evaluate, mask, segment, train
 from diffseg_cli.cli.models import models_app
 from diffseg_cli.errors import DiffsegError, ExitCode
 from diffseg_cli.version import __version__
@@ -56,8 +56,10 @@ def diffseg(
 app.command(epilog=segment.EXAMPLES)(segment.segment)
 app.command(epilog=attn.EXAMPLES)(attn.attn)
 app.command(epilog=edges.EXAMPLES)(edges.edges)
+app.command(epilog=mask.EXAMPLES)(mask.mask)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(models_app, name="models")
 
 

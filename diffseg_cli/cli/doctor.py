@@ -1,0 +1,57 @@
+"""diffseg doctor."""
+
+import shutil
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from diffseg_cli.cli import console
+
+if TYPE_CHECKING:
+    from diffseg_cli.doctor import Finding
+
+EXAMPLES = """Examples:
+
+  diffseg doctor
+
+  diffseg doctor dog.jpg dog.png annotations.json --json"""
+
+COLORS = {"ok": "green", "absent": "cyan", "unclear": "yellow", "bad": "red"}
+INDENT = " " * 9  # as wide as a status
+
+
+def doctor(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FILES", help="Pictures, masks, annotation files or weights to look at."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a table.")] = False,
+) -> None:
+    """Say what works here, what given files are, and what is wrong with them.
+
+    Exit code 0 when all is well, else that of the worst: 3 for a file that is
+    damaged or needs another option, 4 for weights.
+    """
+    from diffseg_cli.doctor import examine_file, examine_machine
+
+    worst = 0
+    for finding in (*examine_machine(), *map(examine_file, files or [])):
+        worst = max(worst, finding.code)
+        if json:
+            console.result_json(asdict(finding))
+        else:
+            _print(finding)
+    raise typer.Exit(worst)
+
+
+def _print(finding: "Finding") -> None:
+    """Status and name, then what it is and what to do, wrapped to the terminal."""
+    status = typer.style(f"{finding.status:<{len(INDENT)}}", fg=COLORS[finding.status], bold=True)
+    console.result(f"{status}{finding.name}")
+    width = max(40, shutil.get_terminal_size().columns - 1)
+    for text in filter(None, (finding.what.removeprefix(f"{finding.name} "), finding.hint)):
+        for line in textwrap.wrap(text, width, initial_indent=INDENT, subsequent_indent=INDENT):
+            console.result(line)

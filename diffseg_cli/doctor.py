@@ -1,0 +1,165 @@
+"""What works here and what does not: versions, devices, models, and files (`diffseg doctor`)."""
+
+import importlib.metadata
+import os
+import platform
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from diffseg_cli.array_files import is_array_file
+from diffseg_cli.errors import DiffsegError, ExitCode, InputError
+from diffseg_cli.hub import KANDINSKY, PULL, find_kandinsky
+from diffseg_cli.image_io import describe_image, read_image, read_mask
+from diffseg_cli.mask_files import is_annotation_file, read_annotations
+from diffseg_cli.mask_shapes import Target, listed, plain
+from diffseg_cli.mask_values import MaskNote
+from diffseg_cli.version import __version__
+from diffseg_cli.weights import read_header, survey
+
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "opencv-contrib-python-headless", "pillow")
+UNKNOWN_HW = (1, 1)  # given for a picture that is not there: a YOLO file knows no size of its own
+PHOTO_LEVELS = 32  # distinct values of one channel; masks have fewer, but for their borders
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table.
+
+    Attributes:
+        name: what was looked at.
+        status: "ok", "absent" (not needed), "unclear" (usable with another option) or "bad".
+        what: what it is, or what is wrong with it.
+        hint: what to do, or "".
+        code: the exit code it asks for.
+    """
+
+    name: str
+    status: Literal["ok", "absent", "unclear", "bad"]
+    what: str
+    hint: str = ""
+    code: int = ExitCode.DONE
+
+
+def examine_machine() -> Iterator[Finding]:
+    """Versions, memory and devices, and the models installed."""
+    yield Finding(
+        "diffseg", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}"
+    )
+    versions = [f"{package} {_version(package)}" for package in PACKAGES]
+    missing = [package for package in PACKAGES if _version(package) == "missing"]
+    yield Finding(
+        *("packages", "bad" if missing else "ok", ", ".join(versions)),
+        *(("Install diffseg again.", ExitCode.UNEXPECTED) if missing else ()),
+    )
+    yield Finding("memory", "ok", _memory())
+    yield _device()
+    try:
+        for item in survey():
+            entry = item.entry
+            name = f"model {entry.file.removesuffix('.safetensors')}"
+            if item.status in ("ok", "unlisted"):
+                known = "as its manifest says" if item.status == "ok" else "in no manifest"
+                yield Finding(name, "ok", f"{entry.bytes / 1e6:.1f} MB, {known}")
+            else:
+                hint = "Install diffseg again, or fetch its weights folder again."
+                yield Finding(name, "bad", f"{item.path} is {item.status}", hint, ExitCode.WEIGHTS)
+    except DiffsegError as error:
+        yield _bad("models", error)
+    folder = find_kandinsky()
+    yield Finding(
+        *(f"model {KANDINSKY}", "ok" if folder else "absent", str(folder or "not installed, and not needed")),
+        "" if folder else f"Fetch it with `{PULL}`.",
+    )
+
+
+def examine_file(path: Path) -> Finding:
+    """What a file is to diffseg, and what is wrong with it."""
+    try:
+        if path.suffix.lower() in (".safetensors", ".dsc"):
+            return _examine_tensors(path)
+        if is_annotation_file(path):
+            return _examine_annotations(path)
+        return _examine_pixels(path)
+    except DiffsegError as error:
+        return _bad(str(path), error)
+
+
+def _examine_tensors(path: Path) -> Finding:
+    shapes, metadata = read_header(path)
+    kind = plain(metadata.get("format", "no format named"))
+    return Finding(str(path), "ok", f"safetensors ({kind}), {len(shapes)} tensors")
+
+
+def _examine_annotations(path: Path) -> Finding:
+    """COCO files of many pictures are read for their first complaint only: a picture must be named."""
+    try:
+        found = read_annotations(path, Target(size_hw=UNKNOWN_HW))
+    except InputError as error:
+        if "pictures this could be about" not in error.message:
+            raise
+        return Finding(str(path), "ok", f"annotations: {error.message}", "Each is found by its name.")
+    names = Counter(thing.category for thing in found.things)
+    held = listed(f"{plain(name)} ({count})" for name, count in names.most_common()) or "nothing"
+    kind = found.where.removeprefix(f"{path} (").removesuffix(")").removeprefix("1 x 1, ")
+    what = f"annotations: {kind}, of {held}"
+    if len(names) > 1:
+        return Finding(str(path), "unclear", what, "Choose with --category.", ExitCode.BAD_INPUT)
+    return Finding(
+        str(path), "ok" if names else "bad", what, "", ExitCode.DONE if names else ExitCode.BAD_INPUT
+    )
+
+
+def _examine_pixels(path: Path) -> Finding:
+    """A mask if it reads as one; else a picture if it has the colours of one; else an unclear mask."""
+    kind = "NumPy array" if is_array_file(path) else describe_image(path)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            mask = read_mask(path)
+    except InputError as error:
+        if is_array_file(path):
+            return _bad(str(path), error)
+        image = read_image(path)
+        if len(np.unique(image[..., 1])) > PHOTO_LEVELS:
+            return Finding(str(path), "ok", f"picture: {kind}")
+        return Finding(
+            str(path), "unclear", f"{kind}. As a mask: {error.message}", error.hint or "", error.exit_code
+        )
+    notes = " ".join(str(each.message) for each in caught if issubclass(each.category, MaskNote))
+    return Finding(str(path), "ok", f"mask: {kind}, {100 * mask.mean():.3g}% object. {notes}".rstrip(". "))
+
+
+def _bad(name: str, error: DiffsegError) -> Finding:
+    return Finding(name, "bad", error.message, error.hint or "", error.exit_code)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _memory() -> str:
+    """Of the machine, as far as the system tells."""
+    try:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total, free = (page * os.sysconf(f"SC_{which}PHYS_PAGES") / 2**30 for which in ("", "AV"))
+    except (ValueError, OSError, AttributeError):
+        return "not told by this system"
+    return f"{total:.1f} GiB, {free:.1f} GiB of it unused; {os.cpu_count()} processors"
+
+
+def _device() -> Finding:
+    """The device `--device auto` takes."""
+    from diffseg_cli.compute import describe_device, resolve_device, resolve_dtype
+
+    device = resolve_device("auto")
+    dtype = str(resolve_dtype(None, device)).removeprefix("torch.")
+    return Finding("device", "ok", f"{describe_device(device)}, computing in {dtype}")
