@@ -116,31 +116,64 @@ class IouCounts:
         return float((total[0] / max(total[1], 1) + total[2] / max(total[3], 1)) / 2)
 
 
-def bootstrap_mean_iou(
-    episodes: Mapping[str, NDArray[np.int64]], *, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Confidence interval of the mean IoU over classes, from episodes drawn again within each class.
+@dataclass(frozen=True)
+class Intervals:
+    """Lower and upper ends of confidence intervals, in [0, 1]."""
 
-    It says how far the figure could move with other episodes of the same pictures and classes; it does not
-    know other classes.
+    mean_iou: tuple[float, float]
+    boundary_iou: tuple[float, float]
+    fb_iou: tuple[float, float]
+    per_class: dict[str, tuple[float, float]]
+
+
+def bootstrap_intervals(
+    episodes: Mapping[str, NDArray[np.int64]],
+    folds: Mapping[str, int] | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Intervals:
+    """Confidence intervals from episodes drawn again within each class.
+
+    They say how far a figure could move with other episodes of the same pictures and classes, and nothing
+    about other classes.
 
     Args:
-        episodes: class name -> int64 (n, 2 or more), an episode's intersection and union first.
-        level: share of the resampled means inside.
+        episodes: class name -> int64 (n 6), `count_pixels` of each episode.
+        folds: class name -> fold; FB-IoU is summed over a fold and averaged over folds. None: all in one.
+        level: share of the resampled figures inside.
         seed: of the draws.
-
-    Returns:
-        Lower and upper end, in [0, 1].
     """
     generator = np.random.Generator(np.random.PCG64([seed, RESAMPLES]))
-    means = np.zeros(RESAMPLES)
+    ious: dict[str, NDArray[np.float64]] = {}
+    boundaries: list[NDArray[np.float64]] = []
+    by_fold: dict[int, NDArray[np.float64]] = {}
     for name in sorted(episodes):
-        counts = episodes[name][:, :2].astype(np.float64)
+        counts = episodes[name].astype(np.float64)
         times = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
-        hit, either = (times @ counts).T
-        means += np.where(either > 0, hit / np.maximum(either, 1), 1.0) / len(episodes)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        sums = times @ counts  # (RESAMPLES 6)
+        ious[name] = _shares(sums, 0)
+        boundaries.append(_shares(sums, 4))
+        fold = (folds or {}).get(name, 0)
+        by_fold[fold] = by_fold.get(fold, np.zeros_like(sums)) + sums
+    fb = [(_shares(sums, 0) + _shares(sums, 2)) / 2 for sums in by_fold.values()]
+
+    def ends(draws: NDArray[np.float64]) -> tuple[float, float]:
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    return Intervals(
+        ends(np.mean(list(ious.values()), axis=0)),
+        ends(np.mean(boundaries, axis=0)),
+        ends(np.mean(fb, axis=0)),
+        {name: ends(draws) for name, draws in ious.items()},
+    )
+
+
+def _shares(sums: NDArray[np.float64], column: int) -> NDArray[np.float64]:
+    """Intersection in this column over union in the next, of draws (n 6); 1 where the union is empty."""
+    hit, either = sums[:, column], sums[:, column + 1]
+    return np.where(either > 0, hit / np.maximum(either, 1), 1.0)
 
 
 def _share(intersection: np.int64, union: np.int64) -> float:

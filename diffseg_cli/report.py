@@ -111,7 +111,7 @@ def _figures_table(record: Mapping[str, Any]) -> str:
     heads = ("method", "mean IoU", "95 %", "boundary IoU", "FB-IoU", "s / episode", "weights MiB", "GPU MiB")
     rows = ["".join(f'<th class="{"n" if i else ""}">{head}</th>' for i, head in enumerate(heads))]
     for method, figures in record["methods"].items():
-        low, high = figures["mean_iou_interval"]
+        low, high = figures["intervals"]["mean_iou"]
         costs = record["costs"].get(method, {})
         cells = [
             f"{figures['mean_iou']['all']:.3f}",

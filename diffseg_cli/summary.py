@@ -2,12 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from diffseg_cli.metrics import IouCounts, bootstrap_mean_iou
+from diffseg_cli.metrics import IouCounts, bootstrap_intervals
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def summarise(results: Iterable[EpisodeResult]) -> dict[str, dict[str, Any]]:
 
     Returns:
         method -> "mean_iou" and "boundary_iou" (group of classes -> figure), "fb_iou", "per_class",
-        "per_class_boundary", "per_fold" (fold -> mean IoU), "mean_iou_runs" (one a run) and
-        "mean_iou_interval" (95 %, of the mean over all classes, by bootstrap over each class's episodes).
+        "per_class_boundary", "per_fold" (fold -> mean IoU), "mean_iou_runs" (one a run) and "intervals"
+        (95 %, as `metrics.Intervals`, over the episodes of all runs).
     """
     ordered = sorted(results, key=lambda result: result.place)
     methods = list(ordered[0].counts) if ordered else []
@@ -84,14 +84,17 @@ def _summarise_method(results: Sequence[EpisodeResult], method: str) -> dict[str
         for counts_of_fold in folds.values():
             wholes[-1].merge(counts_of_fold)
     groups = class_groups(sorted(by_class))
-    interval = bootstrap_mean_iou({name: np.stack(counts) for name, counts in by_class.items()})
+    intervals = bootstrap_intervals(
+        {name: np.stack(counts) for name, counts in by_class.items()},
+        {result.class_name: result.fold for result in results if result.fold is not None},
+    )
     folds_seen = sorted({result.fold for result in results if result.fold is not None})
     return {
         "mean_iou": {
             group: _mean(whole.mean_iou(_known(names, whole)) for whole in wholes)
             for group, names in groups.items()
         },
-        "mean_iou_interval": list(interval),
+        "intervals": asdict(intervals),
         "mean_iou_runs": [whole.mean_iou() for whole in wholes],
         "boundary_iou": {
             group: _mean(whole.mean_boundary_iou(_known(names, whole)) for whole in wholes)

@@ -271,7 +271,10 @@ def test_summary_equals_sums_by_hand() -> None:
     assert figures["boundary_iou"]["all"] == pytest.approx(np.mean([i[3] for i in ious]))
     assert figures["fb_iou"] == pytest.approx(np.mean(fb))
     assert figures["per_class"]["a/0"] == pytest.approx(np.mean([ious[0][2], ious[6][2]]))
-    assert figures["mean_iou_interval"][0] < figures["mean_iou"]["all"] < figures["mean_iou_interval"][1]
+    low, high = figures["intervals"]["mean_iou"]
+    assert low < figures["mean_iou"]["all"] < high
+    low, high = figures["intervals"]["fb_iou"]
+    assert low < figures["fb_iou"] < high
 
 
 def test_best_median_and_worst_are_not_the_same_episodes() -> None:

@@ -9,7 +9,7 @@ from sklearn.metrics import jaccard_score
 
 from diffseg_cli.metrics import (
     IouCounts,
-    bootstrap_mean_iou,
+    bootstrap_intervals,
     boundary_width,
     count_pixels,
     mask_boundary,
@@ -128,22 +128,43 @@ def test_ignored_pixels_belong_to_neither_mask() -> None:
     assert counts[0] == counts[1] == 400 and counts[4] == counts[5] and counts[3] == 40 * 40 - 24 * 24
 
 
-def test_bootstrap_holds_the_mean_and_narrows_with_episodes() -> None:
+def draw_counts(generator: np.random.Generator, n: int) -> np.ndarray:
+    """(n 6) of random episodes; foreground, background and boundary alike."""
+    union = generator.integers(500, 1500, (n, 3))
+    hit = (union * generator.beta(6, 4, (n, 3))).astype(int)
+    return np.stack([hit, union], axis=2).reshape(n, 6)
+
+
+def test_bootstrap_holds_the_figures_and_narrows_with_episodes() -> None:
     generator = np.random.default_rng(0)
-
-    def draw(n: int) -> dict[str, np.ndarray]:
-        union = generator.integers(500, 1500, (n, 1))
-        return {name: np.hstack([(union * generator.beta(6, 4, (n, 1))).astype(int), union]) for name in "ab"}
-
-    few, many = draw(10), draw(400)
-    for episodes in (few, many):
-        mean = np.mean([counts[:, 0].sum() / counts[:, 1].sum() for counts in episodes.values()])
-        low, high = bootstrap_mean_iou(episodes)
-        assert low < mean < high and (low, high) == bootstrap_mean_iou(dict(reversed(episodes.items())))
-    spread = [np.ptp(bootstrap_mean_iou(episodes)) for episodes in (few, many)]
+    spread = []
+    for n in (10, 400):
+        episodes = {name: draw_counts(generator, n) for name in "abc"}
+        counts = IouCounts()
+        for name, rows in episodes.items():
+            for row in rows:
+                counts.add_counts(name, row)
+        found = bootstrap_intervals(episodes)
+        assert found == bootstrap_intervals(dict(reversed(episodes.items())))
+        pairs = [
+            (found.mean_iou, counts.mean_iou()),
+            (found.boundary_iou, counts.mean_boundary_iou()),
+            (found.fb_iou, counts.fb_iou()),
+            *((found.per_class[name], counts.iou(name)) for name in "abc"),
+        ]
+        assert all(low < value < high for (low, high), value in pairs)
+        spread.append(np.ptp(found.mean_iou))
+        assert np.ptp(found.per_class["a"]) > np.ptp(found.mean_iou)  # one class moves more than three
     assert spread[1] < spread[0] / 3
-    certain = {"a": np.full((5, 2), 10), "b": np.zeros((5, 2), int)}
-    assert bootstrap_mean_iou(certain) == (1.0, 1.0)
+    certain = {"a": np.full((5, 6), 10), "b": np.zeros((5, 6), int)}
+    assert bootstrap_intervals(certain).mean_iou == (1.0, 1.0)
+
+
+def test_bootstrap_averages_background_over_folds() -> None:
+    """Two folds that always give 1 and 0.5 give 0.75, whatever their sizes; in one heap they would not."""
+    good, half = np.tile([9, 9, 9, 9, 1, 1], (4, 1)), np.tile([500, 1000, 500, 1000, 1, 1], (4, 1))
+    assert bootstrap_intervals({"a": good, "b": half}, {"a": 0, "b": 1}).fb_iou == (0.75, 0.75)
+    assert bootstrap_intervals({"a": good, "b": half}).fb_iou[1] < 0.6
 
 
 def test_bootstrap_interval_covers_as_often_as_it_says() -> None:
@@ -151,7 +172,7 @@ def test_bootstrap_interval_covers_as_often_as_it_says() -> None:
     inside = 0
     for _ in range(60):
         shares = generator.beta(6, 4, (40, 1))
-        counts = np.hstack([(1000 * shares).astype(int), np.full((40, 1), 1000)])
-        low, high = bootstrap_mean_iou({"a": counts})
+        counts = np.tile(np.hstack([(1000 * shares).astype(int), np.full((40, 1), 1000)]), 3)
+        low, high = bootstrap_intervals({"a": counts}).mean_iou
         inside += low <= 0.6 <= high
     assert 0.85 < inside / 60 <= 1

@@ -1,6 +1,7 @@
 """What a user sees: results on stdout, everything else on stderr, moving things only on a terminal."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -199,8 +200,7 @@ def _interval(ends: tuple[float, float] | None) -> str:
 def _deviation(values: list[float]) -> float:
     """Standard deviation of a sample."""
     mean = sum(values) / len(values)
-    variance: float = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return variance**0.5
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def _costs(costs: dict[str, float | None]) -> list[tuple[str, str]]:
