@@ -15,10 +15,20 @@ from diffseg_cli.episode_list import Task, draw_tasks, find_tasks, list_hash, li
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.evaluation import OWN_METHODS, Evaluation, Illustration, describe_model, own_thresholds
 from diffseg_cli.peers import NOTES, PEERS, load_peer
-from diffseg_cli.published import published_figures
+from diffseg_cli.published import FIGURES, TRAINED, TRAINING_FREE, published_figures
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 from diffseg_cli.summary import EpisodeResult, summarise, summarise_costs
 from diffseg_cli.version import __version__
+
+SHIPPED = (
+    "The shipped modules were trained on classes of PASCAL VOC and COCO, test classes of this data set among "
+    "them: the model's figure is not a few-shot figure of this protocol and stands beside no published one. "
+    "Train on the other classes and give --checkpoint."
+)
+OWN_CHECKPOINT = (
+    "The model's figure compares with published ones only if its checkpoint was trained without the test "
+    "classes."
+)
 
 
 @dataclass(frozen=True)
@@ -210,7 +220,8 @@ class Benchmark:
             "classes": len({result.class_name for result in results}),
             "methods": summarise(results),
             "costs": costs,
-            "notes": [NOTES[name] for name in plan.peers if name in NOTES],
+            "kinds": {method: self._kind(method) for method in plan.methods},
+            "notes": self._notes(),
             "published": [
                 {"mean_iou": value, **{k: getattr(row, k) for k in ("method", "backbone", "kind", "source")}}
                 for row, value in published_figures(plan.dataset, split, plan.shots, fold)
@@ -243,6 +254,21 @@ class Benchmark:
             raise InputError(f"{path} holds no episode of this fold.", "Give another --fold.")
         folds = {row["fold"] for row in rows}
         return find_tasks(path, rows, {fold: self.dataset(fold) for fold in self.plan.folds if fold in folds})
+
+    def _kind(self, method: str) -> str | None:
+        """Which published figures a method may stand among; None where it saw test classes in training."""
+        if method == "seggpt":
+            return None
+        if method != "model" or self.segmenter.head == "attention":
+            return TRAINING_FREE
+        return TRAINED if self.plan.checkpoint else None
+
+    def _notes(self) -> list[str]:
+        """What a reader must know before comparing."""
+        notes = [NOTES[name] for name in self.plan.peers if name in NOTES]
+        if self.plan.dataset in FIGURES and self.segmenter.head == "pam":
+            notes.append(OWN_CHECKPOINT if self.plan.checkpoint else SHIPPED)
+        return notes
 
     def _thresholds(self) -> dict[str, float]:
         known = own_thresholds(self.segmenter)

@@ -144,6 +144,8 @@ def _published_table(record: Mapping[str, Any]) -> str:
     for kind in kinds:
         rows = [(row["mean_iou"], row, "") for row in record["published"] if row["kind"] == kind]
         for method, figures in record["methods"].items():
+            if record["kinds"][method] != kind:
+                continue
             mine = {"method": f"{method} (this run)", "backbone": record["model"], "source": ""}
             rows.append((100.0 * figures["mean_iou"]["all"], mine, "ours"))
         rows.sort(key=lambda row: row[0])

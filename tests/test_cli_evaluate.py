@@ -83,10 +83,15 @@ def test_a_folder_of_classes(folder: Path, tmp_path: Path) -> None:
 
 def test_pascal_beside_published_figures(voc: Path) -> None:
     words = ["--dataset", "pascal-5i", "--root", voc, "--episodes-per-class", 1]
-    code, text, _ = run(*words)
+    code, text, _ = run(*words, "--checkpoint", "mine.safetensors", "--peer", "prototype")
     assert code == 0 and "4 episodes of 4 classes" in text and "mean IoU fold 3" in text
-    assert " 69.3  DiffSeg, the paper, Kandinsky 2.2" in text and "> model, this run" in text
-    assert text.index("trained on other classes") < text.index("training-free")
+    trained, free = text.split("Published, trained on other classes")[1].split("Published, training-free")
+    assert " 69.3  DiffSeg, the paper, Kandinsky 2.2" in trained and " 72.1  GF-SAM" in free
+    assert "> model, this run" in trained and "> prototype" not in trained
+    assert "> prototype, this run" in free and "> model" not in free
+    _, text, log = run(*words)
+    assert "DiffSeg, the paper" in text and "this run" not in text  # it was trained on these classes
+    assert "not a few-shot figure of this protocol" in log
     code, text, _ = run(*words, "--fold", 1, "--shots", 1)
     assert code == 0 and " 75.8  DiffSeg, the paper" in text and "HSNet" not in text  # no folds printed
     record = json.loads(run(*words, "--fold", 1, "--json")[1])

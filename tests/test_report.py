@@ -31,6 +31,7 @@ def record() -> dict[str, object]:
         "description": "the compact model (a small stand-in, not a diffusion model) on cpu",
         "methods": summarise(RESULTS),
         "costs": {"model": {"seconds_per_episode": 0.25, "weights_mib": 70.0, "device_mib": None}},
+        "kinds": {"model": "trained", "prototype": "training-free"},
         "notes": ["A note & more."],
         "published": [
             {"mean_iou": value, "method": name, "backbone": "b", "kind": kind, "source": "s"}
@@ -67,7 +68,8 @@ def test_figures_stand_among_the_published_of_their_kind() -> None:
     page = render_report(record(), {})
     trained, free = page.split("Published, training-free")
     rows = re.findall(r'<td class="n">([\d.]+)</td><td>([^<]+)</td>', trained.split("Published, trained")[1])
-    assert rows == [("23.9", "prototype (this run)"), ("46.1", "model (this run)"), ("69.3", "Paper")]
+    assert rows == [("46.1", "model (this run)"), ("69.3", "Paper")]
+    assert "prototype (this run)" in free and "model (this run)" not in free
     assert "Frozen" in free and "Paper" not in free
     without = render_report({**record(), "published": []}, {})
     assert "published figures" not in without

@@ -221,11 +221,14 @@ def _show_published(record: dict[str, Any]) -> None:
             for row in record["published"]
             if row["kind"] == kind
         ]
-        for method, figures in record["methods"].items():
-            rows.append((100 * figures["mean_iou"]["all"], f"> {method}, this run", ""))
+        rows += [
+            (100 * figures["mean_iou"]["all"], f"> {method}, this run", "")
+            for method, figures in record["methods"].items()
+            if record["kinds"][method] == kind
+        ]
         width = max(len(name) for _, name, _ in rows)
         result(f"\nPublished, {kind} (mean IoU in percent; {record['protocol']})")
         for value, name, source in sorted(rows):
             result(f"  {value:5.1f}  {name:<{width}}  {source}".rstrip())
-    for note in record.get("notes", []):
-        say(note)
+    for text in record.get("notes", []):
+        note(text)
