@@ -204,8 +204,7 @@ def _pick_label(values: NDArray[Any], label: int | None, kind: str, where: str) 
     if values.dtype.kind == "f":
         if not np.isfinite(values).all():
             raise InputError(f"{where} holds values that are not numbers.", "Replace them by 0.")
-        if (np.abs(values).max() < 2**53) and (values == np.rint(values)).all():
-            values = values.astype(np.int64)
+        values = _as_integers(values)
     found, _ = _count(values)
     ignore = values == IGNORE_INDEX if kind == "palette" else np.zeros(values.shape, dtype=bool)
     if label is not None:
@@ -292,6 +291,15 @@ def _ambiguous_labels(values: NDArray[Any], candidates: list[Any], kind: str, wh
     )
 
 
+def _as_integers(values: NDArray[Any]) -> NDArray[Any]:
+    """Finite floats as integers where all of them are, else as they are."""
+    if max(values.max(), -values.min()) >= 2**31:
+        return values
+    if any((strip != np.rint(strip)).any() for strip in _strips(values)):
+        return values
+    return values.astype(np.int32)
+
+
 def _as_levels(values: NDArray[Any]) -> NDArray[np.uint8] | None:
     """Numbers that run from black to white in 8 bits, 16 bits or 0 to 1, as 0 to 255; None for others."""
     high = values.max()
@@ -299,8 +307,8 @@ def _as_levels(values: NDArray[Any]) -> NDArray[np.uint8] | None:
     top = next((top for top in tops if 0.9 * top <= high <= top), None)
     if top is None or values.min() < 0:
         return None
-    levels = values * np.float32(255 / top)
-    return np.rint(levels, out=levels).astype(np.uint8)
+    strips = [np.rint(strip * (255 / top)).astype(np.uint8) for strip in _strips(values)]
+    return np.concatenate(strips).reshape(values.shape)
 
 
 def _is_soft(levels: NDArray[np.uint8]) -> bool:
@@ -327,8 +335,7 @@ def _count(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
     Counting ends when so many have been seen that it cannot be a mask without a choice.
     """
-    flat = values.reshape(-1)
-    strips = [flat[start : start + STRIP] for start in range(0, flat.size, STRIP)]
+    strips = _strips(values)
     if values.dtype == np.uint8:  # a hundred times faster than sorting
         totals = np.sum([np.bincount(strip, minlength=256) for strip in strips], axis=0)
         return np.flatnonzero(totals), totals[totals > 0]
@@ -340,6 +347,12 @@ def _count(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         found, places = np.unique(np.concatenate([found, more]), return_inverse=True)
         counts = np.bincount(places, np.concatenate([counts, times])).astype(np.int64)
     return found, counts
+
+
+def _strips(values: NDArray[Any]) -> list[NDArray[Any]]:
+    """(H W) in pieces that are small whatever the size of the picture."""
+    flat = values.reshape(-1)
+    return [flat[start : start + STRIP] for start in range(0, flat.size, STRIP)]
 
 
 def _codes(colors: NDArray[np.uint8]) -> NDArray[np.int32]:
