@@ -111,11 +111,11 @@ def _figures_table(record: Mapping[str, Any]) -> str:
     heads = ("method", "mean IoU", "95 %", "boundary IoU", "FB-IoU", "s / episode", "weights MiB", "GPU MiB")
     rows = ["".join(f'<th class="{"n" if i else ""}">{head}</th>' for i, head in enumerate(heads))]
     for method, figures in record["methods"].items():
-        low, high = figures["intervals"]["mean_iou"]
+        sure = figures["intervals"]
         costs = record["costs"].get(method, {})
         cells = [
             f"{figures['mean_iou']['all']:.3f}",
-            f"{low:.3f} to {high:.3f}",
+            "{:.3f} to {:.3f}".format(*sure["mean_iou"]) if sure else "",
             f"{figures['boundary_iou']['all']:.3f}",
             f"{figures['fb_iou']:.3f}",
             _number(costs.get("seconds_per_episode"), ".2f"),

@@ -64,7 +64,7 @@ def summarise(results: Iterable[EpisodeResult]) -> dict[str, dict[str, Any]]:
     Returns:
         method -> "mean_iou" and "boundary_iou" (group of classes -> figure), "fb_iou", "per_class",
         "per_class_boundary", "per_fold" (fold -> mean IoU), "mean_iou_runs" (one a run) and "intervals"
-        (95 %, as `metrics.Intervals`, over the episodes of all runs).
+        (95 %, as `metrics.Intervals`, over the episodes of all runs; None where a class has only one episode).
     """
     ordered = sorted(results, key=lambda result: result.place)
     methods = list(ordered[0].counts) if ordered else []
@@ -94,7 +94,8 @@ def _summarise_method(results: Sequence[EpisodeResult], method: str) -> dict[str
             group: _mean(whole.mean_iou(_known(names, whole)) for whole in wholes)
             for group, names in groups.items()
         },
-        "intervals": asdict(intervals),
+        # One episode drawn again is itself: an interval of no width would look like certainty.
+        "intervals": asdict(intervals) if min(map(len, by_class.values())) > 1 else None,
         "mean_iou_runs": [whole.mean_iou() for whole in wholes],
         "boundary_iou": {
             group: _mean(whole.mean_boundary_iou(_known(names, whole)) for whole in wholes)

@@ -277,6 +277,11 @@ def test_summary_equals_sums_by_hand() -> None:
     assert low < figures["fb_iou"] < high
 
 
+def test_one_episode_a_class_has_no_interval() -> None:
+    results = [EpisodeResult(0, None, i, "ab"[i], {"model": (5, 9, 5, 9, 1, 2)}) for i in range(2)]
+    assert summarise(results)["model"]["intervals"] is None
+
+
 def test_best_median_and_worst_are_not_the_same_episodes() -> None:
     results = [EpisodeResult(0, None, i, "x", {"model": (i, 20, 1, 1, 1, 1)}) for i in range(11)]
     telling = telling_episodes(results[::-1], "model", 4)

@@ -171,7 +171,7 @@ def show_evaluation(record: dict[str, Any], *, as_json: bool) -> None:
     for method, figures in record["methods"].items():
         cut = record["thresholds"].get(method)
         result(f"\n{method}" + ("" if cut is None else f", threshold {cut:g}"))
-        sure = figures.get("intervals", {})
+        sure = figures.get("intervals") or {}
         runs = len(figures.get("mean_iou_runs", []))
         several = f"  mean of {runs} runs, sd {_deviation(figures['mean_iou_runs']):.3f}" if runs > 1 else ""
         rows = [(f"mean IoU {group}", f"{value:.3f}") for group, value in figures["mean_iou"].items()]
