@@ -64,7 +64,7 @@ def summarise(results: Iterable[EpisodeResult]) -> dict[str, dict[str, Any]]:
     Returns:
         method -> "mean_iou" and "boundary_iou" (group of classes -> figure), "fb_iou", "per_class",
         "per_class_boundary", "per_fold" (fold -> mean IoU), "mean_iou_runs" (one a run) and "intervals"
-        (95 %, as `metrics.Intervals`, over the episodes of all runs; None where a class has only one episode).
+        (95 %, as `metrics.Intervals`, over the episodes of all runs; None where a class has one episode).
     """
     ordered = sorted(results, key=lambda result: result.place)
     methods = list(ordered[0].counts) if ordered else []
