@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-RADIUS_SHARE = 1 / 32  # of the picture's longer side; both numbers measured (DESIGN.md, 2026-11-23)
+RADIUS_SHARE = 1 / 48  # of the picture's longer side; both numbers measured (DESIGN.md, 2026-11-23)
 SMOOTHNESS = 1e-4  # epsilon of the paper, for colours in [0, 1]: variance below it counts as flat
 TILE = 1024  # side of a tile without its margins, in pixels
 FLAT = 1 / 512  # a tile whose probabilities differ by less has no border in it

@@ -21,8 +21,8 @@ from diffseg_cli.refine import RADIUS_SHARE, SMOOTHNESS, refine_borders
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 
 SOURCES = ("voc", "coco_mini")
-RADII = (1 / 128, 1 / 64, 1 / 32, 1 / 16)
-SMOOTH = (1e-6, 1e-5, 1e-4, 1e-3)
+RADII = (1 / 96, 1 / 64, 1 / 48, 1 / 32)
+SMOOTH = (1e-5, 1e-4, 1e-3)
 Setting = tuple[float, float] | None  # None: no refinement
 
 
