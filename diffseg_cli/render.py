@@ -137,21 +137,24 @@ def heatmap(score_map: NDArray[np.float32], image: NDArray[np.uint8] | None = No
     return blended
 
 
-def overlay(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def overlay(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], tint: tuple[int, int, int] = TINT
+) -> NDArray[np.uint8]:
     """A picture with the mask tinted, and outlined in the tint between two white lines.
 
     Args:
         image: (H W 3).
         mask: (H W).
+        tint: RGB.
 
     Returns:
         uint8 (H W 3).
     """
     tinted = image.copy()
-    flat = np.full_like(image, TINT)
+    flat = np.full_like(image, tint)
     tinted[mask] = cv2.addWeighted(image, 1 - TINT_SHARE, flat, TINT_SHARE, 0)[mask]
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     width = max(1, round(min(mask.shape) * CONTOUR_SHARE))
     cv2.drawContours(tinted, contours, -1, (255, 255, 255), 3 * width, cv2.LINE_AA)
-    cv2.drawContours(tinted, contours, -1, TINT, width, cv2.LINE_AA)
+    cv2.drawContours(tinted, contours, -1, tint, width, cv2.LINE_AA)
     return tinted

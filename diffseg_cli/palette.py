@@ -1,0 +1,143 @@
+"""Several things in one picture: whose pixel is whose, their colours and their legend.
+
+Value 0 of a label map is background, i the i-th thing. Letters: H W size of the picture.
+"""
+
+import colorsys
+import io
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from diffseg_cli.render import TINT, overlay
+
+Color = tuple[int, int, int]
+
+MOST_THINGS = 254  # in one label map: 0 is background, 255 VOC's "ignore"
+# Told apart also without red or green; the first is that of an overlay with one thing.
+FIRST_COLORS: tuple[Color, ...] = (
+    *(TINT, (0, 170, 255), (255, 196, 0), (0, 205, 130)),
+    *((176, 84, 255), (255, 128, 20), (120, 235, 245), (255, 150, 215)),
+)
+SLIVER = 0.05  # of the largest piece of a part: smaller ones are cut-off remains
+PANEL, INK = (16, 16, 20), (245, 245, 245)  # of a legend
+TEXT_SHARE, LEAST_TEXT = 1 / 28, 11  # of the shorter side; in pixels
+
+
+def thing_color(index: int) -> Color:
+    """RGB of the thing with this index from 0; later ones take new hues in steps of the golden ratio."""
+    if index < len(FIRST_COLORS):
+        return FIRST_COLORS[index]
+    round_of = index // 16 % 3
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, (0.9, 0.55, 0.7)[round_of], 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def voc_color(label: int) -> Color:
+    """RGB of a label in the palette of PASCAL VOC, which every reader of its label maps knows."""
+    channels = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            channels[channel] |= (label >> channel & 1) << 7 - bit
+        label >>= 3
+    return channels[0], channels[1], channels[2]
+
+
+def settle_overlaps(
+    masks: Sequence[NDArray[np.bool_]], scores: Sequence[NDArray[np.float32]]
+) -> list[NDArray[np.bool_]]:
+    """Give each pixel that several masks claim to the one with the highest score; the first at a draw.
+
+    A connected part that lost pixels may fall apart into a main piece and slivers along the winner's border;
+    slivers become background.
+
+    Args:
+        masks: (H W) each.
+        scores: (H W) each.
+    """
+    best, owner = np.full(masks[0].shape, -np.inf, dtype=np.float32), np.full(masks[0].shape, -1)
+    for index, (mask, score) in enumerate(zip(masks, scores, strict=True)):
+        better = mask & (score > best)
+        best[better], owner[better] = score[better], index
+    return [_without_slivers(mask, owner == index) for index, mask in enumerate(masks)]
+
+
+def _without_slivers(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What is left of a mask, without small pieces of parts that were whole before."""
+    if (before == after).all():
+        return after
+    parts = cv2.connectedComponents(before.astype(np.uint8))[1]
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(after.astype(np.uint8))
+    part_of, areas = np.zeros(count, dtype=np.int64), stats[:, cv2.CC_STAT_AREA]
+    part_of[pieces[after]] = parts[after]
+    largest = np.zeros(parts.max() + 1)
+    np.maximum.at(largest, part_of[1:], areas[1:])
+    keep = areas >= SLIVER * largest[part_of]
+    keep[0] = False
+    kept: NDArray[np.bool_] = keep[pieces]
+    return kept
+
+
+def label_map(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """Masks (H W) without overlaps -> uint8 (H W)."""
+    labels = np.zeros(masks[0].shape, dtype=np.uint8)
+    for label, mask in enumerate(masks, start=1):
+        labels[mask] = label
+    return labels
+
+
+def label_map_png(labels: NDArray[np.uint8], colors: Sequence[Color]) -> bytes:
+    """Labels (H W) as a palette PNG file; colors[i] shows value i."""
+    image = Image.fromarray(labels)
+    image.putpalette([value for color in colors for value in color])
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def overlay_things(
+    image: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], names: Sequence[str]
+) -> NDArray[np.uint8]:
+    """A picture with every mask in its colour, and below it a legend where there are several.
+
+    Args:
+        image: (H W 3).
+        masks: (H W) each.
+        names: of the things.
+
+    Returns:
+        uint8 (H W 3).
+    """
+    tinted = image
+    for index, mask in enumerate(masks):
+        tinted = overlay(tinted, mask, thing_color(index))
+    if len(masks) < 2:
+        return tinted
+    found = [name if mask.any() else f"{name} (not found)" for name, mask in zip(names, masks, strict=True)]
+    return draw_legend(tinted, found)
+
+
+def draw_legend(pixels: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.uint8]:
+    """The pixels (H W 3) with names and colours of things in the lower left corner, as many as fit."""
+    h, w = pixels.shape[:2]
+    size = max(LEAST_TEXT, round(min(h, w) * TEXT_SHARE))
+    font = ImageFont.load_default(size)
+    line, gap = round(size * 1.5), round(size * 0.6)
+    shown = list(names)[: max(0, (h - 2 * gap) // line)]
+    if not shown:
+        return pixels
+    width = min(w, 3 * gap + size + round(max(font.getlength(name) for name in shown)))
+    top = h - len(shown) * line - gap
+    page = pixels.copy()
+    panel = page[top:, :width]
+    page[top:, :width] = cv2.addWeighted(panel, 0.25, np.full_like(panel, PANEL), 0.75, 0)
+    image = Image.fromarray(page)
+    draw = ImageDraw.Draw(image)
+    for index, name in enumerate(shown):
+        y = top + gap // 2 + index * line + (line - size) // 2
+        draw.rectangle((gap, y, gap + size - 1, y + size - 1), thing_color(index), INK)
+        draw.text((2 * gap + size, y + size / 2), name, INK, font, anchor="lm")
+    return np.array(image)

@@ -1,0 +1,271 @@
+"""Results out: every format read back by the tool it is named after, or against that tool's own schema."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from pycocotools.coco import COCO
+
+from diffseg_cli.annotations import CocoFile, write_labelme, write_voc, write_yolo, write_yolo_names
+from diffseg_cli.cli.options import FORMATS
+from diffseg_cli.cutout import cut_out, load_matting
+from diffseg_cli.errors import MissingDependency
+from diffseg_cli.image_io import read_mask, read_pair
+from diffseg_cli.outputs import (
+    PICTURE_FILES,
+    RUN_FILES,
+    Found,
+    RunFiles,
+    Scene,
+    picture_files,
+    settle,
+    write_result,
+)
+from diffseg_cli.palette import draw_legend, label_map, settle_overlaps, thing_color, voc_color
+
+HW = (120, 160)
+NAMES = ["bad weld", "dog"]
+
+
+def drawn(shape: str, *box: int, hole: tuple[int, ...] = ()) -> NDArray[np.bool_]:
+    page = Image.new("1", HW[::-1])
+    draw = ImageDraw.Draw(page)
+    getattr(draw, shape)(box, fill=1)
+    if hole:
+        draw.ellipse(hole, fill=0)
+    return np.array(page)
+
+
+RING = drawn("ellipse", 10, 10, 80, 90, hole=(30, 30, 55, 60))
+SPOTS = drawn("rectangle", 100, 20, 140, 70) | drawn("rectangle", 90, 90, 97, 110)
+MASKS = [RING, SPOTS]
+EMPTY = np.zeros(HW, dtype=bool)
+
+
+@pytest.fixture
+def image() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (*HW, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def scene(image: NDArray[np.uint8]) -> Scene:
+    draw = np.random.default_rng(1)
+    maps = [draw.random(HW, dtype=np.float32) for _ in range(4)]
+    things = [
+        Found(name, mask, maps[i], maps[i + 2], presence)
+        for i, (name, mask, presence) in enumerate(zip(NAMES, MASKS, (0.9, None), strict=True))
+    ]
+    return Scene(Path("photos/scene.jpg"), image, things, [(image[:50], "weld")])
+
+
+def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    return float((first & second).sum() / (first | second).sum())
+
+
+def load_coco(path: Path) -> COCO:
+    coco = COCO()
+    coco.dataset = json.loads(path.read_text())
+    coco.createIndex()
+    return coco
+
+
+@pytest.mark.parametrize(("polygons", "least"), [(False, 1.0), (True, 0.96)])
+def test_coco_is_read_by_pycocotools(tmp_path: Path, polygons: bool, least: float) -> None:
+    made = CocoFile(NAMES, polygons=polygons)
+    made.add("a.jpg", MASKS, [0.91234, 0.5])
+    made.add("b.jpg", [EMPTY, RING], [0.0, 0.7])
+    made.add("c.jpg", [EMPTY, EMPTY], [0.0, 0.0])
+    made.write(tmp_path / "coco.json")
+    coco = load_coco(tmp_path / "coco.json")
+    assert [coco.loadCats(i)[0]["name"] for i in coco.getCatIds()] == NAMES
+    assert [coco.loadImgs(i)[0]["file_name"] for i in coco.getImgIds()] == ["a.jpg", "b.jpg", "c.jpg"]
+    found = coco.loadAnns(coco.getAnnIds())
+    assert [(a["image_id"], a["category_id"], a["score"]) for a in found] == [
+        (1, 1, 0.9123),
+        (1, 2, 0.5),
+        (2, 2, 0.7),
+    ]
+    for annotation, mask in zip(found, [RING, SPOTS, RING], strict=True):
+        assert iou(coco.annToMask(annotation).astype(bool), mask) >= least
+        x, y, w, h = annotation["bbox"]
+        assert mask[y : y + h, x : x + w].sum() == mask.sum() == annotation["area"]
+        assert mask[y].any() and mask[:, x].any() and mask[y + h - 1].any() and mask[:, x + w - 1].any()
+    if polygons:
+        assert not coco.annToMask(found[0])[45, 42]  # the hole
+
+
+def test_our_own_masks_in_read_what_goes_out(tmp_path: Path, image: NDArray[np.uint8]) -> None:
+    (tmp_path / "out").mkdir()
+    picture = tmp_path / "scene.png"
+    Image.fromarray(image).save(picture)
+    made = CocoFile(NAMES)
+    made.add("scene.png", MASKS, [1, 1])
+    made.write(tmp_path / "out" / "coco.json")
+    write_labelme(tmp_path / "out" / "scene.json", picture, MASKS, NAMES)
+    # LabelMe draws an outline together with the pixels its line runs through.
+    for name, least in (("coco.json", 1.0), ("scene.json", 0.94)):
+        for category, mask in zip(NAMES, MASKS, strict=True):
+            read = read_pair(picture, tmp_path / "out" / name, category=category)[1]
+            assert iou(read, mask) >= least
+
+
+def test_labelme_has_the_fields_of_its_format(tmp_path: Path) -> None:
+    path = tmp_path / "out" / "scene_labelme.json"
+    write_labelme(path, tmp_path / "photos" / "scene.jpg", MASKS, NAMES)
+    record = json.loads(path.read_text())
+    assert record.keys() == {
+        *("version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth")
+    }
+    assert (record["imageHeight"], record["imageWidth"], record["imageData"]) == (*HW, None)
+    assert (path.parent / record["imagePath"]).resolve() == tmp_path / "photos" / "scene.jpg"
+    page = Image.new("1", HW[::-1])
+    for shape in record["shapes"]:
+        assert shape["shape_type"] == "polygon" and shape["flags"] == {} and len(shape["points"]) > 2
+        assert {"label", "points", "group_id", "shape_type", "flags"} <= shape.keys()
+        assert all(0 <= x <= HW[1] and 0 <= y <= HW[0] for x, y in shape["points"])
+        if shape["label"] == "bad weld":
+            ImageDraw.Draw(page).polygon([tuple(point) for point in shape["points"]], fill=1)
+    assert [shape["label"] for shape in record["shapes"]] == ["bad weld", "dog", "dog"]
+    assert iou(np.array(page), RING) > 0.93 and not np.array(page)[45, 42]
+
+
+def test_yolo_lines_are_shares_of_the_picture(tmp_path: Path) -> None:
+    write_yolo(tmp_path / "scene.txt", MASKS)
+    write_yolo_names(tmp_path / "data.yaml", NAMES)
+    page = [Image.new("1", HW[::-1]) for _ in NAMES]
+    for line in (tmp_path / "scene.txt").read_text().splitlines():
+        number, *values = line.split()
+        points = np.array(values, dtype=float).reshape(-1, 2)
+        assert points.min() >= 0 and points.max() <= 1
+        ImageDraw.Draw(page[int(number)]).polygon([(x * HW[1], y * HW[0]) for x, y in points], fill=1)
+    assert all(iou(np.array(p), mask) > 0.93 for p, mask in zip(page, MASKS, strict=True))
+    assert (tmp_path / "data.yaml").read_text() == 'nc: 2\nnames: ["bad weld", "dog"]\n'
+    write_yolo(tmp_path / "none.txt", [EMPTY, EMPTY])
+    assert (tmp_path / "none.txt").read_bytes() == b""
+
+
+def test_voc_is_a_palette_picture_in_its_own_colours(tmp_path: Path) -> None:
+    write_voc(tmp_path / "scene.png", MASKS)
+    with Image.open(tmp_path / "scene.png") as read:
+        assert read.mode == "P"
+        np.testing.assert_array_equal(np.asarray(read), RING + 2 * SPOTS)
+        palette = read.getpalette()
+    assert palette is not None
+    # The first classes of VOC2012: background, aeroplane, bicycle, bird; the border; the last class.
+    for label, color in ((0, (0, 0, 0)), (1, (128, 0, 0)), (2, (0, 128, 0)), (3, (128, 128, 0))):
+        assert tuple(palette[3 * label : 3 * label + 3]) == color == voc_color(label)
+    assert voc_color(255) == (224, 224, 192) and voc_color(20) == (0, 64, 128)
+    for label, mask in enumerate(MASKS, start=1):
+        np.testing.assert_array_equal(read_mask(tmp_path / "scene.png", label=label), mask)
+
+
+def test_every_format_has_a_file_and_leaves_nothing_else(tmp_path: Path, scene: Scene) -> None:
+    assert set(FORMATS) == set(PICTURE_FILES) | set(RUN_FILES)
+    files = picture_files(FORMATS, NAMES)
+    for what, suffix in files.items():
+        write_result(what, tmp_path / f"scene{suffix}", scene)
+    run = RunFiles({what: tmp_path / name for what, name in RUN_FILES.items()}, NAMES, {"seed": 0})
+    run.add(scene, {"query": "photos/scene.jpg"})
+    run.write()
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {f"scene{suffix}" for suffix in files.values()} | set(RUN_FILES.values())
+    assert {"scene_heatmap_bad weld.png", "scene_heatmap_dog.png"} <= written
+    with Image.open(tmp_path / "scene_mask.png") as read:
+        assert read.mode == "P" and read.getpalette()[3:6] == list(thing_color(0))  # type: ignore[index]
+        np.testing.assert_array_equal(np.asarray(read), label_map(MASKS))
+    scores = np.load(tmp_path / "scene_score.npy", allow_pickle=False)
+    np.testing.assert_array_equal(scores, np.stack([thing.probability for thing in scene.things]))
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["pictures"] == [{"query": "photos/scene.jpg"}] and record["seed"] == 0
+    assert (tmp_path / "labelmap.txt").read_text().splitlines()[1:] == [
+        "background:0,0,0::",
+        "bad weld:128,0,0::",
+        "dog:0,128,0::",
+    ]
+    with pytest.raises(ValueError, match="no result"):
+        write_result("svg", tmp_path / "x.svg", scene)
+
+
+def test_one_thing_gives_a_plain_mask_and_score(tmp_path: Path, scene: Scene) -> None:
+    one = Scene(scene.picture, scene.image, scene.things[:1])
+    assert picture_files(["heatmap", "json"], NAMES[:1]) == {"heatmap": "_heatmap.png"}
+    for what in ("mask", "score", "heatmap", "sheet"):
+        write_result(what, tmp_path / what, one)
+    with Image.open(tmp_path / "mask") as read:
+        assert read.mode == "L"
+        np.testing.assert_array_equal(np.asarray(read), RING * 255)
+    scores = np.load(tmp_path / "score", allow_pickle=False)
+    assert scores.dtype == np.float32 and scores.shape == HW
+
+
+def test_a_cut_out_is_soft_only_at_its_border_and_keeps_no_background() -> None:
+    mask = drawn("ellipse", 30, 20, 120, 100)
+    image = np.where(mask[..., None], (220, 40, 40), (20, 230, 20)).astype(np.uint8)
+    cut = cut_out(image, mask)
+    alpha = cut[..., 3]
+    assert cut.shape == (*HW, 4) and alpha[60, 75] == 255 and alpha[5, 5] == 0
+    inner = drawn("ellipse", 34, 24, 116, 96)
+    outer = drawn("ellipse", 26, 16, 124, 104)
+    assert (alpha[inner] == 255).all() and (alpha[~outer] == 0).all()
+    soft = (alpha > 0) & (alpha < 255)
+    assert soft.any()
+    assert (cut[alpha > 0][:, 1] < 60).all()  # no green shines through
+    assert (cut[alpha == 0] == 0).all()
+    assert not cut_out(image, EMPTY).any()
+    assert (cut_out(image, ~EMPTY)[..., 3] == 255).all()
+
+
+def test_matting_finds_what_the_mask_missed() -> None:
+    pytest.importorskip("pymatting")
+    truth = drawn("ellipse", 30, 20, 120, 100)
+    image = np.where(truth[..., None], (220, 40, 40), (20, 230, 20)).astype(np.uint8)
+    large = np.kron(image, np.ones((4, 4, 1), np.uint8))
+    truth = np.kron(truth, np.ones((4, 4), bool))
+    rough = np.roll(truth, 3, axis=1)
+    cut = cut_out(large, rough, matting=True)
+    assert ((cut[..., 3] > 127) != truth).sum() < (rough != truth).sum() / 4
+
+
+def test_matting_that_is_not_installed_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pymatting", None)
+    with pytest.raises(MissingDependency) as raised:
+        load_matting()
+    assert "diffseg[matting]" in str(raised.value.hint)
+
+
+def test_overlaps_go_to_the_higher_claim_and_slivers_to_no_one() -> None:
+    first, second = drawn("rectangle", 20, 20, 80, 80), drawn("rectangle", 18, 30, 140, 70)
+    scores = [np.full(HW, value, dtype=np.float32) for value in (0.8, 0.6)]
+    one, two = settle_overlaps([first, second], scores)
+    np.testing.assert_array_equal(one, first)
+    assert not (one & two).any()
+    assert not two[50, 18] and second[50, 18]  # two columns left of the first
+    np.testing.assert_array_equal(two[:, 81:], second[:, 81:])
+    one, two = settle_overlaps([first, second], scores[::-1])
+    np.testing.assert_array_equal(two, second)
+    one, two = settle_overlaps([first, second], [scores[0], scores[0]])
+    np.testing.assert_array_equal(one, first)
+    np.testing.assert_array_equal(settle_overlaps([SPOTS, RING], scores)[0], SPOTS)
+
+
+def test_presence_weighs_a_claim() -> None:
+    both = drawn("rectangle", 20, 20, 80, 80)
+    maps: Any = [np.full(HW, value, dtype=np.float32) for value in (0.9, 0.7)]
+    things = [Found(n, both, p, p, seen) for n, p, seen in zip(NAMES, maps, (0.5, 0.95), strict=True)]
+    assert [thing.mask.any() for thing in settle(things)] == [False, True]
+    assert things[0].score == pytest.approx(0.45) and settle(things)[0].score == 0
+    assert settle(things[:1]) == things[:1]
+
+
+def test_a_legend_never_grows_the_picture() -> None:
+    for size_hw in ((8, 8), (40, 30), (400, 500)):
+        pixels = np.full((*size_hw, 3), 200, dtype=np.uint8)
+        names = [f"thing {index}" for index in range(40)]
+        shown = draw_legend(pixels, names)
+        assert shown.shape == pixels.shape and (pixels == 200).all()
+    assert (shown != 200).any()
+    assert len({thing_color(index) for index in range(40)}) == 40
