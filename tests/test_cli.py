@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from diffseg_cli import segmenter as segmenter_module
 from diffseg_cli.cli import console, main
+from diffseg_cli.concept import source_of, write_concept
 from diffseg_cli.segmenter import Segmenter
 
 REPOSITORY = Path(__file__).parents[1]
@@ -310,7 +311,6 @@ def test_refused_before_anything_is_loaded_or_written(
     "arguments",
     [
         "segment -s a.png -m a_m.png",
-        "segment -m a_m.png -q scene.png",
         "segment -s a.png -m a_m.png -q scene.png --threshold 0",
         "segment -s a.png -m a_m.png -q scene.png --threshold 1",
         "segment -s a.png -m a_m.png -q scene.png --threshold nan",
@@ -497,15 +497,19 @@ def test_help_fits_the_terminal_and_ends_with_two_examples(verb: tuple[str, ...]
     assert all(example.startswith(" ".join(["diffseg", *verb])) for example in examples)
 
 
-@pytest.mark.usefixtures("loads")
 @pytest.mark.parametrize("verb", ["segment", "attn", "edges"])
-def test_examples_of_the_help_are_valid(verb: str) -> None:
+def test_examples_of_the_help_are_valid(loads: Loads, verb: str) -> None:
     for name in ("dog.jpg", "c.jpg", "d.jpg", "a.jpg", "b.jpg", "photos/c.jpg"):
         Path(name).parent.mkdir(exist_ok=True)
         picture(1, (240, 400)).save(name)
     picture(2, (240, 400)).save("scene.jpg")
     for name in ("dog.png", "a.png", "b.png"):
         Image.fromarray(box((240, 400))).save(name)
+    for name in ("dog", "sofa"):
+        pairs = [(np.asarray(picture(3)), box() > 0)]
+        write_concept(
+            Path(f"{name}.dsc"), loads.answer, name, pairs, [source_of(Path("a.png"), Path("a_m.png"))]
+        )
     examples = re.findall(r"^ +diffseg (.*)$", sys.modules[f"diffseg_cli.cli.{verb}"].EXAMPLES, re.MULTILINE)
     assert len(examples) == 2
     for example in examples:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from diffseg_cli.cli import console, inputs, options
+from diffseg_cli.cli.things import encode_things, find_things, read_pairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,14 +24,15 @@ DETAIL = "Detail"  # panel of the help
 
 
 def attn(
-    support: options.Support,
-    mask: options.Mask,
     query: Annotated[
         Path,
         typer.Option(
             "--query", "-q", metavar="IMAGE", help="Picture to look at.", rich_help_panel=options.QUERY
         ),
     ],
+    support: options.Support = None,
+    mask: options.Mask = None,
+    concept: options.OneConcept = None,
     point: Annotated[
         str | None,
         typer.Option(
@@ -95,18 +97,12 @@ def attn(
         kind: f"_attn_{kind}.png" for kind, wanted in details.items() if wanted
     }
     suffixes["arrays"] = f"_attn.{file_format}"
-    others = [*support, *mask, *([region] if region else [])]
+    choice: dict[str, Any] = {"label": label, "color": color, "category": category, "annotation": annotation}
+    concepts = [concept] if concept else None
+    things = find_things(support, mask, concepts, invert=invert_mask, fit=fit_mask, **choice)
+    others = [*things[0].files, *([region] if region else [])]
     (plan,) = inputs.plan_outputs([query], out, suffixes, others)
-    pairs = inputs.read_supports(
-        support,
-        mask,
-        label=label,
-        color=color,
-        category=category,
-        annotation=annotation,
-        invert=invert_mask,
-        fit=fit_mask,
-    )
+    pairs = read_pairs(things)
     image, area = inputs.read_query(query, point, region)
     with console.working("Looking"):
         from diffseg_cli.attention_dump import dump_attention
@@ -115,10 +111,10 @@ def attn(
         segmenter = load_segmenter(
             model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload, timesteps=steps
         )
-        features = segmenter.encode_support(pairs)
+        (thing,) = encode_things(segmenter, things, pairs)
         console.say(f"Using {segmenter.description}.")
         dump = dump_attention(
-            segmenter, image, features, region=area, seed=seed, **details, matrices=matrices
+            segmenter, image, thing.support, region=area, seed=seed, **details, matrices=matrices
         )
         chosen = f"point {point}" if point else str(region) if region else "M_a above 0.5"
         info = {"query": str(query), "region": chosen, "seed": seed, **inputs.model_record(segmenter)}

@@ -8,7 +8,7 @@ import typer
 SUPPORT, QUERY, MODEL, OUTPUT = "Support", "Query", "Model", "Output"  # panels of the help
 
 Support = Annotated[
-    list[Path],
+    list[Path] | None,
     typer.Option(
         "--support",
         "-s",
@@ -18,7 +18,7 @@ Support = Annotated[
     ),
 ]
 Mask = Annotated[
-    list[Path],
+    list[Path] | None,
     typer.Option(
         "--mask",
         "-m",
@@ -27,6 +27,30 @@ Mask = Annotated[
         "or YOLO file.",
         rich_help_panel=SUPPORT,
     ),
+]
+Concept = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--concept",
+        "-c",
+        metavar="FILE",
+        help="What `diffseg concept make` saved, instead of supports; repeat it for several things.",
+        rich_help_panel=SUPPORT,
+    ),
+]
+OneConcept = Annotated[
+    Path | None,
+    typer.Option(
+        "--concept",
+        "-c",
+        metavar="FILE",
+        help="What `diffseg concept make` saved, instead of supports.",
+        rich_help_panel=SUPPORT,
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="What the thing is called in results.", rich_help_panel=SUPPORT),
 ]
 Label = Annotated[
     int | None,
@@ -192,6 +216,38 @@ Refine = Annotated[
     typer.Option(
         "--refine/--no-refine",
         help="Pull borders to those of the picture. Default: what measured better.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+FORMATS = (
+    *("mask", "overlay", "heatmap", "cutout", "score", "sheet", "json"),
+    *("coco", "coco-polygons", "labelme", "yolo", "voc"),
+)
+
+
+def _known_formats(values: list[str] | None) -> list[str] | None:
+    for value in values or []:
+        if value not in FORMATS:
+            raise typer.BadParameter(f"'{value}' is not one of {', '.join(FORMATS)}.")
+    return values
+
+
+Format = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="FORMAT",
+        callback=_known_formats,
+        help=f"What to write; repeat it for several: {', '.join(FORMATS)}. Default: mask, heatmap, overlay.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Matting = Annotated[
+    bool,
+    typer.Option(
+        "--matting",
+        help="Cut-outs with hair and leaves, by matting; needs diffseg[matting].",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -1,0 +1,192 @@
+"""diffseg concept: save a support set once as one file, look into it, find out which supports help."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffseg_cli.cli import console, inputs, options
+from diffseg_cli.errors import UsageError
+
+concept_app = typer.Typer(
+    no_args_is_help=True,
+    help="Save supports as one file (.dsc), show it, check which supports help.",
+    epilog="Examples:\n\n  diffseg concept make dog.dsc --support a.jpg --mask a.png\n\n"
+    "  diffseg segment --concept dog.dsc --query scene.jpg",
+)
+
+MAKE_EXAMPLES = """Examples:
+
+  diffseg concept make dog.dsc --support a.jpg --mask a.png
+
+  diffseg concept make out/weld.dsc -s a.jpg -m a.png -s b.jpg -m b.png --name "bad weld" """
+
+SHOW_EXAMPLES = """Examples:
+
+  diffseg concept show dog.dsc
+
+  diffseg concept show dog.dsc sofa.dsc --sheet supports.png --json"""
+
+CHECK_EXAMPLES = """Examples:
+
+  diffseg concept check dog.dsc
+
+  diffseg concept check dog.dsc --json | jq .supports"""
+
+Concepts = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Concepts.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a concept on stdout.")]
+
+
+@concept_app.command(epilog=MAKE_EXAMPLES)
+def make(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Concept to write, for example dog.dsc.")],
+    support: options.Support,
+    mask: options.Mask,
+    name: options.Name = None,
+    label: options.Label = None,
+    color: options.Color = None,
+    category: options.Category = None,
+    annotation: options.Annotation = None,
+    invert_mask: options.InvertMask = False,
+    fit_mask: options.FitMask = False,
+    model: options.Model = "compact",
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    offload: options.Offload = False,
+    as_json: Json = False,
+) -> None:
+    """Encode supports and save them as one file, to give as --concept instead.
+
+    The file also holds the pictures at 384 pixels, their names and hashes, and
+    fits the model it was made with only.
+    """
+    from diffseg_cli.concept import check_name, source_of, write_concept
+
+    supports, masks = support or [], mask or []
+    check_name(file.stem if name is None else name)
+    inputs.check_files(supports[0], [file])
+    if file.resolve() in {path.resolve() for path in [*supports, *masks]}:
+        raise UsageError(f"{file} would overwrite a support.", "Choose another name for the concept.")
+    choice = {"label": label, "color": color, "category": category, "annotation": annotation}
+    pairs = inputs.read_supports(supports, masks, invert=invert_mask, fit=fit_mask, **choice)
+    sources = [source_of(*each) for each in zip(supports, masks, strict=True)]
+    with console.working("Encoding"):
+        from diffseg_cli.segmenter import load_segmenter
+
+        # The backbone alone encodes supports; the trained modules come in when the concept is used.
+        segmenter = load_segmenter(model, None, device, dtype, head="attention", offload=offload)
+        info = write_concept(file, segmenter, file.stem if name is None else name, pairs, sources)
+    if as_json:
+        console.result_json({"file": str(file), **asdict(info)})
+    else:
+        console.result(str(file))
+
+
+@concept_app.command(epilog=SHOW_EXAMPLES)
+def show(
+    files: Concepts,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw their supports on this sheet, a PNG.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell what concepts hold: name, supports, and the model they fit."""
+    from diffseg_cli.concept import read_concept_info
+
+    if sheet:
+        _check_sheet(sheet, files)
+    for path in files:
+        info = read_concept_info(path)
+        if as_json:
+            console.result_json({"file": str(path), "bytes": path.stat().st_size, **asdict(info)})
+            continue
+        console.result(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+        console.result(f"  name      {info.name}")
+        console.result(f"  model     {info.backbone} ({info.fingerprint}), diffseg {info.version}")
+        for source in info.sources:
+            console.result(f"  support   {source.image} {source.image_sha256[:12]}")
+            console.result(f"  mask      {source.mask} {source.mask_sha256[:12]}")
+    if sheet:
+        _draw(files, sheet)
+        if not as_json:
+            console.result(str(sheet))
+
+
+def _check_sheet(sheet: Path, files: list[Path]) -> None:
+    from diffseg_cli.render import check_folder
+
+    if sheet.resolve() in {path.resolve() for path in files}:
+        raise UsageError(f"{sheet} would be overwritten.", "Choose another name for the sheet.")
+    check_folder(sheet.parent)
+
+
+def _draw(files: list[Path], sheet: Path) -> None:
+    """Draw the supports of concepts, a row each."""
+    from diffseg_cli.concept import read_concept_info, read_thumbnails
+    from diffseg_cli.outputs import support_sheet
+    from diffseg_cli.render import write_picture
+
+    rows = [(read_concept_info(path), read_thumbnails(path)) for path in files]
+    named = [
+        (info.name, [(*pair, source.image) for pair, source in zip(pairs, info.sources, strict=True)])
+        for info, pairs in rows
+    ]
+    write_picture(sheet, support_sheet(named))
+
+
+@concept_app.command(epilog=CHECK_EXAMPLES)
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A concept of three supports or more.")],
+    model: options.Model = "compact",
+    checkpoint: options.Checkpoint = None,
+    head: options.Head = None,
+    fusion: options.Fusion = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    offload: options.Offload = False,
+    timesteps: options.Timesteps = None,
+    as_json: Json = False,
+) -> None:
+    """Find out which supports help and which hurt, by leaving each out.
+
+    Each support is looked for with the others. "found" is the IoU at which all
+    others find it; "gain" what it adds, on average, when another is looked for.
+    """
+    from diffseg_cli.concept import read_concept, read_concept_info, read_thumbnails
+
+    info = read_concept_info(file)
+    if len(info.sources) < 3:
+        raise UsageError(
+            f"{file} holds {len(info.sources)} supports; leaving one out takes three or more.",
+            "Make it again with more supports.",
+        )
+    with console.working("Leaving out each support"):
+        from diffseg_cli.advice import advise
+        from diffseg_cli.segmenter import load_segmenter
+
+        steps = options.split_timesteps(timesteps)
+        segmenter = load_segmenter(
+            model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload, timesteps=steps
+        )
+        support, _ = read_concept(file, segmenter)
+        rows = [asdict(each) for each in advise(segmenter, support, read_thumbnails(file))]
+    rows = [{"support": s.image, **row} for s, row in zip(info.sources, rows, strict=True)]
+    if as_json:
+        console.result_json({"file": str(file), "name": info.name, "supports": rows})
+        return
+    _print_advice(rows)
+
+
+def _print_advice(rows: list[dict[str, Any]]) -> None:
+    """A table of supports, and what to do."""
+    width = max(len("support"), *(len(row["support"]) for row in rows))
+    console.result(f"{'support':<{width}}  found    gain  verdict")
+    for row in rows:
+        line = f"{row['support']:<{width}}  {row['found']:5.2f}  {row['gain']:+6.3f}  {row['verdict']}"
+        console.result(f"{line}: {', '.join(row['reasons'])}" if row["reasons"] else line)
+    worst = min(rows, key=lambda row: float(row["gain"]))
+    if worst["verdict"] == "hurts":
+        console.result(f"Try it without {worst['support']}.")
+    else:
+        console.result("No support hurts the others.")
