@@ -272,7 +272,11 @@ for door in (read_mask, read_image):
         door(path)
     except DiffsegError as error:
         print(error.message[:200])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# ru_maxrss starts at the parent's; the high-water mark of /proc is this program's own.
+status = Path("/proc/self/status")
+words = status.read_text().split() if status.exists() else []
+peak = int(words[words.index("VmHWM:") + 1]) if words else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak * 1024)
 """
 
 
