@@ -69,7 +69,9 @@ soft = cv2.resize(np.random.default_rng(1).random((48, 48), dtype=np.float32), (
 def peak():  # ru_maxrss starts at the parent's; the high-water mark of /proc is this program's own
     status = Path("/proc/self/status")
     words = status.read_text().split() if status.exists() else []
-    return int(words[words.index("VmHWM:") + 1]) if words else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if words:
+        return int(words[words.index("VmHWM:") + 1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 refined = refine_borders(soft, image)
 print(peak() - before, abs(refined - soft).max())
