@@ -247,7 +247,7 @@ Matting = Annotated[
     bool,
     typer.Option(
         "--matting",
-        help="Cut-outs with hair and leaves, by matting; needs diffseg[matting].",
+        help="Cut-outs with hair and leaves, by matting; needs pip install 'diffseg\\[matting]'.",
         rich_help_panel=OUTPUT,
     ),
 ]
