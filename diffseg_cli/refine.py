@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 
 RADIUS_SHARE = 1 / 48  # of the picture's longer side; both numbers measured (DESIGN.md, 2026-11-23)
 SMOOTHNESS = 1e-4  # epsilon of the paper, for colours in [0, 1]: variance below it counts as flat
+# Grey, red against blue, green against both: lengths and so the result are those of RGB, but grey pictures
+# do not make three equal channels, which float32 cannot tell from a singular matrix. Values stay in 0 to 255:
+# for smaller ones OpenCV takes small determinants for zero, and fits nothing.
+AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]], np.float32) / np.sqrt([[3], [2], [6]], dtype=np.float32)
 TILE = 1024  # side of a tile without its margins, in pixels
 FLAT = 1 / 512  # a tile whose probabilities differ by less has no border in it
 
@@ -55,8 +59,7 @@ def refine_borders(
             piece = probability[rows, columns].astype(np.float32)
             if np.ptp(piece) < FLAT:
                 continue
-            # Colours from 0 to 255: in [0, 1] OpenCV takes small determinants for zero, and fits nothing.
-            guide = np.ascontiguousarray(image[rows, columns])
+            guide = cv2.transform(image[rows, columns].astype(np.float32), AXES)
             filtered = cv2.ximgproc.guidedFilter(guide, piece, radius, smoothness * 255**2)
             inner = filtered[top - rows.start :, left - columns.start :][:tile, :tile]
             refined[top : top + tile, left : left + tile] = inner.clip(0, 1)

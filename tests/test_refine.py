@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from diffseg_cli.refine import refine_borders
 from diffseg_cli.segmenter import Segmenter
@@ -55,6 +57,40 @@ def test_pieces_give_the_whole(size_hw: tuple[int, int], tile: int, share: float
 def test_sizes_that_differ_are_the_callers_mistake() -> None:
     with pytest.raises(ValueError, match="differ in size"):
         refine_borders(np.zeros((4, 5), np.float32), np.zeros((5, 4, 3), np.uint8))
+
+
+def guided_filter(
+    image: NDArray[np.uint8], soft: NDArray[np.float32], radius: int, smoothness: float
+) -> NDArray[np.float64]:
+    """He, Sun and Tang's equations 14 to 16 as they stand, in float64."""
+
+    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        side = 2 * radius + 1
+        return cv2.boxFilter(values, -1, (side, side), borderType=cv2.BORDER_REFLECT)
+
+    colors, target = image.astype(np.float64) / 255, soft.astype(np.float64)
+    means = np.stack([mean(colors[..., i]) for i in range(3)], -1)
+    products = [[mean(colors[..., i] * colors[..., j]) for j in range(3)] for i in range(3)]
+    spread = np.stack([np.stack(row, -1) for row in products], -2) - means[..., None] * means[..., None, :]
+    shared = np.stack([mean(colors[..., i] * target) for i in range(3)], -1) - means * mean(target)[..., None]
+    slope = np.linalg.solve(spread + smoothness * np.eye(3), shared[..., None])[..., 0]
+    offset = mean(target) - (slope * means).sum(-1)
+    return sum(mean(slope[..., i]) * colors[..., i] for i in range(3)) + mean(offset)
+
+
+@pytest.mark.parametrize("kind", ["colours", "grey", "black and white"])
+@pytest.mark.parametrize("smoothness", [1e-5, 1e-4, 1e-2])
+def test_it_is_the_filter_of_the_paper(kind: str, smoothness: float) -> None:
+    draw = np.random.default_rng(5)
+    coarse = draw.integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, (160, 120), interpolation=cv2.INTER_CUBIC)
+    if kind != "colours":
+        image = np.repeat(image[..., 1:2], 3, axis=2)
+    if kind == "black and white":
+        image = (image > 127).astype(np.uint8) * np.uint8(255)
+    soft = cv2.resize(draw.random((9, 12), dtype=np.float32), (160, 120))
+    refined = refine_borders(soft, image, radius_share=1 / 16, smoothness=smoothness)
+    np.testing.assert_allclose(refined, guided_filter(image, soft, 10, smoothness).clip(0, 1), atol=2e-3)
 
 
 MEMORY = """
