@@ -1,8 +1,12 @@
 """Which supports of a concept help and which hurt, by leaving each out.
 
-Every support in turn is the query: how well do the others find it, and how much worse without each of them?
-It knows nothing but the supports, so it needs three of them, and cannot tell a bad support from one that is
-merely different from all others.
+Every support in turn is looked for: how well do the others find it, how much worse without each of them, and
+how well does each of them alone? It knows nothing but the supports, so it needs three of them.
+
+One sign alone says little: among five good supports, what leaving one out costs four others hardly foretells
+what it costs on new pictures (DESIGN.md, 2026-11-23). So a support is said to hurt only where three signs
+agree: its object looks unlike the others', alone it finds them worse than the others do, and with the rest it
+adds nothing. That is what a picture of another thing, or a wrong mask, looks like.
 """
 
 from collections.abc import Sequence
@@ -19,10 +23,10 @@ from diffseg_cli.prediction import QueryFeatures, SupportFeatures
 from diffseg_cli.segmenter import Segmenter
 
 LEAST_SUPPORTS = 3
-HURTS = -0.01  # mean IoU it costs the others, from which on a support is said to hurt
-HELPS = 0.01
+UNLIKE = 0.15  # of cosine below the mean of the others
+WEAK = 0.05  # of soft IoU below what the others reach alone
+HELPS = 0.01  # of soft IoU
 SMALL, LARGE = 0.01, 0.7  # share of the picture
-UNLIKE = 0.08  # of cosine below the mean of the others
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
@@ -33,13 +37,17 @@ class SupportAdvice:
 
     Attributes:
         found: IoU at which all others find its object, in [0, 1].
-        gain: mean IoU the others win by it when each is looked for, in [-1, 1]; below 0 it hurts.
+        alone: soft IoU it reaches alone when each other is looked for, the mean, in [0, 1].
+        gain: soft IoU the others win by it when each is looked for, the mean, in [-1, 1].
+        likeness: mean cosine of its object with the others', in [-1, 1].
         verdict: "helps", "hurts" or "neutral".
-        reasons: why that may be, as sentences without a full stop; may be empty.
+        reasons: what speaks against it, as phrases; may be empty.
     """
 
     found: float
+    alone: float
     gain: float
+    likeness: float
     verdict: str
     reasons: tuple[str, ...]
 
@@ -61,26 +69,41 @@ def advise(segmenter: Segmenter, support: SupportFeatures, pairs: Sequence[Pair]
     shots = support.latents.shape[1]
     if shots < LEAST_SUPPORTS or len(pairs) != shots:
         raise ValueError(f"{shots} supports with {len(pairs)} pictures cannot be left out in turn")
-    queries = [segmenter.encode_queries([image]) for image, _ in pairs]
     found = np.zeros(shots)
-    gains = np.full((shots, shots), np.nan)  # [looked for, left out]
-    for query in range(shots):
-        others = [index for index in range(shots) if index != query]
-        found[query] = _iou(segmenter, queries[query], choose_supports(support, others), pairs[query][1])
-        for left_out in others:
-            rest = choose_supports(support, [index for index in others if index != left_out])
-            gains[query, left_out] = found[query] - _iou(segmenter, queries[query], rest, pairs[query][1])
-    mean_gains = np.nanmean(gains, axis=0)
-    likeness = _likeness(support)
-    return [
-        SupportAdvice(
-            float(found[index]),
-            float(mean_gains[index]),
-            "hurts" if mean_gains[index] < HURTS else "helps" if mean_gains[index] > HELPS else "neutral",
-            _reasons(index, pairs[index][1], found, likeness),
+    alone, gains = np.full((shots, shots), np.nan), np.full((shots, shots), np.nan)  # [looked for, support]
+    for looked_for, (image, truth) in enumerate(pairs):
+        query = segmenter.encode_queries([image])
+        others = [index for index in range(shots) if index != looked_for]
+        found[looked_for], soft = _ious(segmenter, query, choose_supports(support, others), truth)
+        for index in others:
+            rest = choose_supports(support, [other for other in others if other != index])
+            gains[looked_for, index] = soft - _ious(segmenter, query, rest, truth)[1]
+            alone[looked_for, index] = _ious(segmenter, query, choose_supports(support, [index]), truth)[1]
+    mean_alone, mean_gains, likeness = np.nanmean(alone, 0), np.nanmean(gains, 0), _likeness(support)
+    advice = []
+    for index in range(shots):
+        rest = np.arange(shots) != index
+        unlike = likeness[index] < likeness[rest].mean() - UNLIKE
+        weak = mean_alone[index] < mean_alone[rest].mean() - WEAK
+        gain = float(mean_gains[index])
+        verdict = "hurts" if unlike and weak and gain <= 0 else "helps" if gain > HELPS else "neutral"
+        reasons = [
+            *(["its object looks unlike the others'"] if unlike else []),
+            *(["alone it finds them worse than they find each other"] if weak else []),
+            *(["the others hardly find it"] if found[index] < found[rest].mean() / 2 else []),
+            *_mask_reasons(pairs[index][1]),
+        ]
+        advice.append(
+            SupportAdvice(
+                float(found[index]),
+                float(mean_alone[index]),
+                gain,
+                float(likeness[index]),
+                verdict,
+                tuple(reasons),
+            )
         )
-        for index in range(shots)
-    ]
+    return advice
 
 
 def choose_supports(support: SupportFeatures, indices: Sequence[int]) -> SupportFeatures:
@@ -96,15 +119,16 @@ def choose_supports(support: SupportFeatures, indices: Sequence[int]) -> Support
 
 
 @torch.inference_mode()
-def _iou(
+def _ious(
     segmenter: Segmenter, query: QueryFeatures, support: SupportFeatures, truth: NDArray[np.bool_]
-) -> float:
-    """IoU of the plain answer: refining and resizing to full size would only cost time here."""
+) -> tuple[float, float]:
+    """IoU and soft IoU (sums of probabilities, not of pixels) of the plain answer, borders not refined."""
     noise = segmenter.make_noise(query.latents, 0)
     output = segmenter.forward(query.latents, query.edges, support, noise)
-    probability = from_frame(output.picture[0, 0], (truth.shape[0], truth.shape[1]))
+    probability = from_frame(output.picture[0, 0], (truth.shape[0], truth.shape[1])).clip(0, 1)
     hit, either = count_pixels(probability > segmenter.settings.threshold, truth)[:2]
-    return float(hit / max(either, 1))
+    inside = float(probability[truth].sum())
+    return float(hit / max(either, 1)), inside / (float(probability.sum()) + float(truth.sum()) - inside)
 
 
 def _likeness(support: SupportFeatures) -> NDArray[np.float64]:
@@ -116,26 +140,12 @@ def _likeness(support: SupportFeatures) -> NDArray[np.float64]:
     return mean
 
 
-def _reasons(
-    index: int, mask: NDArray[np.bool_], found: NDArray[np.float64], likeness: NDArray[np.float64]
-) -> tuple[str, ...]:
-    others = np.arange(len(found)) != index
-    reasons = []
-    share = float(mask.mean())
+def _mask_reasons(mask: NDArray[np.bool_]) -> list[str]:
+    reasons, share = [], float(mask.mean())
     if share < SMALL:
         reasons.append(f"its object is small ({share:.1%} of the picture)")
     if share > LARGE:
-        reasons.append(
-            f"its object fills the picture ({share:.0%}) and leaves little background to learn from"
-        )
-    if likeness[index] < likeness[others].mean() - UNLIKE:
-        reasons.append(
-            f"its object looks unlike the others' (likeness {likeness[index]:.2f}, "
-            f"theirs {likeness[others].mean():.2f})"
-        )
-    if found[index] < found[others].mean() / 2:
-        reasons.append("the others hardly find it: another kind of thing, or a mask that does not fit")
-    edge = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    if edge.mean() > 0.25:
+        reasons.append(f"its object leaves little background ({1 - share:.0%} of the picture)")
+    if np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean() > 0.25:
         reasons.append("its object is cut off by the picture's edge")
-    return tuple(reasons)
+    return reasons

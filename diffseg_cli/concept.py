@@ -2,14 +2,15 @@
 
 Tensors: `latents` (k c H W), `masks` (k 1 H W), `image_embeds` (k t d) as in `SupportFeatures`, and of every
 support `thumbnail.I` and `thumbnail_mask.I`, the bytes of a small JPEG and a 1-bit PNG. Everything else is in
-the metadata: `format`, `format_version`, `version`, `name`, `backbone`, `fingerprint`, and as JSON `settings`
-and `sources`.
+the metadata: `format`, `format_version`, `version`, `name`, `backbone`, `fingerprint`, `digest` (of the
+encoded supports), and as JSON `settings` and `sources`.
 """
 
+import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,7 @@ def write_concept(
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         **{field: getattr(info, field) for field in ("version", "name", "backbone", "fingerprint")},
+        "digest": _digest(tensors),
         "settings": json.dumps(settings),
         "sources": json.dumps([asdict(source) for source in sources]),
     }
@@ -189,12 +191,12 @@ def read_concept(path: Path, segmenter: "Segmenter") -> "tuple[SupportFeatures, 
             f"those in use ({backbone.fingerprint}).",
             AGAIN,
         )
-    tensors, _ = read_safetensors(path)
+    tensors, metadata = read_safetensors(path)
     grid = backbone.image_size // 8
     features = {what: tensors[what] for what in FEATURES}
     expected = (len(info.sources), backbone.latent_channels, grid, grid)
-    whole = all(_is_plain(tensor) for tensor in features.values())
-    if not whole or features["latents"].shape != expected:
+    whole = metadata.get("digest") == _digest(features) and features["latents"].shape == expected
+    if not whole or not all(_is_plain(tensor) for tensor in features.values()):
         raise WeightsError(f"{path} is damaged: its encoded supports are not those of a model.", AGAIN)
     latents, masks, embeds = (
         features[what][None].to(device=backbone.device, dtype=backbone.dtype) for what in FEATURES
@@ -263,6 +265,16 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], shots: int) -> None:
         for what in ("thumbnail", "thumbnail_mask"):
             if len(shapes[f"{what}.{index}"]) != 1 or shapes[f"{what}.{index}"][0] > MOST_THUMBNAIL_BYTES:
                 raise ValueError("a thumbnail has another shape")
+
+
+def _digest(tensors: "Mapping[str, Tensor]") -> str:
+    """Hash of the encoded supports, which tells a damaged file from a whole one."""
+    import torch
+
+    digest = hashlib.sha256()
+    for what in FEATURES:
+        digest.update(tensors[what].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _is_plain(tensor: "torch.Tensor") -> bool:

@@ -151,7 +151,9 @@ def check(
     """Find out which supports help and which hurt, by leaving each out.
 
     Each support is looked for with the others. "found" is the IoU at which all
-    others find it; "gain" what it adds, on average, when another is looked for.
+    others find it, "alone" the soft IoU at which it alone finds them, "gain"
+    what it adds to the rest. It hurts where it looks unlike the others, alone
+    finds them worse, and adds nothing: another thing, or a wrong mask.
     """
     from diffseg_cli.concept import read_concept, read_concept_info, read_thumbnails
 
@@ -181,12 +183,10 @@ def check(
 def _print_advice(rows: list[dict[str, Any]]) -> None:
     """A table of supports, and what to do."""
     width = max(len("support"), *(len(row["support"]) for row in rows))
-    console.result(f"{'support':<{width}}  found    gain  verdict")
+    console.result(f"{'support':<{width}}  found  alone    gain  verdict")
     for row in rows:
-        line = f"{row['support']:<{width}}  {row['found']:5.2f}  {row['gain']:+6.3f}  {row['verdict']}"
-        console.result(f"{line}: {', '.join(row['reasons'])}" if row["reasons"] else line)
-    worst = min(rows, key=lambda row: float(row["gain"]))
-    if worst["verdict"] == "hurts":
-        console.result(f"Try it without {worst['support']}.")
-    else:
-        console.result("No support hurts the others.")
+        figures = f"{row['found']:5.2f}  {row['alone']:5.2f}  {row['gain']:+6.3f}"
+        line = f"{row['support']:<{width}}  {figures}  {row['verdict']}"
+        console.result(f"{line} ({'; '.join(row['reasons'])})" if row["reasons"] else line)
+    hurting = [row["support"] for row in rows if row["verdict"] == "hurts"]
+    console.result(f"Try it without {' and '.join(hurting)}." if hurting else "No support hurts the others.")
