@@ -486,7 +486,9 @@ def test_a_name_of_any_bytes_comes_out_as_it_went_in(
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-@pytest.mark.parametrize("verb", [(), ("segment",), ("attn",), ("edges",)])
+@pytest.mark.parametrize(
+    "verb", [(), ("segment",), ("attn",), ("edges",), ("concept", "make"), ("concept", "check")]
+)
 def test_help_fits_the_terminal_and_ends_with_two_examples(verb: tuple[str, ...], columns: int) -> None:
     result = run(*verb, "--help", columns=columns)
     assert result.exit_code == 0

@@ -20,7 +20,7 @@ MAKE_EXAMPLES = """Examples:
 
   diffseg concept make dog.dsc --support a.jpg --mask a.png
 
-  diffseg concept make out/weld.dsc -s a.jpg -m a.png -s b.jpg -m b.png --name "bad weld" """
+  diffseg concept make weld.dsc -s a.jpg -m a.png -s b.jpg -m b.png --name weld"""
 
 SHOW_EXAMPLES = """Examples:
 
