@@ -23,7 +23,7 @@ from diffseg_cli.prediction import QueryFeatures, SupportFeatures
 from diffseg_cli.segmenter import Segmenter
 
 LEAST_SUPPORTS = 3
-UNLIKE = 0.15  # of cosine below the mean of the others
+UNLIKE = 0.2  # of cosine below the mean of the others
 WEAK = 0.05  # of soft IoU below what the others reach alone
 HELPS = 0.01  # of soft IoU
 SMALL, LARGE = 0.01, 0.7  # share of the picture
