@@ -24,6 +24,7 @@ from diffseg_cli.concept import (
     source_of,
     write_concept,
 )
+from diffseg_cli.doctor import examine_file
 from diffseg_cli.errors import DiffsegError, UsageError, WeightsError
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.weights import file_sha256, read_safetensors, write_safetensors
@@ -334,3 +335,12 @@ def test_choose_supports_is_encoding_fewer(small_segmenter: Segmenter) -> None:
     torch.testing.assert_close(chosen.image_embeds, fresh.image_embeds)
     with pytest.raises(ValueError, match="cannot be left out"):
         advise(small_segmenter, chosen, [])
+
+
+def test_doctor_knows_concepts_and_what_is_wrong_with_them(small_segmenter: Segmenter) -> None:
+    path = make(small_segmenter, "dog", "a", "b")
+    good = examine_file(path)
+    assert good.status == "ok" and "concept 'dog' of 2 supports, made with compact small" in good.what
+    changed(path, sources="not JSON")
+    bad = examine_file(path)
+    assert bad.status == "bad" and "damaged" in bad.what

@@ -48,7 +48,7 @@ RANKS = {
     "checkpoint.py": 4,
     "loading.py": 5,
     "feature_cache.py": 5,
-    "doctor.py": 5,
+    "doctor.py": 9,
     "edges.py": 5,
     "prediction.py": 5,
     "presence.py": 6,
