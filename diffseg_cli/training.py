@@ -9,7 +9,7 @@ Letters: b episodes a step, k supports, c latent channels, H W = S/8.
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -285,8 +285,3 @@ def new_segmenter(
     modules: nn.ModuleDict = build_modules(cache.backbone, scm, pam).to(cache.backbone.device)
     segmenter = Segmenter(backbone=cache.backbone, trained=modules, hed=cache.hed, head="pam")
     return segmenter, modules_config(scm, pam)
-
-
-def count_parameters(modules: Sequence[nn.Module]) -> int:
-    """How many numbers are trained."""
-    return sum(parameter.numel() for module in modules for parameter in module.parameters())
