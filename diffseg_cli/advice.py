@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from diffseg_cli.evaluation.metrics import count_pixels
 from diffseg_cli.frames import from_frame
-from diffseg_cli.metrics import count_pixels
 from diffseg_cli.prediction import QueryFeatures, SupportFeatures
 from diffseg_cli.segmenter import Segmenter
 

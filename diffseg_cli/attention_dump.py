@@ -43,9 +43,9 @@ from diffseg_cli.models.attention import (
     split_joint_attention,
 )
 from diffseg_cli.prediction import SupportFeatures
-from diffseg_cli.render import heatmap, overlay, whole_file
+from diffseg_cli.results.render import heatmap, overlay, whole_file
+from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter
-from diffseg_cli.sheet import Tile, draw_sheet, tile_size
 
 Floats = NDArray[np.float32]
 

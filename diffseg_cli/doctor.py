@@ -12,15 +12,15 @@ from typing import Literal
 
 import numpy as np
 
-from diffseg_cli.array_files import is_array_file
 from diffseg_cli.concept import FORMAT as CONCEPT_FORMAT
 from diffseg_cli.concept import read_concept_info
 from diffseg_cli.errors import DiffsegError, ExitCode, InputError
 from diffseg_cli.hub import KANDINSKY, PULL, find_kandinsky
-from diffseg_cli.image_io import describe_image, read_image, read_mask
-from diffseg_cli.mask_files import is_annotation_file, read_annotations
-from diffseg_cli.mask_shapes import Target, listed, plain
-from diffseg_cli.mask_values import MaskNote
+from diffseg_cli.reading.array_files import is_array_file
+from diffseg_cli.reading.image_io import describe_image, read_image, read_mask
+from diffseg_cli.reading.mask_files import is_annotation_file, read_annotations
+from diffseg_cli.reading.mask_shapes import Target, listed, plain
+from diffseg_cli.reading.mask_values import MaskNote
 from diffseg_cli.version import __version__
 from diffseg_cli.weights import read_header, survey
 

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffseg_cli.image_io import read_image
 from diffseg_cli.models.hed import HED
-from diffseg_cli.render import write_picture
+from diffseg_cli.reading.image_io import read_image
+from diffseg_cli.results.render import write_picture
 
 
 @torch.inference_mode()

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from diffseg_cli.errors import UsageError
 from diffseg_cli.frames import from_frame, mask_to_frame
-from diffseg_cli.mask_shapes import draw_polygon
 from diffseg_cli.models.attention import affinity_of
+from diffseg_cli.reading.mask_shapes import draw_polygon
 from diffseg_cli.segmenter import Segmenter
 
 Image = NDArray[np.uint8]

@@ -19,7 +19,6 @@ from diffseg_cli.compute import describe_device, resolve_device, resolve_dtype
 from diffseg_cli.config import CompactConfig, SegmentConfig
 from diffseg_cli.errors import InputError, UsageError, WeightsError
 from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
-from diffseg_cli.image_io import ImageSource, MaskSource, read_image, read_pair
 from diffseg_cli.loading import load_backbone, load_modules
 from diffseg_cli.models.attention import AttentionMaps, OnLayer, score_maps
 from diffseg_cli.models.backbone import Backbone
@@ -27,6 +26,7 @@ from diffseg_cli.models.hed import HED, load_hed
 from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput, SupportFeatures
 from diffseg_cli.presence import PresenceCalibration, presence_features
+from diffseg_cli.reading.image_io import ImageSource, MaskSource, read_image, read_pair
 from diffseg_cli.refine import refine_borders
 from diffseg_cli.timing import Watch
 from diffseg_cli.weights import find_weights

@@ -561,7 +561,7 @@ def test_bars_only_on_a_terminal_and_results_never_through_it(terminal: bool) ->
 
 
 def test_training_and_evaluation_are_shown_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    from diffseg_cli.train_jobs import Progress
+    from diffseg_cli.training.jobs import Progress
 
     steps = [Progress("modules", step, 3, {"loss": 1 / step}, step == 3) for step in (1, 2, 3)]
     console.show_training(iter(steps))

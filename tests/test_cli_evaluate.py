@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import diffseg_cli.benchmark as benchmark_module
+import diffseg_cli.evaluation.benchmark as benchmark_module
 from diffseg_cli.cli.main import app
 from diffseg_cli.segmenter import Segmenter
 

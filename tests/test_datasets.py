@@ -12,10 +12,10 @@ from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
 from diffseg_cli.datasets import PROTOCOLS, coco, fss, load_dataset, pascal, read_truth
+from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.datasets.truth import Truth
-from diffseg_cli.episode import FewShotDataset
 from diffseg_cli.errors import InputError, MissingDependency, UsageError
-from diffseg_cli.image_io import read_image
+from diffseg_cli.reading.image_io import read_image
 
 H, W = 80, 100
 BIG, SMALL = (slice(10, 60), slice(20, 70)), (slice(0, 20), slice(80, 100))  # 2500 and 400 pixels

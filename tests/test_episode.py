@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffseg_cli.episode import FewShotDataset, Sample, draw_episode, group_by_class, read_folder
+from diffseg_cli.datasets.episode import FewShotDataset, Sample, draw_episode, group_by_class, read_folder
 from diffseg_cli.errors import InputError
 
 

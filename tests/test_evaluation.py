@@ -13,16 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-import diffseg_cli.benchmark as benchmark_module
-from diffseg_cli.benchmark import Benchmark, Plan, check_peers, choose_folds
-from diffseg_cli.episode import draw_episode
-from diffseg_cli.episode_list import list_hash, read_list, write_list
+import diffseg_cli.evaluation.benchmark as benchmark_module
+from diffseg_cli.datasets.episode import draw_episode
 from diffseg_cli.errors import InputError, MissingDependency, UsageError
-from diffseg_cli.evaluation import REMEMBERED, Evaluation
-from diffseg_cli.published import FIGURES, PAPER, published_figures
+from diffseg_cli.evaluation.benchmark import Benchmark, Plan, check_peers, choose_folds
+from diffseg_cli.evaluation.episode_list import list_hash, read_list, write_list
+from diffseg_cli.evaluation.evaluate import REMEMBERED, Evaluation
+from diffseg_cli.evaluation.published import FIGURES, PAPER, published_figures
+from diffseg_cli.evaluation.spread import run_benchmark
+from diffseg_cli.evaluation.summary import EpisodeResult, summarise, telling_episodes
 from diffseg_cli.segmenter import Segmenter
-from diffseg_cli.spread import run_benchmark
-from diffseg_cli.summary import EpisodeResult, summarise, telling_episodes
 
 
 def write_classes(root: Path, classes: tuple[str, ...] = ("ball", "brick"), count: int = 4) -> Path:
@@ -75,7 +75,7 @@ def test_ignored_pixels_are_not_counted(plan: Plan) -> None:
 def test_encodings_are_forgotten_but_results_stay(plan: Plan, monkeypatch) -> None:
     expected = list(run_benchmark(Benchmark(plan)))
     assert REMEMBERED >= 2
-    monkeypatch.setattr("diffseg_cli.evaluation.REMEMBERED", 2)
+    monkeypatch.setattr("diffseg_cli.evaluation.evaluate.REMEMBERED", 2)
     assert list(run_benchmark(Benchmark(plan))) == expected
 
 
@@ -189,7 +189,7 @@ def test_shares_of_several_machines_merge_exactly(
 
 def test_processes_give_the_same_counts(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spawned processes load the shipped model themselves."""
-    monkeypatch.setattr("diffseg_cli.spread.CHUNK", 2)
+    monkeypatch.setattr("diffseg_cli.evaluation.spread.CHUNK", 2)
     monkeypatch.setattr("os.cpu_count", lambda: torch.get_num_threads() * 2)  # as many threads there as here
     plan = Plan(str(classes), episodes_per_class=2, device="cpu")
     run = Benchmark(plan)

@@ -574,7 +574,8 @@ def test_old_files_with_positions_and_shards_load_alike(
     aged = load_kandinsky(copy_of(folder, tmp_path / "aged", age), device=CPU, dtype=torch.float32)
     assert aged.fingerprint == backbone.fingerprint
     images, masks = pictures(1), torch.ones(1, 1, 128, 128)
-    assert torch.equal(aged.embed(images, masks), backbone.embed(images, masks))
+    # Tensors of another file lie elsewhere in memory, and some processors then sum in another order.
+    torch.testing.assert_close(aged.embed(images, masks), backbone.embed(images, masks))
     for name, parameter in backbone.unet.state_dict().items():
         assert torch.equal(aged.unet.state_dict()[name], parameter)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import jaccard_score
 
-from diffseg_cli.metrics import (
+from diffseg_cli.evaluation.metrics import (
     IouCounts,
     bootstrap_intervals,
     boundary_width,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
-from diffseg_cli.outlines import TOLERANCE, one_ring, outlines, ring_area
+from diffseg_cli.results.outlines import TOLERANCE, one_ring, outlines, ring_area
 
 SMALL = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
-from diffseg_cli.annotations import CocoFile, write_labelme, write_voc, write_yolo, write_yolo_names
 from diffseg_cli.cli.options import FORMATS
-from diffseg_cli.cutout import cut_out, load_matting
 from diffseg_cli.errors import MissingDependency
-from diffseg_cli.image_io import read_mask, read_pair
-from diffseg_cli.outputs import (
+from diffseg_cli.reading.image_io import read_mask, read_pair
+from diffseg_cli.results.annotations import CocoFile, write_labelme, write_voc, write_yolo, write_yolo_names
+from diffseg_cli.results.cutout import cut_out, load_matting
+from diffseg_cli.results.outputs import (
     PICTURE_FILES,
     RUN_FILES,
     Found,
@@ -25,7 +25,7 @@ from diffseg_cli.outputs import (
     settle,
     write_result,
 )
-from diffseg_cli.palette import draw_legend, label_map, settle_overlaps, thing_color, voc_color
+from diffseg_cli.results.palette import draw_legend, label_map, settle_overlaps, thing_color, voc_color
 
 HW = (120, 160)
 NAMES = ["bad weld", "dog"]

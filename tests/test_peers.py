@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from diffseg_cli.errors import WeightsError
-from diffseg_cli.peers import DEVIATION, MEAN, MatcherLite, SegGpt, load_peer
+from diffseg_cli.evaluation.peers import DEVIATION, MEAN, MatcherLite, SegGpt, load_peer
 
 CPU = torch.device("cpu")
 

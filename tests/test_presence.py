@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from diffseg_cli.episode import FewShotDataset, Sample, group_by_class
+from diffseg_cli.datasets.episode import FewShotDataset, Sample, group_by_class
 from diffseg_cli.errors import UsageError
 from diffseg_cli.presence import PresenceCalibration, fit_calibration, presence_features, roc_auc
-from diffseg_cli.presence_fit import (
+from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.training.presence_fit import (
     PresenceSample,
     calibrate,
     draw_presence_episode,
     presence_report,
     reliability,
 )
-from diffseg_cli.segmenter import Segmenter
 
 
 def dataset() -> FewShotDataset:

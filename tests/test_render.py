@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffseg_cli.errors import InputError
-from diffseg_cli.render import (
+from diffseg_cli.results.render import (
     check_folder,
     heatmap,
     overlay,

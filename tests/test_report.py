@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from diffseg_cli.datasets.truth import Truth
-from diffseg_cli.evaluation import Illustration
-from diffseg_cli.report import PLOT, RECORD, REPORT, class_plot, render_report, write_report
-from diffseg_cli.summary import EpisodeResult, summarise
+from diffseg_cli.evaluation.evaluate import Illustration
+from diffseg_cli.evaluation.report import PLOT, RECORD, REPORT, class_plot, render_report, write_report
+from diffseg_cli.evaluation.summary import EpisodeResult, summarise
 
 RESULTS = [
     EpisodeResult(

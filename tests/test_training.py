@@ -11,18 +11,18 @@ from typer.testing import CliRunner
 
 from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint_info
 from diffseg_cli.cli.main import app
-from diffseg_cli.compact_fit import fit_basis, spread_samples, train_decoder
 from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
-from diffseg_cli.episode import FewShotDataset, read_folder
+from diffseg_cli.datasets.episode import FewShotDataset, read_folder
 from diffseg_cli.errors import WeightsError
-from diffseg_cli.evaluation import Evaluation, evaluation_record
-from diffseg_cli.feature_cache import FeatureCache, augment
+from diffseg_cli.evaluation.evaluate import Evaluation, evaluation_record
+from diffseg_cli.evaluation.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.loading import load_modules
 from diffseg_cli.presence import PresenceCalibration
-from diffseg_cli.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.segmenter import Segmenter, load_segmenter
-from diffseg_cli.train_jobs import calibrate_checkpoint
-from diffseg_cli.training import LOG, MODULES, Trainer, draw_step, new_segmenter
+from diffseg_cli.training.compact_fit import fit_basis, spread_samples, train_decoder
+from diffseg_cli.training.feature_cache import FeatureCache, augment
+from diffseg_cli.training.jobs import calibrate_checkpoint
+from diffseg_cli.training.trainer import LOG, MODULES, Trainer, draw_step, new_segmenter
 
 CONFIG = TrainConfig(steps=6, batch_size=2, validate_every=3, warmup_steps=2, max_shots=2)
 PAM = PamConfig(width=16, head_width=8)

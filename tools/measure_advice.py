@@ -16,9 +16,9 @@ import cv2
 import numpy as np
 
 from diffseg_cli.advice import advise, choose_supports
-from diffseg_cli.episode import read_folder
-from diffseg_cli.image_io import read_image, read_mask
-from diffseg_cli.metrics import count_pixels
+from diffseg_cli.datasets.episode import read_folder
+from diffseg_cli.evaluation.metrics import count_pixels
+from diffseg_cli.reading.image_io import read_image, read_mask
 from diffseg_cli.segmenter import load_segmenter
 
 SHOTS = 5

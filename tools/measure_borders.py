@@ -14,9 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from diffseg_cli.episode import FewShotDataset, draw_episode, read_folder
-from diffseg_cli.image_io import read_image, read_mask
-from diffseg_cli.metrics import IouCounts
+from diffseg_cli.datasets.episode import FewShotDataset, draw_episode, read_folder
+from diffseg_cli.evaluation.metrics import IouCounts
+from diffseg_cli.reading.image_io import read_image, read_mask
 from diffseg_cli.refine import RADIUS_SHARE, SMOOTHNESS, refine_borders
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 

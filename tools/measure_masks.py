@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from diffseg_cli.episode import Sample, read_folder
-from diffseg_cli.image_io import read_pair
+from diffseg_cli.datasets.episode import Sample, read_folder
 from diffseg_cli.mask_making import (
     Bools,
     Point,
@@ -27,6 +26,7 @@ from diffseg_cli.mask_making import (
     mask_from_points,
     score_from,
 )
+from diffseg_cli.reading.image_io import read_pair
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 
 

@@ -131,7 +131,7 @@ def _write(
 ) -> None:
     """Write the sheets and the arrays."""
     from diffseg_cli.attention_dump import detail_sheet, main_sheet, write_arrays
-    from diffseg_cli.render import write_picture
+    from diffseg_cli.results.render import write_picture
 
     for what, path in plan.outputs.items():
         heading = f"{plan.query.name} seen by {info['model']}, region: {info['region']}"

@@ -114,7 +114,7 @@ def show(
 
 
 def _check_sheet(sheet: Path, files: list[Path]) -> None:
-    from diffseg_cli.render import check_folder
+    from diffseg_cli.results.render import check_folder
 
     if sheet.resolve() in {path.resolve() for path in files}:
         raise UsageError(f"{sheet} would be overwritten.", "Choose another name for the sheet.")
@@ -124,8 +124,8 @@ def _check_sheet(sheet: Path, files: list[Path]) -> None:
 def _draw(files: list[Path], sheet: Path) -> None:
     """Draw the supports of concepts, a row each."""
     from diffseg_cli.concept import read_concept_info, read_thumbnails
-    from diffseg_cli.outputs import support_sheet
-    from diffseg_cli.render import write_picture
+    from diffseg_cli.results.outputs import support_sheet
+    from diffseg_cli.results.render import write_picture
 
     rows = [(read_concept_info(path), read_thumbnails(path)) for path in files]
     named = [

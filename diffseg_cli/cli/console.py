@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-    from diffseg_cli.train_jobs import Progress
+    from diffseg_cli.training.jobs import Progress
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ import typer
 from diffseg_cli.cli import console, options
 
 if TYPE_CHECKING:
-    from diffseg_cli.benchmark import Benchmark
-    from diffseg_cli.summary import EpisodeResult
+    from diffseg_cli.evaluation.benchmark import Benchmark
+    from diffseg_cli.evaluation.summary import EpisodeResult
 
 EXAMPLES = """Examples:
 
@@ -105,9 +105,9 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled pictures, beside peers and published figures of the same protocol."""
     with console.working("Loading the model and the data set"):
-        from diffseg_cli.benchmark import Benchmark, Plan, check_peers, choose_folds
         from diffseg_cli.datasets import PROTOCOLS
-        from diffseg_cli.spread import share_device
+        from diffseg_cli.evaluation.benchmark import Benchmark, Plan, check_peers, choose_folds
+        from diffseg_cli.evaluation.spread import share_device
 
         plan = Plan(
             root=str(root),
@@ -133,7 +133,7 @@ def evaluate(
         )
         benchmark = Benchmark(share_device(plan))
     if episodes_out:
-        from diffseg_cli.episode_list import write_list
+        from diffseg_cli.evaluation.episode_list import write_list
 
         write_list(episodes_out, benchmark.about(), benchmark.lines)
     results = _run(benchmark, out, workers, ray)
@@ -145,7 +145,7 @@ def evaluate(
 
 
 def _run(benchmark: "Benchmark", out: Path | None, workers: int, ray: bool) -> "list[EpisodeResult] | None":
-    from diffseg_cli.spread import collect, run_benchmark, spread_over_machines
+    from diffseg_cli.evaluation.spread import collect, run_benchmark, spread_over_machines
 
     running = run_benchmark(benchmark, out, workers=workers, ray=ray)
     results = list(console.track(running, len(benchmark.tasks), "episodes"))
@@ -155,8 +155,8 @@ def _run(benchmark: "Benchmark", out: Path | None, workers: int, ray: bool) -> "
 def _write_report(
     benchmark: "Benchmark", record: dict[str, object], results: "list[EpisodeResult]", out: Path
 ) -> None:
-    from diffseg_cli.report import REPORT, write_report
-    from diffseg_cli.summary import telling_episodes
+    from diffseg_cli.evaluation.report import REPORT, write_report
+    from diffseg_cli.evaluation.summary import telling_episodes
 
     with console.working("Drawing the report"):
         telling = telling_episodes(results, "model", SHOWN)

@@ -46,8 +46,8 @@ def plan_outputs(
     """
     if out == STREAM and suffixes:
         raise UsageError("--out - is for the mask of `diffseg segment`.", "Give a folder here.")
-    from diffseg_cli.image_io import check_image
-    from diffseg_cli.render import check_folder
+    from diffseg_cli.reading.image_io import check_image
+    from diffseg_cli.results.render import check_folder
 
     plans = [
         Plan(query, {what: out / f"{_stem(query)}{suffix}" for what, suffix in suffixes.items()})
@@ -106,7 +106,7 @@ def read_query_image(query: Path) -> "NDArray[np.uint8]":
     Raises:
         InputError: it cannot be used.
     """
-    from diffseg_cli.image_io import read_image, read_image_bytes
+    from diffseg_cli.reading.image_io import read_image, read_image_bytes
 
     if query != STREAM:
         return read_image(query)
@@ -123,8 +123,8 @@ def check_files(image: Path, outputs: Sequence[Path]) -> None:
         UsageError: a result would replace the picture.
         InputError: the picture cannot be opened, or a folder not be written.
     """
-    from diffseg_cli.image_io import check_image
-    from diffseg_cli.render import check_folder
+    from diffseg_cli.reading.image_io import check_image
+    from diffseg_cli.results.render import check_folder
 
     check_image(image)
     for output in outputs:
@@ -153,7 +153,7 @@ def read_supports(
             f"--support is given {_times(len(supports))} and --mask {_times(len(masks))}.",
             "Give one --mask for each --support, in the same order.",
         )
-    from diffseg_cli.image_io import read_pair
+    from diffseg_cli.reading.image_io import read_pair
 
     return [read_pair(image, mask, fit=fit, **choice) for image, mask in zip(supports, masks, strict=True)]
 
@@ -169,8 +169,8 @@ def read_query(
     """
     if point is not None and region is not None:
         raise UsageError("--point and --region both choose a region.", "Give one of them.")
-    from diffseg_cli.image_io import read_pair
-    from diffseg_cli.mask_values import point_mask
+    from diffseg_cli.reading.image_io import read_pair
+    from diffseg_cli.reading.mask_values import point_mask
 
     if region is not None:
         return read_pair(query, region)

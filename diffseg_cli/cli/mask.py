@@ -71,8 +71,8 @@ def mask(
     before you use the mask, and mend the mask in any paint program.
     """
     files = _plan(image, out or Path(f"{image.stem}_mask.png"))
-    from diffseg_cli.image_io import read_image
-    from diffseg_cli.render import write_mask, write_overlay
+    from diffseg_cli.reading.image_io import read_image
+    from diffseg_cli.results.render import write_mask, write_overlay
 
     pixels = read_image(image)
     made = _make(pixels, box, polygon, point or [], not_point or [], device)

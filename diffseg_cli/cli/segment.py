@@ -11,8 +11,8 @@ from diffseg_cli.errors import UsageError
 from diffseg_cli.timing import Watch
 
 if TYPE_CHECKING:
-    from diffseg_cli.outputs import RunFiles, Scene
     from diffseg_cli.prediction import Prediction
+    from diffseg_cli.results.outputs import RunFiles, Scene
     from diffseg_cli.segmenter import Segmenter
 
 EXAMPLES = """Examples:
@@ -75,7 +75,7 @@ def segment(
     pairs = read_pairs(things)
     watch = Watch()
     with console.working("Loading the model"):
-        from diffseg_cli.outputs import RunFiles
+        from diffseg_cli.results.outputs import RunFiles
         from diffseg_cli.segmenter import load_segmenter
 
         segmenter = load_segmenter(
@@ -112,9 +112,9 @@ def _plan(
     queries: list[Path], out: Path, formats: list[str] | None, things: list[Thing], *, matting: bool
 ) -> tuple[list[inputs.Plan], dict[str, Path]]:
     """The files of each picture and those of the run, checked as in `inputs.plan_outputs`."""
-    from diffseg_cli.cutout import load_matting
-    from diffseg_cli.outputs import DEFAULT_FORMATS, RUN_FILES, picture_files
-    from diffseg_cli.render import check_folder
+    from diffseg_cli.results.cutout import load_matting
+    from diffseg_cli.results.outputs import DEFAULT_FORMATS, RUN_FILES, picture_files
+    from diffseg_cli.results.render import check_folder
 
     chosen = list(dict.fromkeys(formats or DEFAULT_FORMATS))
     if matting and "cutout" not in chosen:
@@ -151,7 +151,7 @@ def _segment_one(
     matting: bool,
 ) -> dict[str, Any]:
     """Segment one query, write its results; returns what JSON says of it."""
-    from diffseg_cli.outputs import Found, Scene, mask_png, settle, write_result
+    from diffseg_cli.results.outputs import Found, Scene, mask_png, settle, write_result
 
     watch = Watch()
     image = inputs.read_query_image(plan.query)

@@ -86,7 +86,7 @@ def find_things(
                 f"{other.concept} and {thing.concept} are both called {thing.name}.",
                 "Give each once, or make one again with another --name.",
             )
-    from diffseg_cli.palette import MOST_THINGS
+    from diffseg_cli.results.palette import MOST_THINGS
 
     if len(things) > MOST_THINGS:
         raise UsageError(f"One label map holds {MOST_THINGS} things at most.", "Run them apart.")
@@ -128,7 +128,7 @@ def encode_things(
         WeightsError: a concept is damaged, or was made with another model.
     """
     from diffseg_cli.concept import read_concept, read_thumbnails, source_of
-    from diffseg_cli.outputs import support_tile
+    from diffseg_cli.results.outputs import support_tile
 
     encoded = []
     for thing in things:

@@ -51,7 +51,7 @@ def train(
     device: options.Device = "auto",
 ) -> None:
     """Train SCM and PAM on labelled pictures; an interrupted run goes on where it was."""
-    from diffseg_cli.train_jobs import backbone_job, modules_job
+    from diffseg_cli.training.jobs import backbone_job, modules_job
 
     if stage == "backbone":
         job = backbone_job(root, out, split=split, steps=steps, seed=seed, device=device)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffseg_cli.datasets import coco, fss, pascal
+from diffseg_cli.datasets.episode import FewShotDataset, Sample, read_folder
 from diffseg_cli.datasets.truth import Truth, read_pair_truth
-from diffseg_cli.episode import FewShotDataset, Sample, read_folder
 from diffseg_cli.errors import InputError, UsageError
 
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffseg_cli.datasets.episode import FewShotDataset, Sample, group_by_class
 from diffseg_cli.datasets.truth import Truth, turn_upright
-from diffseg_cli.episode import FewShotDataset, Sample, group_by_class
 from diffseg_cli.errors import InputError
 
 # In the order of category ids in instances_*.json (ids 1 to 90 with ten gaps).

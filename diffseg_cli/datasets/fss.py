@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from diffseg_cli.datasets.episode import FewShotDataset, Sample, group_by_class
 from diffseg_cli.datasets.truth import Truth
-from diffseg_cli.episode import FewShotDataset, Sample, group_by_class
 from diffseg_cli.errors import InputError
 
 TEST_NAMES = """

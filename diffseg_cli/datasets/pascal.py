@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffseg_cli.datasets.episode import FewShotDataset, Sample, group_by_class
 from diffseg_cli.datasets.truth import IGNORE, Truth, read_label_map, turn_upright
-from diffseg_cli.episode import FewShotDataset, Sample, group_by_class
 from diffseg_cli.errors import InputError, MissingDependency
 
 # In the order of their numbers 1 to 20 in the label maps (VOC2012 development kit).

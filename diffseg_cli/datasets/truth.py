@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from diffseg_cli.episode import Sample
+from diffseg_cli.datasets.episode import Sample
 from diffseg_cli.errors import InputError
-from diffseg_cli.image_io import ORIENTATION_TAG, TURNS, read_mask
+from diffseg_cli.reading.image_io import ORIENTATION_TAG, TURNS, read_mask
 
 IGNORE = 255  # in label maps: nobody decided what this pixel is
 

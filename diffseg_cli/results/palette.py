@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from diffseg_cli.render import TINT, overlay
+from diffseg_cli.results.render import TINT, overlay
 
 Color = tuple[int, int, int]
 

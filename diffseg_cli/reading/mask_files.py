@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from diffseg_cli.errors import InputError, UsageError
-from diffseg_cli.mask_shapes import (
+from diffseg_cli.reading.mask_shapes import (
     HW,
     Annotations,
     Bools,
@@ -31,7 +31,7 @@ from diffseg_cli.mask_shapes import (
     points_of,
     whole_number,
 )
-from diffseg_cli.mask_values import MAX_PIXELS, checked_mask, note
+from diffseg_cli.reading.mask_values import MAX_PIXELS, checked_mask, note
 
 MOST_BYTES = 64_000_000  # of a file; brackets take 24 times their length in memory
 MOST_JOINED = 2_000  # objects in one mask

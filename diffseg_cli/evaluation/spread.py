@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from diffseg_cli.benchmark import Benchmark, Plan
-from diffseg_cli.episode_list import Task
 from diffseg_cli.errors import MissingDependency, UsageError
-from diffseg_cli.ledger import Ledger, read_ledgers
-from diffseg_cli.summary import EpisodeResult
+from diffseg_cli.evaluation.benchmark import Benchmark, Plan
+from diffseg_cli.evaluation.episode_list import Task
+from diffseg_cli.evaluation.ledger import Ledger, read_ledgers
+from diffseg_cli.evaluation.summary import EpisodeResult
 
 CHUNK = 8  # episodes a worker takes at a time
 

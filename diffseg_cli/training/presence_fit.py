@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffseg_cli.episode import Episode, FewShotDataset, draw_episode
-from diffseg_cli.feature_cache import FeatureCache
+from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.presence import PresenceCalibration, fit_calibration, presence_features, roc_auc
 from diffseg_cli.segmenter import Segmenter
-from diffseg_cli.training import read_supports
+from diffseg_cli.training.feature_cache import FeatureCache
+from diffseg_cli.training.trainer import read_supports
 
 EPISODES = 400
 BINS = 10

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffseg_cli.metrics import IouCounts, bootstrap_intervals
+from diffseg_cli.evaluation.metrics import IouCounts, bootstrap_intervals
 
 
 @dataclass(frozen=True)

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffseg_cli.datasets import read_truth
+from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.datasets.truth import Truth
-from diffseg_cli.episode import Episode, FewShotDataset, draw_episode
+from diffseg_cli.evaluation.metrics import count_pixels
+from diffseg_cli.evaluation.prototype import THRESHOLD, prototype_scores
+from diffseg_cli.evaluation.summary import EpisodeResult, summarise
 from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
-from diffseg_cli.image_io import check_pair, read_image
-from diffseg_cli.metrics import count_pixels
 from diffseg_cli.prediction import SupportFeatures
-from diffseg_cli.prototype import THRESHOLD, prototype_scores
+from diffseg_cli.reading.image_io import check_pair, read_image
 from diffseg_cli.segmenter import Segmenter
-from diffseg_cli.summary import EpisodeResult, summarise
 
 OWN_METHODS = ("model", "attention", "prototype")
 REMEMBERED = 256  # encoded pictures; of the compact model 2.5 MB each

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffseg_cli.errors import InputError
-from diffseg_cli.mask_shapes import listed, plain
+from diffseg_cli.reading.mask_shapes import listed, plain
 
 MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"

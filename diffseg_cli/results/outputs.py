@@ -13,11 +13,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from diffseg_cli import annotations
-from diffseg_cli.cutout import cut_out
-from diffseg_cli.palette import label_map, label_map_png, overlay_things, settle_overlaps, thing_color
-from diffseg_cli.render import heatmap, mask_pixels, png_bytes, whole_file, write_heatmap, write_picture
-from diffseg_cli.sheet import Tile, draw_sheet, tile_size
+from diffseg_cli.results import annotations
+from diffseg_cli.results.cutout import cut_out
+from diffseg_cli.results.palette import label_map, label_map_png, overlay_things, settle_overlaps, thing_color
+from diffseg_cli.results.render import (
+    heatmap,
+    mask_pixels,
+    png_bytes,
+    whole_file,
+    write_heatmap,
+    write_picture,
+)
+from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.version import __version__
 
 # What follows the picture's stem in the name of its file.

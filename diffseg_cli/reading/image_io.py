@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from diffseg_cli.array_files import MAGIC as NPY_MAGIC
-from diffseg_cli.array_files import is_array_file, read_array_file
 from diffseg_cli.errors import InputError, UsageError
-from diffseg_cli.mask_files import annotated_mask, is_annotation_file
-from diffseg_cli.mask_shapes import Target
-from diffseg_cli.mask_values import DEEP_MODES, MAX_PIXELS, note, read_meaning
+from diffseg_cli.reading.array_files import MAGIC as NPY_MAGIC
+from diffseg_cli.reading.array_files import is_array_file, read_array_file
+from diffseg_cli.reading.mask_files import annotated_mask, is_annotation_file
+from diffseg_cli.reading.mask_shapes import Target
+from diffseg_cli.reading.mask_values import DEEP_MODES, MAX_PIXELS, note, read_meaning
 
 ImageSource = str | Path | Image.Image | NDArray[np.uint8]
 MaskSource = str | Path | Image.Image | NDArray[Any]

@@ -10,14 +10,20 @@ import torch
 from torch import nn
 
 from diffseg_cli.datasets import PROTOCOLS, load_dataset
-from diffseg_cli.episode import FewShotDataset
-from diffseg_cli.episode_list import Task, draw_tasks, find_tasks, list_hash, list_lines, read_list
+from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.errors import InputError, UsageError
-from diffseg_cli.evaluation import OWN_METHODS, Evaluation, Illustration, describe_model, own_thresholds
-from diffseg_cli.peers import NOTES, PEERS, load_peer
-from diffseg_cli.published import FIGURES, TRAINED, TRAINING_FREE, published_figures
+from diffseg_cli.evaluation.episode_list import Task, draw_tasks, find_tasks, list_hash, list_lines, read_list
+from diffseg_cli.evaluation.evaluate import (
+    OWN_METHODS,
+    Evaluation,
+    Illustration,
+    describe_model,
+    own_thresholds,
+)
+from diffseg_cli.evaluation.peers import NOTES, PEERS, load_peer
+from diffseg_cli.evaluation.published import FIGURES, TRAINED, TRAINING_FREE, published_figures
+from diffseg_cli.evaluation.summary import EpisodeResult, summarise, summarise_costs
 from diffseg_cli.segmenter import Segmenter, load_segmenter
-from diffseg_cli.summary import EpisodeResult, summarise, summarise_costs
 from diffseg_cli.version import __version__
 
 SHIPPED = (

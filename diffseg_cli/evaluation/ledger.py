@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from diffseg_cli.errors import InputError
-from diffseg_cli.summary import EpisodeResult
+from diffseg_cli.evaluation.summary import EpisodeResult
 
 NAME = "episodes"
 

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffseg_cli.episode import FewShotDataset
+from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.frames import mask_to_frame, to_frame
-from diffseg_cli.image_io import read_image, read_mask
 from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.hed import HED
+from diffseg_cli.reading.image_io import read_image, read_mask
 
 BATCH = 8
 

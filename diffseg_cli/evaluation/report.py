@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffseg_cli.evaluation import Illustration
-from diffseg_cli.render import heatmap, overlay, whole_file
-from diffseg_cli.summary import EpisodeResult
+from diffseg_cli.evaluation.evaluate import Illustration
+from diffseg_cli.evaluation.summary import EpisodeResult
+from diffseg_cli.results.render import heatmap, overlay, whole_file
 
 REPORT, PLOT, RECORD = "report.html", "per_class.svg", "record.json"
 COLORS = {

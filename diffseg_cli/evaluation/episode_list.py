@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffseg_cli.episode import Episode, FewShotDataset, draw_episode
+from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.errors import InputError
-from diffseg_cli.render import whole_file
+from diffseg_cli.results.render import whole_file
 
 FORMAT = "diffseg-episodes-1"
 

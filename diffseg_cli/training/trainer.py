@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from diffseg_cli.checkpoint import CheckpointInfo, write_checkpoint
 from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
-from diffseg_cli.episode import draw_episode
-from diffseg_cli.feature_cache import FeatureCache
+from diffseg_cli.datasets.episode import draw_episode
+from diffseg_cli.evaluation.metrics import IouCounts
+from diffseg_cli.evaluation.summary import class_groups
 from diffseg_cli.loading import build_modules, modules_config
-from diffseg_cli.metrics import IouCounts
 from diffseg_cli.prediction import SegmenterOutput, SupportFeatures
 from diffseg_cli.segmenter import Segmenter
-from diffseg_cli.summary import class_groups
+from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.weights import read_header, read_safetensors, write_safetensors
 
 STATE, MODULES, LOG = "state.safetensors", "modules.safetensors", "log.jsonl"

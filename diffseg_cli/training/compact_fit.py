@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffseg_cli.episode import FewShotDataset
-from diffseg_cli.feature_cache import FeatureCache
+from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.frames import to_frame
-from diffseg_cli.image_io import read_image
 from diffseg_cli.loading import save_fitted
 from diffseg_cli.models.compact import CompactBackbone
+from diffseg_cli.reading.image_io import read_image
+from diffseg_cli.training.feature_cache import FeatureCache
 
 BASIS_PICTURES = 600
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffseg_cli.outlines import one_ring, outlines
-from diffseg_cli.palette import label_map, label_map_png, voc_color
-from diffseg_cli.render import whole_file
+from diffseg_cli.results.outlines import one_ring, outlines
+from diffseg_cli.results.palette import label_map, label_map_png, voc_color
+from diffseg_cli.results.render import whole_file
 from diffseg_cli.version import __version__
 
 Masks = Sequence[NDArray[np.bool_]]

@@ -5,18 +5,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
-from diffseg_cli.compact_fit import fit_backbone
 from diffseg_cli.compute import resolve_device
 from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
-from diffseg_cli.episode import read_folder
+from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.errors import UsageError
-from diffseg_cli.feature_cache import FeatureCache
+from diffseg_cli.evaluation.summary import class_groups
 from diffseg_cli.loading import COMPACT_ENCODER, build_compact, load_compact, load_encoder, load_modules
 from diffseg_cli.models.hed import load_hed
-from diffseg_cli.presence_fit import EPISODES, calibrate, presence_report, sample_presence
 from diffseg_cli.segmenter import COMPACT_MODULES, Segmenter
-from diffseg_cli.summary import class_groups
-from diffseg_cli.training import MODULES, Trainer, new_segmenter
+from diffseg_cli.training.compact_fit import fit_backbone
+from diffseg_cli.training.feature_cache import FeatureCache
+from diffseg_cli.training.presence_fit import EPISODES, calibrate, presence_report, sample_presence
+from diffseg_cli.training.trainer import MODULES, Trainer, new_segmenter
 from diffseg_cli.weights import find_weights, load_strict
 
 

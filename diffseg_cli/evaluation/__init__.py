@@ -1,0 +1,1 @@
+"""Episodes, figures, peers and reports."""
