@@ -21,7 +21,7 @@ from diffseg_cli.errors import InputError, UsageError, WeightsError
 from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
 from diffseg_cli.loading import load_backbone, load_modules
 from diffseg_cli.models.attention import AttentionMaps, OnLayer, score_maps
-from diffseg_cli.models.backbone import Backbone
+from diffseg_cli.models.backbone import Backbone, Control
 from diffseg_cli.models.hed import HED, load_hed
 from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput, SupportFeatures
@@ -97,6 +97,19 @@ class Segmenter:
         edges: Tensor = self.hed(shrunk)
         return edges
 
+    def make_control(self, latents: Tensor, edges: Tensor | None) -> Control | None:
+        """SCM bound to the edges (b 1 E E) of encoded queries (b c H W); None without edges or SCM."""
+        scm = self.trained["scm"] if "scm" in self.trained else None  # noqa: SIM401 - a ModuleDict has no get
+        if edges is None or not isinstance(scm, SpatialControl):
+            return None
+        edge_features = scm.edge_features(edges.to(latents), (latents.shape[2], latents.shape[3]))
+
+        def control(hidden_states: Sequence[Tensor]) -> Sequence[Tensor]:
+            residuals: Sequence[Tensor] = scm(edge_features, hidden_states)
+            return residuals
+
+        return control
+
     def run_look(
         self,
         latents: Tensor,
@@ -106,21 +119,12 @@ class Segmenter:
         on_layer: OnLayer | None = None,
     ) -> AttentionMaps:
         """One look at encoded queries, steered by SCM when there are edges; arguments as in `forward`."""
-        control = None
-        scm = self.trained["scm"] if "scm" in self.trained else None  # noqa: SIM401 - a ModuleDict has no get
-        if edges is not None and isinstance(scm, SpatialControl):
-            edge_features = scm.edge_features(edges.to(latents), (latents.shape[2], latents.shape[3]))
-
-            def control(hidden_states: Sequence[Tensor]) -> Sequence[Tensor]:
-                residuals: Sequence[Tensor] = scm(edge_features, hidden_states)
-                return residuals
-
         return self.backbone.look(
             latents,
             support.image_embeds.expand(latents.shape[0], -1, -1, -1),
             timesteps=self.settings.timesteps,
             noise=noise,
-            control=control,
+            control=self.make_control(latents, edges),
             on_layer=on_layer,
         )
 
@@ -328,6 +332,11 @@ class Segmenter:
         return Look(maps, score_maps(maps, size_hw), (image.shape[0], image.shape[1]))
 
 
+def choose_edge_size(backbone: Backbone) -> int:
+    """Size HED runs at for a backbone's pictures."""
+    return CompactConfig.edge_size if backbone.name == "compact" else backbone.image_size
+
+
 def load_segmenter(
     model: str = "compact",
     checkpoint: str | Path | None = None,
@@ -385,5 +394,5 @@ def load_segmenter(
         head=head or ("pam" if "pam" in trained else "attention"),
         settings=SegmentConfig(fusion=fusion or SegmentConfig.fusion, timesteps=timesteps),
         presence=calibration,
-        edge_size=CompactConfig.edge_size if backbone.name == "compact" else backbone.image_size,
+        edge_size=choose_edge_size(backbone),
     )
