@@ -152,7 +152,7 @@ class Segmenter:
             support.masks.expand(b, -1, -1, -1, -1).to(latents),
             scores.score_map.to(latents),
         )
-        picture = self.backbone.decode(predicted).mean(1, keepdim=True)
+        picture = self.backbone.decode_mask(predicted)
         return SegmenterOutput(maps, scores, predicted, picture)
 
     def make_noise(self, latents: Tensor, seed: int) -> Tensor | None:

@@ -8,7 +8,7 @@ from diffseg_cli.config import CompactConfig
 from diffseg_cli.loading import build_compact
 from diffseg_cli.models.attention import score_maps
 from diffseg_cli.models.compact import CompactBackbone, cluster_centres
-from diffseg_cli.models.efficientnet import EfficientNetLite
+from diffseg_cli.models.efficientnet import Block, EfficientNetLite
 
 SIZE = 128
 
@@ -46,6 +46,38 @@ def test_batch_does_not_change_a_picture(backbone: CompactBackbone) -> None:
     together = backbone.encode(images)
     alone = torch.cat([backbone.encode(image[None]) for image in images.flip(0)]).flip(0)
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-3)
+
+
+def plain_block(block: Block, x: torch.Tensor) -> torch.Tensor:
+    """A block as its paper has it, with TensorFlow's padding written out and nothing done in place."""
+    y = x if block.expand is None else F.relu6(block.expand(x))
+    total = block.kernel - block.stride  # sizes here are even
+    y = F.pad(y, [total // 2, total - total // 2] * 2)
+    depthwise = block.depthwise
+    y = F.relu6(F.conv2d(y, depthwise.weight, depthwise.bias, block.stride, groups=depthwise.groups))
+    y = block.project(y)
+    return x + y if block.residual else y
+
+
+def test_the_encoder_is_the_plain_network(backbone: CompactBackbone) -> None:
+    """The one that runs pads inside its convolutions, works in place and, on a CPU, picture by picture."""
+    images = torch.rand(3, 3, SIZE, SIZE)
+    x = (images * 255 - 127) / 128
+    encoder, expected = backbone.encoder, []
+    x = F.relu6(encoder.stem(F.pad(x, [0, 1, 0, 1])))
+    for index, block in enumerate(encoder.blocks):
+        x = plain_block(block, x)
+        expected += [x] if index in encoder.taps else []
+    for got, wanted in zip(backbone.features(images), expected, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_mask_is_the_mean_of_the_decoded_channels(backbone: CompactBackbone) -> None:
+    latents = torch.randn(2, backbone.latent_channels, 6, 5, requires_grad=True)
+    mask, pictures = backbone.decode_mask(latents), backbone.decode(latents)
+    torch.testing.assert_close(mask, pictures.mean(1, keepdim=True), atol=1e-5, rtol=1e-5)
+    (gradient,) = torch.autograd.grad(mask.square().sum(), latents)
+    assert gradient.abs().sum() > 0
 
 
 def test_look_equals_one_explicit_softmax(backbone: CompactBackbone) -> None:

@@ -85,3 +85,7 @@ class Backbone(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """latents (b c H W) -> pictures (b 3 S S), about [0, 1], not clipped."""
         ...
+
+    def decode_mask(self, latents: Tensor) -> Tensor:
+        """latents (b c H W) of a mask picture -> channel mean of `decode`, (b 1 S S); differentiable."""
+        ...

@@ -33,9 +33,7 @@ def _round_width(width: float) -> int:
 
 
 def _pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """TensorFlow's SAME padding: the odd pixel goes to the right and the bottom."""
-    if stride == 1:
-        return F.pad(x, [kernel // 2] * 4)
+    """TensorFlow's SAME padding of a strided convolution: the odd pixel goes to the right and the bottom."""
     pads = []
     for size in (x.shape[-1], x.shape[-2]):
         total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
@@ -50,17 +48,20 @@ class Block(nn.Module):
         super().__init__()
         inner = width_in * expansion
         self.expand = nn.Conv2d(width_in, inner, 1) if expansion != 1 else None
-        self.depthwise = nn.Conv2d(inner, inner, kernel, stride, groups=inner)
+        # Without stride, SAME is the same on all sides and the convolution pads by itself: no copy.
+        padding = kernel // 2 if stride == 1 else 0
+        self.depthwise = nn.Conv2d(inner, inner, kernel, stride, padding, groups=inner)
         self.project = nn.Conv2d(inner, width_out, 1)
         self.kernel, self.stride = kernel, stride
         self.residual = stride == 1 and width_in == width_out
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
-        y = F.relu6(self.depthwise(_pad_same(y, self.kernel, self.stride)))
-        y = self.project(y)
-        out: Tensor = x + y if self.residual else y
-        return out
+        # In place throughout: the time goes into memory, not into arithmetic.
+        y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
+        y = y if self.stride == 1 else _pad_same(y, self.kernel, self.stride)
+        y = F.relu6(self.depthwise(y), inplace=True)
+        out: Tensor = self.project(y)
+        return out.add_(x) if self.residual else out
 
 
 class EfficientNetLite(nn.Module):
@@ -105,7 +106,7 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images (b 3 S S), normalised -> the tapped blocks' outputs, each (b width S/stride S/stride)."""
-        x = F.relu6(self.stem(_pad_same(images, 3, 2)))
+        x = F.relu6(self.stem(_pad_same(images, 3, 2)), inplace=True)
         tapped = []
         for index, block in enumerate(self.blocks):
             x = block(x)

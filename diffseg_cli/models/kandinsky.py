@@ -101,6 +101,10 @@ class KandinskyBackbone:
         pictures: Tensor = self.movq.decode(latents.to(self.dtype), force_not_quantize=True).sample
         return (pictures + 1) / 2
 
+    def decode_mask(self, latents: Tensor) -> Tensor:
+        """latents (b c H W) -> mask pictures (b 1 S S); differentiable in the latents."""
+        return self.decode(latents).mean(1, keepdim=True)
+
     @torch.no_grad()
     def embed(self, images: Tensor, masks: Tensor, latents: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """CLIP embeddings of the supports on black (eq. 4).
