@@ -36,6 +36,7 @@ RANKS = {
     "presence.py": 6,
     "segmenter.py": 7,
     "concept.py": 8,
+    "finding.py": 9,
     "attention_dump.py": 8,
     "mask_making.py": 8,
     "evaluation/": 9,

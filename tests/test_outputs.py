@@ -13,7 +13,14 @@ from pycocotools.coco import COCO
 from diffseg_cli.cli.options import FORMATS
 from diffseg_cli.errors import MissingDependency
 from diffseg_cli.reading.image_io import read_mask, read_pair
-from diffseg_cli.results.annotations import CocoFile, write_labelme, write_voc, write_yolo, write_yolo_names
+from diffseg_cli.results.annotations import (
+    CocoFile,
+    coco_objects,
+    labelme_bytes,
+    voc_png,
+    yolo_bytes,
+    yolo_names,
+)
 from diffseg_cli.results.cutout import cut_out, load_matting
 from diffseg_cli.results.outputs import (
     PICTURE_FILES,
@@ -22,8 +29,9 @@ from diffseg_cli.results.outputs import (
     RunFiles,
     Scene,
     picture_files,
+    result_bytes,
+    run_shapes,
     settle,
-    write_result,
 )
 from diffseg_cli.results.palette import draw_legend, label_map, settle_overlaps, thing_color, voc_color
 
@@ -75,11 +83,11 @@ def load_coco(path: Path) -> COCO:
 
 @pytest.mark.parametrize(("polygons", "least"), [(False, 1.0), (True, 0.96)])
 def test_coco_is_read_by_pycocotools(tmp_path: Path, polygons: bool, least: float) -> None:
-    made = CocoFile(NAMES, polygons=polygons)
-    made.add("a.jpg", MASKS, [0.91234, 0.5])
-    made.add("b.jpg", [EMPTY, RING], [0.0, 0.7])
-    made.add("c.jpg", [EMPTY, EMPTY], [0.0, 0.0])
-    made.write(tmp_path / "coco.json")
+    made = CocoFile(NAMES)
+    made.add("a.jpg", HW, coco_objects(MASKS, [0.91234, 0.5], polygons=polygons))
+    made.add("b.jpg", HW, coco_objects([EMPTY, RING], [0.0, 0.7], polygons=polygons))
+    made.add("c.jpg", HW, coco_objects([EMPTY, EMPTY], [0.0, 0.0], polygons=polygons))
+    (tmp_path / "coco.json").write_bytes(made.content())
     coco = load_coco(tmp_path / "coco.json")
     assert [coco.loadCats(i)[0]["name"] for i in coco.getCatIds()] == NAMES
     assert [coco.loadImgs(i)[0]["file_name"] for i in coco.getImgIds()] == ["a.jpg", "b.jpg", "c.jpg"]
@@ -103,9 +111,10 @@ def test_our_own_masks_in_read_what_goes_out(tmp_path: Path, image: NDArray[np.u
     picture = tmp_path / "scene.png"
     Image.fromarray(image).save(picture)
     made = CocoFile(NAMES)
-    made.add("scene.png", MASKS, [1, 1])
-    made.write(tmp_path / "out" / "coco.json")
-    write_labelme(tmp_path / "out" / "scene.json", picture, MASKS, NAMES)
+    made.add("scene.png", HW, coco_objects(MASKS, [1, 1], polygons=False))
+    (tmp_path / "out" / "coco.json").write_bytes(made.content())
+    labelme = tmp_path / "out" / "scene.json"
+    labelme.write_bytes(labelme_bytes(labelme, picture, MASKS, NAMES))
     # LabelMe draws an outline together with the pixels its line runs through.
     for name, least in (("coco.json", 1.0), ("scene.json", 0.94)):
         for category, mask in zip(NAMES, MASKS, strict=True):
@@ -115,8 +124,7 @@ def test_our_own_masks_in_read_what_goes_out(tmp_path: Path, image: NDArray[np.u
 
 def test_labelme_has_the_fields_of_its_format(tmp_path: Path) -> None:
     path = tmp_path / "out" / "scene_labelme.json"
-    write_labelme(path, tmp_path / "photos" / "scene.jpg", MASKS, NAMES)
-    record = json.loads(path.read_text())
+    record = json.loads(labelme_bytes(path, tmp_path / "photos" / "scene.jpg", MASKS, NAMES))
     assert record.keys() == {
         *("version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth")
     }
@@ -133,23 +141,20 @@ def test_labelme_has_the_fields_of_its_format(tmp_path: Path) -> None:
     assert iou(np.array(page), RING) > 0.93 and not np.array(page)[45, 42]
 
 
-def test_yolo_lines_are_shares_of_the_picture(tmp_path: Path) -> None:
-    write_yolo(tmp_path / "scene.txt", MASKS)
-    write_yolo_names(tmp_path / "data.yaml", NAMES)
+def test_yolo_lines_are_shares_of_the_picture() -> None:
     page = [Image.new("1", HW[::-1]) for _ in NAMES]
-    for line in (tmp_path / "scene.txt").read_text().splitlines():
+    for line in yolo_bytes(MASKS).decode().splitlines():
         number, *values = line.split()
         points = np.array(values, dtype=float).reshape(-1, 2)
         assert points.min() >= 0 and points.max() <= 1
         ImageDraw.Draw(page[int(number)]).polygon([(x * HW[1], y * HW[0]) for x, y in points], fill=1)
     assert all(iou(np.array(p), mask) > 0.93 for p, mask in zip(page, MASKS, strict=True))
-    assert (tmp_path / "data.yaml").read_text() == 'nc: 2\nnames: ["bad weld", "dog"]\n'
-    write_yolo(tmp_path / "none.txt", [EMPTY, EMPTY])
-    assert (tmp_path / "none.txt").read_bytes() == b""
+    assert yolo_names(NAMES) == b'nc: 2\nnames: ["bad weld", "dog"]\n'
+    assert yolo_bytes([EMPTY, EMPTY]) == b""
 
 
 def test_voc_is_a_palette_picture_in_its_own_colours(tmp_path: Path) -> None:
-    write_voc(tmp_path / "scene.png", MASKS)
+    (tmp_path / "scene.png").write_bytes(voc_png(MASKS))
     with Image.open(tmp_path / "scene.png") as read:
         assert read.mode == "P"
         np.testing.assert_array_equal(np.asarray(read), RING + 2 * SPOTS)
@@ -167,10 +172,12 @@ def test_every_format_has_a_file_and_leaves_nothing_else(tmp_path: Path, scene: 
     assert set(FORMATS) == set(PICTURE_FILES) | set(RUN_FILES)
     files = picture_files(FORMATS, NAMES)
     for what, suffix in files.items():
-        write_result(what, tmp_path / f"scene{suffix}", scene)
-    run = RunFiles({what: tmp_path / name for what, name in RUN_FILES.items()}, NAMES, {"seed": 0})
-    run.add(scene, {"query": "photos/scene.jpg"})
-    run.write()
+        path = tmp_path / f"scene{suffix}"
+        path.write_bytes(result_bytes(what, path, scene))
+    run = RunFiles(RUN_FILES, NAMES, {"seed": 0})
+    run.add("scene.jpg", {"query": "photos/scene.jpg", "size_hw": HW}, run_shapes(scene, RUN_FILES))
+    for what, content in run.contents().items():
+        (tmp_path / RUN_FILES[what]).write_bytes(content)
     written = {path.name for path in tmp_path.iterdir()}
     assert written == {f"scene{suffix}" for suffix in files.values()} | set(RUN_FILES.values())
     assert {"scene_heatmap_bad weld.png", "scene_heatmap_dog.png"} <= written
@@ -180,21 +187,21 @@ def test_every_format_has_a_file_and_leaves_nothing_else(tmp_path: Path, scene: 
     scores = np.load(tmp_path / "scene_score.npy", allow_pickle=False)
     np.testing.assert_array_equal(scores, np.stack([thing.probability for thing in scene.things]))
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["pictures"] == [{"query": "photos/scene.jpg"}] and record["seed"] == 0
+    assert record["pictures"] == [{"query": "photos/scene.jpg", "size_hw": [*HW]}] and record["seed"] == 0
     assert (tmp_path / "labelmap.txt").read_text().splitlines()[1:] == [
         "background:0,0,0::",
         "bad weld:128,0,0::",
         "dog:0,128,0::",
     ]
     with pytest.raises(ValueError, match="no result"):
-        write_result("svg", tmp_path / "x.svg", scene)
+        result_bytes("svg", tmp_path / "x.svg", scene)
 
 
 def test_one_thing_gives_a_plain_mask_and_score(tmp_path: Path, scene: Scene) -> None:
     one = Scene(scene.picture, scene.image, scene.things[:1])
     assert picture_files(["heatmap", "json"], NAMES[:1]) == {"heatmap": "_heatmap.png"}
     for what in ("mask", "score", "heatmap", "sheet"):
-        write_result(what, tmp_path / what, one)
+        (tmp_path / what).write_bytes(result_bytes(what, tmp_path / what, one))
     with Image.open(tmp_path / "mask") as read:
         assert read.mode == "L"
         np.testing.assert_array_equal(np.asarray(read), RING * 255)

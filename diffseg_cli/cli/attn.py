@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from diffseg_cli.cli import console, inputs, options
-from diffseg_cli.cli.things import encode_things, find_things, read_pairs
+from diffseg_cli.cli.things import find_things, read_pairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,6 +106,7 @@ def attn(
     image, area = inputs.read_query(query, point, region)
     with console.working("Looking"):
         from diffseg_cli.attention_dump import dump_attention
+        from diffseg_cli.finding import encode_things, model_record
         from diffseg_cli.segmenter import load_segmenter
 
         segmenter = load_segmenter(
@@ -117,7 +118,7 @@ def attn(
             segmenter, image, thing.support, region=area, seed=seed, **details, matrices=matrices
         )
         chosen = f"point {point}" if point else str(region) if region else "M_a above 0.5"
-        info = {"query": str(query), "region": chosen, "seed": seed, **inputs.model_record(segmenter)}
+        info = {"query": str(query), "region": chosen, "seed": seed, **model_record(segmenter)}
         _write(dump, image, area, plan, info)
     _print(dump, plan, info, as_json=json)
 

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffseg_cli.errors import InputError, UsageError
-from diffseg_cli.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from diffseg_cli.segmenter import Segmenter
 
     Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
@@ -223,19 +220,6 @@ def parse_numbers(text: str, option: str, form: str, least: int, most: int) -> l
 
 def _is_short_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 10
-
-
-def model_record(segmenter: "Segmenter") -> dict[str, Any]:
-    """What computed a result, for JSON and for the files of `attn`."""
-    return {
-        "model": segmenter.model,
-        "fingerprint": segmenter.backbone.fingerprint,
-        "head": segmenter.head,
-        "fusion": segmenter.settings.fusion,
-        "device": str(segmenter.device),
-        "dtype": str(segmenter.dtype).removeprefix("torch."),
-        "version": __version__,
-    }
 
 
 def _times(number: int) -> str:

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffseg_cli.cli import console, inputs, options
-from diffseg_cli.cli.things import Encoded, Thing, encode_things, find_things, read_pairs
+from diffseg_cli.cli.things import find_things, read_pairs
 from diffseg_cli.errors import UsageError
 from diffseg_cli.timing import Watch
 
 if TYPE_CHECKING:
-    from diffseg_cli.prediction import Prediction
-    from diffseg_cli.results.outputs import RunFiles, Scene
+    from diffseg_cli.finding import Encoded, Thing
+    from diffseg_cli.results.outputs import RunFiles
     from diffseg_cli.segmenter import Segmenter
 
 EXAMPLES = """Examples:
@@ -75,7 +75,9 @@ def segment(
     pairs = read_pairs(things)
     watch = Watch()
     with console.working("Loading the model"):
+        from diffseg_cli.finding import encode_things, settings_record
         from diffseg_cli.results.outputs import RunFiles
+        from diffseg_cli.results.render import write_whole
         from diffseg_cli.segmenter import load_segmenter
 
         segmenter = load_segmenter(
@@ -93,23 +95,26 @@ def segment(
         watch.mark("support")
     console.say(f"Using {segmenter.description}.")
     choices = {"threshold": threshold, "min_presence": min_presence, "refine": refine, "seed": seed}
-    record = {**_settings(segmenter, choices), "things": [each.record for each in encoded]}
+    settings = settings_record(segmenter, choices)
+    record = {**settings, "things": [each.record for each in encoded]}
     run = RunFiles(run_paths, [each.name for each in encoded], record)
+    shared = {"outputs": {what: str(path) for what, path in run_paths.items()}, **settings}
     for plan in console.track(plans, len(plans), "pictures"):
-        row = _segment_one(segmenter, encoded, plan, choices, watch.seconds, run, matting=matting)
+        row = _segment_one(segmenter, encoded, plan, choices, run, shared, watch.seconds, matting=matting)
         if json:
             console.result_json(row)
         else:
             for output in plan.outputs.values():
                 console.result(str(output))
-    run.write()
+    for what, content in run.contents().items():
+        write_whole(run_paths[what], content)
     if not json:
         for path in run_paths.values():
             console.result(str(path))
 
 
 def _plan(
-    queries: list[Path], out: Path, formats: list[str] | None, things: list[Thing], *, matting: bool
+    queries: list[Path], out: Path, formats: list[str] | None, things: "list[Thing]", *, matting: bool
 ) -> tuple[list[inputs.Plan], dict[str, Path]]:
     """The files of each picture and those of the run, checked as in `inputs.plan_outputs`."""
     from diffseg_cli.results.cutout import load_matting
@@ -142,84 +147,45 @@ def _plan(
 
 def _segment_one(
     segmenter: "Segmenter",
-    encoded: list[Encoded],
+    encoded: "list[Encoded]",
     plan: inputs.Plan,
     choices: dict[str, Any],
-    shared_seconds: dict[str, float],
     run: "RunFiles",
+    shared: dict[str, Any],
+    shared_seconds: dict[str, float],
     *,
     matting: bool,
 ) -> dict[str, Any]:
     """Segment one query, write its results; returns what JSON says of it."""
-    from diffseg_cli.results.outputs import Found, Scene, mask_png, settle, write_result
+    from diffseg_cli.finding import find_in, scene_record
+    from diffseg_cli.results.outputs import mask_png, result_bytes, run_shapes
+    from diffseg_cli.results.render import write_whole
 
     watch = Watch()
     image = inputs.read_query_image(plan.query)
     watch.mark("read")
-    query = segmenter.encode_queries([image])
-    predictions = [segmenter.segment_encoded(query, each.support, **choices)[0] for each in encoded]
-    watch.mark("segment")
-    found = [
-        Found(each.name, p.mask, p.probability, p.score_map, p.presence)
-        for each, p in zip(encoded, predictions, strict=True)
-    ]
-    tiles = [tile for each in encoded for tile in each.tiles]
     picture = Path("stdin") if plan.query == inputs.STREAM else plan.query
-    scene = Scene(picture, image, settle(found), tiles)
+    (answer,) = find_in(segmenter, segmenter.encode_queries([image]), encoded, [picture], choices)
+    watch.mark("segment")
     for what, path in plan.outputs.items():
-        write_result(what, path, scene, matting=matting)
-    if not plan.outputs and not run.paths:
-        console.result_bytes(mask_png(scene.masks))
+        write_whole(path, result_bytes(what, path, answer.scene, matting=matting))
+    if not plan.outputs and not run.formats:
+        console.result_bytes(mask_png(answer.scene.masks))
     watch.mark("write")
-    for index, prediction in enumerate(predictions):
-        if not prediction.mask.any():
-            name = f"{encoded[index].name}: " if len(encoded) > 1 else ""
-            console.note(f"{plan.query}: {name}{_why_empty(prediction)}; the mask is empty.")
-    seconds = {**shared_seconds, **query.seconds, "read": watch.seconds["read"]}
-    for stage in predictions[0].seconds.keys() - query.seconds.keys():
-        seconds[stage] = sum(prediction.seconds[stage] for prediction in predictions)
-    row = _row(scene, plan, run, {**seconds, "write": watch.seconds["write"]}, _settings(segmenter, choices))
-    run.add(scene, row)
-    return row
-
-
-def _why_empty(prediction: "Prediction") -> str:
-    if (prediction.probability > prediction.threshold).any():
-        return f"the thing does not seem to be there (presence {prediction.presence:.2f})"
-    return f"no pixel is above the threshold {prediction.threshold:g}"
-
-
-def _settings(segmenter: "Segmenter", choices: dict[str, Any]) -> dict[str, Any]:
-    """What decided a result."""
-    refine = segmenter.settings.refine if choices["refine"] is None else choices["refine"]
-    return {**choices, "refine": refine, **inputs.model_record(segmenter)}
-
-
-def _row(
-    scene: "Scene",
-    plan: inputs.Plan,
-    run: "RunFiles",
-    seconds: dict[str, float],
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """One picture as JSON; the seconds of "load" and "support" were spent once for the whole run."""
-    things = [
-        {
-            "name": thing.name,
-            "label": label,
-            "mask_area": float(thing.mask.mean()),
-            "presence": thing.presence,
-            "score": round(thing.score, 4),
-        }
-        for label, thing in enumerate(scene.things, start=1)
-    ]
-    return {
+    for reason in answer.empty:
+        console.note(f"{plan.query}: {reason}; the mask is empty.")
+    # The seconds of "load" and "support" were spent once for the whole run.
+    seconds = {
+        **shared_seconds,
+        **answer.seconds,
+        **{what: watch.seconds[what] for what in ("read", "write")},
+    }
+    row = {
         "query": str(plan.query),
-        "outputs": {what: str(path) for what, path in {**run.paths, **plan.outputs}.items()},
-        "size_hw": list(scene.image.shape[:2]),
-        "mask_area": sum(float(thing.mask.mean()) for thing in scene.things),
-        "presence": scene.things[0].presence if len(scene.things) == 1 else None,
-        "things": things,
-        **settings,
+        **scene_record(answer.scene),
+        **shared,
+        "outputs": shared["outputs"] | {what: str(path) for what, path in plan.outputs.items()},
         "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
     }
+    run.add(picture.name, row, run_shapes(answer.scene, run.formats))
+    return row

@@ -1,7 +1,6 @@
 """What a run looks for: supports with masks, or concepts."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,36 +8,9 @@ from diffseg_cli.cli import inputs
 from diffseg_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from diffseg_cli.prediction import SupportFeatures
-    from diffseg_cli.segmenter import Segmenter
+    from diffseg_cli.finding import Thing
 
 UNNAMED = "object"  # what a thing without a name is called in results
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One thing to look for.
-
-    Attributes:
-        name: what results call it.
-        concept: its file, or None where supports are given.
-        supports: pictures, or none.
-        masks: one each.
-        choice: how masks are read, for `inputs.read_supports`.
-    """
-
-    name: str
-    concept: Path | None = None
-    supports: Sequence[Path] = ()
-    masks: Sequence[Path] = ()
-    choice: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def files(self) -> list[Path]:
-        return [*self.supports, *self.masks, *([self.concept] if self.concept else [])]
 
 
 def find_things(
@@ -47,7 +19,7 @@ def find_things(
     concepts: Sequence[Path] | None,
     name: str | None = None,
     **choice: Any,
-) -> list[Thing]:
+) -> "list[Thing]":
     """What the options of a verb ask for; of concepts only the headers are read.
 
     Raises:
@@ -62,6 +34,7 @@ def find_things(
             "Put the supports into a concept of their own with `diffseg concept make`.",
         )
     from diffseg_cli.concept import check_name, read_concept_info
+    from diffseg_cli.finding import Thing
 
     if not concepts:
         return [
@@ -93,55 +66,10 @@ def find_things(
     return things
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A thing ready to be looked for.
-
-    Attributes:
-        name: of the thing.
-        support: its encoded supports.
-        record: where they came from, for JSON.
-        tiles: small pictures of them, with titles.
-    """
-
-    name: str
-    support: "SupportFeatures"
-    record: dict[str, Any]
-    tiles: "list[tuple[NDArray[np.uint8], str]]"
-
-
-def read_pairs(things: Sequence[Thing]) -> "dict[str, list[inputs.Pair]]":
+def read_pairs(things: "Sequence[Thing]") -> "dict[str, list[inputs.Pair]]":
     """Supports of the things that are given by pictures; before the model is loaded, to fail early."""
     return {
         thing.name: inputs.read_supports(thing.supports, thing.masks, **thing.choice)
         for thing in things
         if thing.concept is None
     }
-
-
-def encode_things(
-    segmenter: "Segmenter", things: Sequence[Thing], pairs: "dict[str, list[inputs.Pair]]"
-) -> list[Encoded]:
-    """Encode supports and load concepts.
-
-    Raises:
-        WeightsError: a concept is damaged, or was made with another model.
-    """
-    from diffseg_cli.concept import read_concept, read_thumbnails, source_of
-    from diffseg_cli.results.outputs import support_tile
-
-    encoded = []
-    for thing in things:
-        if thing.concept is not None:
-            support, info = read_concept(thing.concept, segmenter)
-            shown, record = read_thumbnails(thing.concept), {"concept": str(thing.concept)}
-            sources = info.sources
-        else:
-            shown, record = pairs[thing.name], {}
-            support = segmenter.encode_support(shown)
-            sources = tuple(source_of(*each) for each in zip(thing.supports, thing.masks, strict=True))
-        title = thing.name if len(things) > 1 else "support"
-        tiles = [(support_tile(*pair), title) for pair in shown]
-        rows = {"name": thing.name, **record, "supports": [asdict(source) for source in sources]}
-        encoded.append(Encoded(thing.name, support, rows, tiles))
-    return encoded

@@ -16,14 +16,7 @@ from numpy.typing import NDArray
 from diffseg_cli.results import annotations
 from diffseg_cli.results.cutout import cut_out
 from diffseg_cli.results.palette import label_map, label_map_png, overlay_things, settle_overlaps, thing_color
-from diffseg_cli.results.render import (
-    heatmap,
-    mask_pixels,
-    png_bytes,
-    whole_file,
-    write_heatmap,
-    write_picture,
-)
+from diffseg_cli.results.render import heatmap, mask_pixels, png_bytes
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.version import __version__
 
@@ -133,36 +126,39 @@ def picture_files(formats: Iterable[str], names: Sequence[str]) -> dict[str, str
     return files
 
 
-def write_result(what: str, path: Path, scene: Scene, *, matting: bool = False) -> None:
-    """Write one result of `picture_files`.
+def result_bytes(what: str, path: str | Path, scene: Scene, *, matting: bool = False) -> bytes:
+    """The file of one result of `picture_files`.
+
+    Args:
+        what: the result.
+        path: where the file will be, for formats that lead from there to the picture.
+        scene: what was found.
+        matting: softer borders of cut-outs.
 
     Raises:
-        InputError: the file cannot be written.
         MissingDependency: matting is asked for and not installed.
     """
     kind, _, name = what.partition(":")
     if kind == "mask":
-        with whole_file(path) as stream:
-            stream.write(mask_png(scene.masks))
-    elif kind == "overlay":
-        write_picture(path, overlay_things(scene.image, scene.masks, scene.names))
-    elif kind == "heatmap":
+        return mask_png(scene.masks)
+    if kind == "overlay":
+        return png_bytes(overlay_things(scene.image, scene.masks, scene.names))
+    if kind == "heatmap":
         found = next(thing for thing in scene.things if name in ("", thing.name))
-        write_heatmap(path, found.score_map, scene.image)
-    elif kind == "cutout":
-        write_picture(path, cut_out(scene.image, np.logical_or.reduce(scene.masks), matting=matting))
-    elif kind == "score":
-        write_scores(path, scene)
-    elif kind == "labelme":
-        annotations.write_labelme(path, scene.picture, scene.masks, scene.names)
-    elif kind == "yolo":
-        annotations.write_yolo(path, scene.masks)
-    elif kind == "voc":
-        annotations.write_voc(path, scene.masks)
-    elif kind == "sheet":
-        write_picture(path, scene_sheet(scene))
-    else:
-        raise ValueError(f"no result is called {what}")
+        return png_bytes(heatmap(found.score_map, scene.image))
+    if kind == "cutout":
+        return png_bytes(cut_out(scene.image, np.logical_or.reduce(scene.masks), matting=matting))
+    if kind == "score":
+        return score_npy(scene)
+    if kind == "labelme":
+        return annotations.labelme_bytes(path, scene.picture, scene.masks, scene.names)
+    if kind == "yolo":
+        return annotations.yolo_bytes(scene.masks)
+    if kind == "voc":
+        return annotations.voc_png(scene.masks)
+    if kind == "sheet":
+        return png_bytes(scene_sheet(scene))
+    raise ValueError(f"no result is called {what}")
 
 
 def mask_png(masks: Sequence[NDArray[np.bool_]]) -> bytes:
@@ -172,13 +168,12 @@ def mask_png(masks: Sequence[NDArray[np.bool_]]) -> bytes:
     return label_map_png(label_map(masks), [(0, 0, 0), *(thing_color(index) for index in range(len(masks)))])
 
 
-def write_scores(path: Path, scene: Scene) -> None:
-    """Write probabilities as NPY: float32 (H W), of several things (n H W) in their order."""
+def score_npy(scene: Scene) -> bytes:
+    """Probabilities as an NPY file: float32 (H W), of several things (n H W) in their order."""
     maps = [thing.probability for thing in scene.things]
     content = io.BytesIO()
     np.save(content, np.ascontiguousarray(maps[0] if len(maps) == 1 else np.stack(maps)), allow_pickle=False)
-    with whole_file(path) as stream:
-        stream.write(content.getbuffer())
+    return content.getvalue()
 
 
 def scene_sheet(scene: Scene) -> NDArray[np.uint8]:
@@ -221,47 +216,58 @@ def support_sheet(
     return draw_sheet(rows, heading="Supports", tile_hw=tile_hw, most_columns=6)
 
 
+def run_shapes(scene: Scene, formats: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """What files of a run need of a picture beside its row, for formats of `RUN_FILES`: format -> objects."""
+    return {
+        what: annotations.coco_objects(
+            scene.masks, [thing.score for thing in scene.things], polygons=what == "coco-polygons"
+        )
+        for what in formats
+        if what.startswith("coco")
+    }
+
+
 class RunFiles:
     """The files of a whole run; pictures are added one by one.
 
     Args:
-        paths: format -> file, of those in `RUN_FILES`.
+        formats: of those in `RUN_FILES`.
         names: of the things.
         record: what `json` says of the run besides its pictures.
     """
 
-    def __init__(self, paths: dict[str, Path], names: Sequence[str], record: dict[str, Any]) -> None:
-        self.paths, self._names, self._record = paths, names, record
+    def __init__(self, formats: Iterable[str], names: Sequence[str], record: dict[str, Any]) -> None:
+        self.formats, self._names, self._record = list(formats), names, record
         self._rows: list[dict[str, Any]] = []
-        self._coco = {
-            what: annotations.CocoFile(names, polygons=what == "coco-polygons")
-            for what in paths
-            if what.startswith("coco")
-        }
+        self._coco = {what: annotations.CocoFile(names) for what in formats if what.startswith("coco")}
 
-    def add(self, scene: Scene, row: dict[str, Any]) -> None:
-        """Add a picture, and what `json` says of it."""
-        for coco in self._coco.values():
-            coco.add(scene.picture.name, scene.masks, [thing.score for thing in scene.things])
-        if "json" in self.paths:
+    def add(self, file_name: str, row: dict[str, Any], shapes: dict[str, list[dict[str, Any]]]) -> None:
+        """Add a picture.
+
+        Args:
+            file_name: what COCO calls it.
+            row: what `json` says of it, its `size_hw` among that.
+            shapes: of `run_shapes`.
+        """
+        for what, coco in self._coco.items():
+            coco.add(file_name, row["size_hw"], shapes[what])
+        if "json" in self.formats:
             self._rows.append(row)
 
-    def write(self) -> None:
-        """Write all of them.
+    def contents(self) -> dict[str, bytes]:
+        """Format -> its file, of all pictures added so far."""
+        return {what: self._content(what) for what in self.formats}
 
-        Raises:
-            InputError: a file cannot be written.
-        """
-        for what, path in self.paths.items():
-            if what in self._coco:
-                self._coco[what].write(path)
-            elif what == "yolo":
-                annotations.write_yolo_names(path, self._names)
-            elif what == "voc":
-                annotations.write_voc_names(path, self._names)
-            else:
-                record = {"version": __version__, **self._record, "pictures": self._rows}
-                annotations.write_json(path, record, indent=2)
+    def _content(self, what: str) -> bytes:
+        if what in self._coco:
+            return self._coco[what].content()
+        if what == "yolo":
+            return annotations.yolo_names(self._names)
+        if what == "voc":
+            return annotations.voc_names(self._names)
+        return annotations.json_bytes(
+            {"version": __version__, **self._record, "pictures": self._rows}, indent=2
+        )
 
 
 def _fitted(pixels: NDArray[np.uint8], tile_hw: tuple[int, int]) -> NDArray[np.uint8]:

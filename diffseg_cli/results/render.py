@@ -80,10 +80,15 @@ def _unwritable(path: str | Path, error: Exception) -> InputError:
     return InputError(f"{path} cannot be written: {reason}.", "Choose a folder you may write to with --out.")
 
 
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write a file as `whole_file` does."""
+    with whole_file(path) as stream:
+        stream.write(content)
+
+
 def write_picture(path: str | Path, pixels: NDArray[np.uint8]) -> None:
     """Write uint8 (H W 3) RGB or (H W) grey as PNG."""
-    with whole_file(path) as stream:
-        stream.write(png_bytes(pixels))
+    write_whole(path, png_bytes(pixels))
 
 
 def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
@@ -101,13 +106,6 @@ def write_mask(path: str | Path, mask: NDArray[np.bool_]) -> None:
 def mask_pixels(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """bool (H W) -> grey 0 and 255."""
     return mask.astype(np.uint8) * np.uint8(255)
-
-
-def write_heatmap(
-    path: str | Path, score_map: NDArray[np.float32], image: NDArray[np.uint8] | None = None
-) -> None:
-    """Write a map in [0, 1] as colours from black over red to pale yellow; see `heatmap`."""
-    write_picture(path, heatmap(score_map, image))
 
 
 def write_overlay(path: str | Path, image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
