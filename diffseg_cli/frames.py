@@ -33,6 +33,25 @@ def stack_frames(images: Sequence[NDArray[np.uint8]], size: int) -> Tensor:
     return torch.stack([to_frame(image, size) for image in images])
 
 
+def crop_to_object(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], margin: float
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A support seen from near: so much around its object that the background still shows.
+
+    Args:
+        image: (h w 3).
+        mask: (h w), not empty.
+        margin: around the object's box, as a share of its longer side; less where the picture ends.
+
+    Returns:
+        Views of both.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    around = int(margin * max(rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1))
+    window = tuple(slice(max(0, int(at[0]) - around), int(at[-1]) + 1 + around) for at in (rows, columns))
+    return image[window], mask[window]
+
+
 def from_frame(values: Tensor, size_hw: tuple[int, int]) -> NDArray[np.float32]:
     """float (S S) -> float32 (h w) at the picture's own size; linear, so the range is kept."""
     array = values.detach().float().cpu().numpy()

@@ -28,6 +28,7 @@ def build_compact(config: CompactConfig | None = None) -> CompactBackbone:
         taps=config.taps,
         block_widths=config.block_widths,
         image_size=config.image_size,
+        support_margin=config.support_margin,
         object_tokens=config.object_tokens,
         background_tokens=config.background_tokens,
         decoder_width=config.decoder_width,

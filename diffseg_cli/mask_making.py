@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from diffseg_cli.errors import UsageError
-from diffseg_cli.frames import from_frame, mask_to_frame
+from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
 from diffseg_cli.models.attention import affinity_of
+from diffseg_cli.prediction import Look
 from diffseg_cli.reading.mask_shapes import draw_polygon
 from diffseg_cli.segmenter import Segmenter
 
@@ -127,7 +128,7 @@ def belonging_to(segmenter: Segmenter, image: Image, region: Bools) -> Floats:
     Returns:
         float32 (h w) in [0, 1], 0.5 where both look alike.
     """
-    look = segmenter.look(image, segmenter.encode_support([(image, _prompt(region))]))
+    look = _look_at_itself(segmenter, image, region)
     grid_hw = (look.scores.score_map.shape[2], look.scores.score_map.shape[3])
     frame = mask_to_frame(region, segmenter.backbone.image_size)[None].to(segmenter.device)
     inside = torch.nn.functional.interpolate(frame, size=grid_hw, mode="area")[0]  # (1 H W)
@@ -138,17 +139,18 @@ def belonging_to(segmenter: Segmenter, image: Image, region: Bools) -> Floats:
 
 def score_from(segmenter: Segmenter, image: Image, region: Bools) -> Floats:
     """The score map of a picture with a region of itself as support, float32 (h w) in [0, 1]."""
-    look = segmenter.look(image, segmenter.encode_support([(image, _prompt(region))]))
+    look = _look_at_itself(segmenter, image, region)
     return from_frame(look.scores.score_map[0, 0], look.image_hw)
 
 
-def _prompt(region: Bools) -> Bools:
-    """A region as support mask, which must leave something out."""
-    if not region.all():
-        return region
-    smaller = region.copy()
-    smaller[0, 0] = False
-    return smaller
+@torch.inference_mode()
+def _look_at_itself(segmenter: Segmenter, image: Image, region: Bools) -> Look:
+    """A look at a picture with a region of it as support, seen whole: its background is the query's."""
+    size = segmenter.backbone.image_size
+    mask = mask_to_frame(region, size)[None].to(segmenter.device)
+    return segmenter.look(
+        image, segmenter.encode_frames(stack_frames([image], size).to(segmenter.device), mask)
+    )
 
 
 def grabcut(image: Image, hints: NDArray[np.uint8]) -> Bools:

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffseg_cli.compute import describe_device, resolve_device, resolve_dtype
 from diffseg_cli.config import CompactConfig, SegmentConfig
 from diffseg_cli.errors import InputError, UsageError, WeightsError
-from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
+from diffseg_cli.frames import crop_to_object, from_frame, mask_to_frame, stack_frames
 from diffseg_cli.loading import load_backbone, load_modules
 from diffseg_cli.models.attention import AttentionMaps, OnLayer, score_maps
 from diffseg_cli.models.backbone import Backbone, Control
@@ -47,6 +48,8 @@ class Segmenter:
         head: "pam" decodes PAM's latents; "attention" takes the score map as it is, without trained modules.
         settings: fusion, timesteps and threshold.
         presence: calibration of the presence score, or None for none.
+        mask_gamma: exponent of the predicted picture. Things unlike the training classes come out fainter
+            than those; chosen on held-out classes, it puts their best cut at 0.5. 1 when training.
         edge_size: size HED runs at.
     """
 
@@ -59,13 +62,14 @@ class Segmenter:
         head: str,
         settings: SegmentConfig | None = None,
         presence: PresenceCalibration | None = None,
+        mask_gamma: float = 1.0,
         edge_size: int = CompactConfig.edge_size,
     ) -> None:
         if head == "pam" and "pam" not in trained:
             raise ValueError("head 'pam' needs a trained PAM")
         self.backbone, self.trained, self.hed, self.head = backbone, trained, hed, head
         self.settings, self.presence = settings or SegmentConfig(), presence
-        self.edge_size = edge_size
+        self.mask_gamma, self.edge_size = mask_gamma, edge_size
 
     @property
     def model(self) -> str:
@@ -153,6 +157,8 @@ class Segmenter:
             scores.score_map.to(latents),
         )
         picture = self.backbone.decode_mask(predicted)
+        if self.mask_gamma != 1:
+            picture = picture.clamp(0, 1) ** self.mask_gamma
         return SegmenterOutput(maps, scores, predicted, picture)
 
     def make_noise(self, latents: Tensor, seed: int) -> Tensor | None:
@@ -175,25 +181,27 @@ class Segmenter:
         """
         if not pairs:
             raise InputError("There is no support picture.", "Give at least one picture with its mask.")
-        images, masks = zip(*(read_pair(image, mask) for image, mask in pairs), strict=True)
-        size = self.backbone.image_size
-        frames = stack_frames(images, size).to(self.device)
-        mask_frames = torch.stack([mask_to_frame(mask, size) for mask in masks]).to(self.device)
-        return self.encode_frames(frames, mask_frames)
+        return self.encode_pairs([read_pair(image, mask) for image, mask in pairs])
 
-    def encode_frames(self, frames: Tensor, masks: Tensor, latents: Tensor | None = None) -> SupportFeatures:
+    @torch.inference_mode()
+    def encode_pairs(self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]) -> SupportFeatures:
+        """`encode_support` of pictures (h w 3) and masks (h w) that are read and checked already."""
+        margin, size = self.backbone.support_margin, self.backbone.image_size
+        if margin is not None:
+            pairs = [crop_to_object(image, mask, margin) for image, mask in pairs]
+        frames = stack_frames([image for image, _ in pairs], size).to(self.device)
+        masks = torch.stack([mask_to_frame(mask, size) for _, mask in pairs]).to(self.device)
+        return self.encode_frames(frames, masks)
+
+    def encode_frames(self, frames: Tensor, masks: Tensor) -> SupportFeatures:
         """Supports already in the model frame.
 
         Args:
             frames: (k 3 S S) in [0, 1].
             masks: (k 1 S S) in [0, 1].
-            latents: (k c H W) of the frames, to spare a second encoding where the backbone sees them whole.
         """
         backbone = self.backbone
-        if backbone.masks_support:
-            latents = backbone.encode(frames * masks)  # eq. 3
-        elif latents is None:
-            latents = backbone.encode(frames)
+        latents = backbone.encode(frames * masks if backbone.masks_support else frames)  # eq. 3
         grid = F.interpolate(masks, size=(latents.shape[2], latents.shape[3]), mode="area").to(latents)
         embeds = backbone.embed(frames, masks, latents)
         return SupportFeatures(backbone.name, backbone.fingerprint, latents[None], grid[None], embeds[None])
@@ -377,10 +385,11 @@ def load_segmenter(
     backbone = load_backbone(model, place, number_format, offload)
     if checkpoint is None and backbone.name == "compact" and head != "attention":
         checkpoint = find_weights(COMPACT_MODULES)
-    trained, calibration = nn.ModuleDict(), None
+    trained, calibration, gamma = nn.ModuleDict(), None, 1.0
     if checkpoint is not None and head != "attention":
         trained, config = load_modules(Path(checkpoint), backbone)
         calibration = PresenceCalibration.from_config(config.get("presence"))
+        gamma = config.get("mask_gamma", 1.0)
     elif head == "pam":
         raise WeightsError(
             f"Head 'pam' needs trained SCM and PAM, and there is no checkpoint for {backbone.name}.",
@@ -394,5 +403,6 @@ def load_segmenter(
         head=head or ("pam" if "pam" in trained else "attention"),
         settings=SegmentConfig(fusion=fusion or SegmentConfig.fusion, timesteps=timesteps),
         presence=calibration,
+        mask_gamma=gamma,
         edge_size=choose_edge_size(backbone),
     )

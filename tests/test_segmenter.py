@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffseg_cli.config import SegmentConfig
 from diffseg_cli.errors import InputError, UsageError, WeightsError
+from diffseg_cli.frames import crop_to_object
 from diffseg_cli.prediction import SupportFeatures
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 
@@ -155,3 +156,33 @@ def test_import_and_public_names_are_lazy() -> None:
         "assert 'torch' in sys.modules; assert not {'diffusers', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_supports_are_seen_from_near(small_segmenter: Segmenter) -> None:
+    """What lies far from the object does not change how a support is encoded; what lies near it does."""
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    mask = np.zeros((90, 120), dtype=bool)
+    mask[20:40, 30:60] = True
+    cropped, cropped_mask = crop_to_object(image, mask, 0.3)
+    assert cropped.shape == (38, 48, 3)  # 9 pixels around 20 x 30
+    assert cropped_mask.sum() == mask.sum()
+    support = small_segmenter.encode_support([(image, mask)])
+    far, near = image.copy(), image.copy()
+    far[60:], near[41:43] = 0, 0
+    assert torch.equal(small_segmenter.encode_support([(far, mask)]).latents, support.latents)
+    assert not torch.equal(small_segmenter.encode_support([(near, mask)]).latents, support.latents)
+
+
+def test_gamma_moves_the_cut_and_keeps_the_ends(small_segmenter: Segmenter) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[16:48, 16:48] = True
+    support = small_segmenter.encode_support([(image, mask)])
+    plain = small_segmenter.segment(image, support, refine=False).probability
+    small_segmenter.mask_gamma = 0.5
+    try:
+        brighter = small_segmenter.segment(image, support, refine=False).probability
+    finally:
+        small_segmenter.mask_gamma = 1.0
+    assert (brighter >= plain - 1e-6).all() and brighter.min() >= 0 and brighter.max() <= 1

@@ -21,9 +21,10 @@ from diffseg_cli.datasets.truth import Truth
 from diffseg_cli.evaluation.metrics import count_pixels
 from diffseg_cli.evaluation.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.evaluation.summary import EpisodeResult, summarise
-from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
+from diffseg_cli.frames import from_frame, stack_frames
 from diffseg_cli.prediction import SupportFeatures
 from diffseg_cli.reading.image_io import check_pair, read_image
+from diffseg_cli.refine import refine_borders
 from diffseg_cli.segmenter import Segmenter
 
 OWN_METHODS = ("model", "attention", "prototype")
@@ -50,6 +51,7 @@ class EncodedSample:
     """A labelled picture after the frozen parts, batch of one.
 
     Attributes:
+        image: uint8 (h w 3), its own size.
         latents: (1 c H W) of the picture.
         edges: (1 1 E E), or None.
         support: the picture and its mask as a support, (1 1 ...).
@@ -57,6 +59,7 @@ class EncodedSample:
         seconds: what "latents", "edges" and "support" took.
     """
 
+    image: NDArray[np.uint8]
     latents: Tensor
     edges: Tensor | None
     support: SupportFeatures
@@ -153,8 +156,7 @@ class Evaluation:
                 predicted = self.peers[method].predict(*pictures)
             else:
                 score, encoding = self._score(method, query, episode, self.seed + run)
-                size_hw = (truth.mask.shape[0], truth.mask.shape[1])
-                predicted = from_frame(score[0, 0], size_hw) > self.thresholds[method]
+                predicted = self._cut(method, score, query.image)
             seconds[method] = meter.seconds() + encoding
             if meter.on_cuda:
                 memory[method] = meter.device_mib()
@@ -165,15 +167,22 @@ class Evaluation:
         """One episode again, in pictures."""
         query = self._encode(episode.query)
         output = self._forward(query, episode, self.seed + run)
-        size_hw = (query.truth.mask.shape[0], query.truth.mask.shape[1])
         image, supports = self._pictures(episode)
         return Illustration(
             supports,
             image,
             query.truth,
-            from_frame(output[1][0, 0], size_hw),
-            from_frame(output[0][0, 0], size_hw) > self.thresholds["model"],
+            from_frame(output[1][0, 0], (image.shape[0], image.shape[1])),
+            self._cut("model", output[0], image),
         )
+
+    def _cut(self, method: str, score: Tensor, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Score (1 1 S S) -> mask (h w); the model's with the borders `segment` would give it."""
+        values = from_frame(score[0, 0], (image.shape[0], image.shape[1]))
+        if method == "model" and self.segmenter.settings.refine:
+            values = refine_borders(values, image)
+        cut: NDArray[np.bool_] = values > self.thresholds[method]
+        return cut
 
     def _score(self, method: str, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, float]:
         """Score (1 1 S S) of one of our methods, and the seconds its pictures took to encode.
@@ -200,9 +209,8 @@ class Evaluation:
     def _pictures(
         self, episode: Episode
     ) -> tuple[NDArray[np.uint8], list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]]:
-        samples = self.dataset.samples
-        supports = [(read_image(samples[i].image), self._encode(i).truth.mask) for i in episode.support]
-        return read_image(samples[episode.query].image), supports
+        parts = [self._encode(i) for i in episode.support]
+        return self._encode(episode.query).image, [(part.image, part.truth.mask) for part in parts]
 
     @torch.inference_mode()
     def _encode(self, index: int) -> EncodedSample:
@@ -212,16 +220,15 @@ class Evaluation:
             check_pair(image, truth.mask, sample.image, sample.mask)
             backbone = self.segmenter.backbone
             frames = stack_frames([image], backbone.image_size).to(backbone.device)
-            mask = mask_to_frame(truth.mask, backbone.image_size)[None].to(backbone.device)
             seconds = {}
             clock = _Meter(backbone.device)
             latents = backbone.encode(frames)
             seconds["latents"] = clock.seconds()
             edges = self.segmenter.find_edges(frames)
             seconds["edges"] = clock.seconds() - seconds["latents"]
-            support = self.segmenter.encode_frames(frames, mask, latents)
+            support = self.segmenter.encode_pairs([(image, truth.mask)])
             seconds["support"] = clock.seconds() - seconds["latents"] - seconds["edges"]
-            self._encoded[index] = EncodedSample(latents, edges, support, truth, seconds)
+            self._encoded[index] = EncodedSample(image, latents, edges, support, truth, seconds)
         self._encoded.move_to_end(index)
         if len(self._encoded) > REMEMBERED:
             self._encoded.popitem(last=False)
@@ -282,5 +289,6 @@ def describe_model(segmenter: Segmenter) -> dict[str, Any]:
         "fingerprint": segmenter.backbone.fingerprint,
         "head": segmenter.head,
         "fusion": segmenter.settings.fusion,
+        "refine": segmenter.settings.refine,
         "timesteps": list(segmenter.settings.timesteps) if segmenter.backbone.adds_noise else [],
     }

@@ -27,6 +27,8 @@ class Backbone(Protocol):
         latent_channels: c.
         latent_groups: widths of the groups the latent channels fall into, one a depth; they sum to c.
         scale_widths: widths of the hidden states SCM reads and writes, finest scale first.
+        support_margin: a support is encoded as the box of its object with this share of the box's longer side
+            around it (`frames.crop_to_object`); None: as the whole picture.
         masks_support: True when `encode` is to be given supports with their background blacked out (eq. 3);
             False when it sees the whole support picture and the mask enters through prompt and PAM alone.
         adds_noise: whether `look` adds noise to the latents.
@@ -40,6 +42,7 @@ class Backbone(Protocol):
     latent_channels: int
     latent_groups: tuple[int, ...]
     scale_widths: tuple[int, ...]
+    support_margin: float | None
     masks_support: bool
     adds_noise: bool
 

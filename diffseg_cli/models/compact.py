@@ -90,6 +90,7 @@ class CompactBackbone(nn.Module):
         taps: block indices that feed the latents.
         block_widths: latent channels of each tap, the groups of the contract; they sum to c.
         image_size: S.
+        support_margin: see `Backbone`.
         object_tokens: f, prompt tokens from the support's object.
         background_tokens: negative prompt tokens from its background.
         decoder_width: channels inside the decoder.
@@ -111,6 +112,7 @@ class CompactBackbone(nn.Module):
         taps: Sequence[int],
         block_widths: Sequence[int],
         image_size: int,
+        support_margin: float | None,
         object_tokens: int,
         background_tokens: int,
         decoder_width: int,
@@ -125,6 +127,7 @@ class CompactBackbone(nn.Module):
         self.latent_groups = tuple(block_widths)
         self.latent_channels = sum(block_widths)
         self.image_size, self.fingerprint = image_size, fingerprint
+        self.support_margin = support_margin
         self.object_tokens, self.background_tokens = object_tokens, background_tokens
         for index, (width_in, width_out) in enumerate(
             zip(self.encoder.tap_widths, block_widths, strict=True)

@@ -55,6 +55,7 @@ class KandinskyBackbone:
     """
 
     name = KANDINSKY
+    support_margin: float | None = None  # eq. 3; CLIP has a crop of its own
     masks_support = True
     adds_noise = True
 
