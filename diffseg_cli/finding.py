@@ -119,7 +119,7 @@ def find_in(
         query: b pictures, of `Segmenter.encode_queries`.
         encoded: the things.
         pictures: where each picture was read from.
-        choices: threshold, min_presence, refine and seed of `Segmenter.segment_batch`.
+        choices: threshold, min_presence, refine and seed of `Segmenter.segment_encoded`.
     """
     each_thing = [segmenter.segment_encoded(query, each.support, **choices) for each in encoded]
     tiles = [tile for each in encoded for tile in each.tiles]

@@ -216,44 +216,15 @@ class Segmenter:
         refine: bool | None = None,
         seed: int = 0,
     ) -> Prediction:
-        """Find the supports' object in one picture; see `segment_batch`."""
-        return self.segment_batch(
-            [query], support, threshold=threshold, min_presence=min_presence, refine=refine, seed=seed
-        )[0]
-
-    def segment_batch(
-        self,
-        queries: Sequence[ImageSource],
-        support: SupportFeatures,
-        *,
-        threshold: float | None = None,
-        min_presence: float = 0.0,
-        refine: bool | None = None,
-        seed: int = 0,
-    ) -> list[Prediction]:
-        """Find the supports' object in several pictures at once.
-
-        Args:
-            queries: paths, PIL pictures or uint8 arrays.
-            support: from `encode_support` of the same model.
-            threshold: of the probability, in (0, 1); default 0.5.
-            min_presence: in [0, 1]; a picture whose presence score is below it gets an empty mask.
-            refine: pull borders to the picture's own; default as measured (`SegmentConfig.refine`).
-            seed: of the noise of a diffusion backbone.
-
-        Raises:
-            InputError: a picture cannot be used.
-            WeightsError: the supports were encoded by another model.
-            UsageError: a presence score is asked of a checkpoint without one.
-        """
+        """Find the supports' object in one picture; arguments as in `segment_encoded`."""
         return self.segment_encoded(
-            self.encode_queries(queries),
+            self.encode_queries([query]),
             support,
             threshold=threshold,
             min_presence=min_presence,
             refine=refine,
             seed=seed,
-        )
+        )[0]
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[ImageSource]) -> QueryFeatures:
@@ -286,7 +257,20 @@ class Segmenter:
         refine: bool | None = None,
         seed: int = 0,
     ) -> list[Prediction]:
-        """`segment_batch` of pictures from `encode_queries`."""
+        """Find the supports' object in pictures that are read and encoded.
+
+        Args:
+            queries: from `encode_queries`.
+            support: from `encode_support` of the same model.
+            threshold: of the probability, in (0, 1); default 0.5.
+            min_presence: in [0, 1]; a picture whose presence score is below it gets an empty mask.
+            refine: pull borders to the picture's own; default as measured (`SegmentConfig.refine`).
+            seed: of the noise of a diffusion backbone.
+
+        Raises:
+            WeightsError: the supports were encoded by another model.
+            UsageError: a presence score is asked of a checkpoint without one.
+        """
         support.check_made_by(self.backbone.name, self.backbone.fingerprint)
         if min_presence > 0 and self.presence is None:
             raise UsageError(

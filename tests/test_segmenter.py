@@ -54,7 +54,9 @@ def test_batch_order_and_size_do_not_change_a_picture(
 ) -> None:
     queries = [picture(seed) for seed in range(4)]
     alone = [small_segmenter.segment(query, support, seed=7) for query in queries]
-    together = small_segmenter.segment_batch(queries[::-1], support, seed=7)[::-1]
+    together = small_segmenter.segment_encoded(
+        small_segmenter.encode_queries(queries[::-1]), support, seed=7
+    )[::-1]
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one.probability, other.probability, atol=2e-4)
         np.testing.assert_allclose(one.score_map, other.score_map, atol=2e-3)
