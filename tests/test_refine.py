@@ -150,7 +150,7 @@ def test_queries_encoded_once_serve_several_supports(small_segmenter: Segmenter)
     encoded = small_segmenter.encode_queries(images)
     for support in supports:
         once = small_segmenter.segment_encoded(encoded, support)
-        again = small_segmenter.segment_batch(images, support)
+        again = small_segmenter.segment_encoded(small_segmenter.encode_queries(images), support)
         for first, second in zip(once, again, strict=True):
             np.testing.assert_array_equal(first.probability, second.probability)
             assert first.presence == second.presence
