@@ -166,13 +166,25 @@ def test_attention_of_the_tiny_model_is_far_from_even(backbone: KandinskyBackbon
         assert layer.probabilities.std(-1).mean() > 0.2 / layer.probabilities.shape[-1]
 
 
-def test_recording_changes_no_output(backbone: KandinskyBackbone, latents: Tensor) -> None:
-    arguments = {"added_cond_kwargs": {"image_embeds": drawn(4, 40)}}
+@pytest.mark.parametrize("group_size", [1, 20_000, 2**23])
+def test_recording_changes_no_output_however_many_heads_at_once(
+    folder: Path, backbone: KandinskyBackbone, latents: Tensor, group_size: int
+) -> None:
+    """One head, some heads, all heads; without the callback, which takes all of a layer."""
+    embeds, maps = drawn(4, 40), AttentionMaps()
+    arguments = {"added_cond_kwargs": {"image_embeds": embeds}}
     with torch.no_grad():
         plain = backbone.unet(latents, TIMESTEP, None, **arguments).sample
-        with recording(backbone.unet, Recorder(AttentionMaps(), None, TIMESTEP, 32)):
+        with recording(backbone.unet, Recorder(maps, None, TIMESTEP, 32, group_size=group_size)):
             recorded = backbone.unet(latents, TIMESTEP, None, **arguments).sample
     torch.testing.assert_close(recorded, plain, atol=2e-4, rtol=1e-4)
+    naive = AttentionMaps()
+    for probabilities in stock_forward(folder, latents, embeds)[0].values():
+        side = round((probabilities.shape[-1] - 32) ** 0.5)
+        naive.add((side, side), *split_joint_attention(probabilities, 32))
+    for grid_hw, cross in naive.cross.items():
+        torch.testing.assert_close(maps.cross[grid_hw], cross, atol=1e-4, rtol=0)
+        torch.testing.assert_close(maps.affinity[grid_hw], naive.affinity[grid_hw], atol=1e-4, rtol=0)
 
 
 def test_nothing_after_the_last_attention_runs(backbone: KandinskyBackbone, latents: Tensor) -> None:
@@ -513,6 +525,24 @@ def test_half_precision_is_computed_in_and_noised_in_full(folder: Path, backbone
     exact = look_at(backbone, latents.float(), embeds[None].float())[0]
     assert (maps.cross[(8, 8)] - exact.cross[(8, 8)]).abs().mean() < 0.05
     assert half.decode(latents).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_a_gpu_gives_the_maps_of_float32(
+    folder: Path, backbone: KandinskyBackbone, dtype: torch.dtype
+) -> None:
+    fast = load_kandinsky(folder, device=torch.device("cuda"), dtype=dtype)
+    images, embeds = pictures(2), drawn(2, 1, 1, 40)
+    latents, noise = backbone.encode(images), drawn(2, 4, 16, 16, seed=1)
+    exact = backbone.look(latents, embeds, timesteps=(TIMESTEP,), noise=noise)
+    maps = fast.look(latents.cuda(), embeds.cuda(), timesteps=(TIMESTEP,), noise=noise.cuda())
+    for grid_hw, cross in exact.cross.items():
+        assert (maps.cross[grid_hw].cpu() - cross).abs().mean() < 0.01 * exact.layers[grid_hw]
+        difference = (maps.affinity[grid_hw].cpu() - exact.affinity[grid_hw]).abs().sum(-1).mean()
+        assert difference < 0.1 * exact.layers[grid_hw]
+    masks, decoded = fast.decode_mask(latents.cuda().to(dtype)), backbone.decode_mask(latents)
+    assert (masks.cpu().float() - decoded).abs().mean() < 0.005
 
 
 def copy_of(folder: Path, target: Path, change: Callable[[Path], object]) -> Path:

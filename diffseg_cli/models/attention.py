@@ -52,7 +52,11 @@ def split_joint_attention(probabilities: Tensor, image_tokens: int) -> tuple[Ten
         cross: (b n) share of the prompt in each place, in [0, 1].
         affinity: (b n n) row-stochastic similarity between places.
     """
-    mean = probabilities.float().mean(dim=1)  # (b n t+n)
+    return split_head_mean(probabilities.float().mean(dim=1), image_tokens)
+
+
+def split_head_mean(mean: Tensor, image_tokens: int) -> tuple[Tensor, Tensor]:
+    """`split_joint_attention` of what is already averaged over heads: mean (b n t+n)."""
     cross = mean[..., :image_tokens].sum(-1)
     spatial = mean[..., image_tokens:]
     return cross, spatial / spatial.sum(-1, keepdim=True).clamp_min(1e-12)
@@ -73,10 +77,10 @@ class AttentionMaps:
     layers: dict[GridHW, int] = field(default_factory=dict)
 
     def add(self, grid_hw: GridHW, cross: Tensor, affinity: Tensor) -> None:
-        """Add one layer. cross: (b n), affinity: (b n n)."""
+        """Add one layer, to the first one's own tensors. cross: (b n), affinity: (b n n)."""
         if grid_hw in self.cross:
-            self.cross[grid_hw] = self.cross[grid_hw] + cross
-            self.affinity[grid_hw] = self.affinity[grid_hw] + affinity
+            self.cross[grid_hw] += cross
+            self.affinity[grid_hw] += affinity
         else:
             self.cross[grid_hw], self.affinity[grid_hw] = cross, affinity
         self.layers[grid_hw] = self.layers.get(grid_hw, 0) + 1

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from diffseg_cli.hub import KANDINSKY, locate_kandinsky
 from diffseg_cli.models.attention import AttentionMaps, OnLayer
 from diffseg_cli.models.backbone import Control
-from diffseg_cli.models.kandinsky_attention import Recorder, joint_probabilities, recording, to_tokens
+from diffseg_cli.models.kandinsky_attention import Recorder, recording
 from diffseg_cli.models.kandinsky_files import KandinskyNetworks, read_networks
 
 SUPPORT_CROP = 0.25  # of the object's longer side, left around it in the picture CLIP sees
@@ -218,11 +218,9 @@ class KandinskyBackbone:
                 if skips:
                     hidden = attn(hidden, encoder_hidden_states=prompt.tokens)
                     continue
-                probabilities = joint_probabilities(
-                    attn, to_tokens(attn, hidden), prompt.tokens, recorder.prompt_bias
+                recorder.read(
+                    f"up_blocks.{index}.attentions.{position}", attn, hidden, prompt.tokens, last=True
                 )
-                name = f"up_blocks.{index}.attentions.{position}"
-                recorder.record(name, (hidden.shape[2], hidden.shape[3]), probabilities)
 
 
 def crop_supports(images: Tensor, masks: Tensor, *, margin: float | None, size: int) -> Tensor:

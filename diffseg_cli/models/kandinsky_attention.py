@@ -4,7 +4,8 @@ Its layers are diffusers' `Attention` with added keys: `[t image tokens | n spat
 softmax. There is no separate cross-attention, so the usual hooks on `attn2` find nothing; sizes are taken
 from the tensors.
 
-Letters: b queries, a heads, h w grid of a layer, n = h*w, t image tokens, e width of a head, c = a*e.
+Letters: b queries, a heads, g of them at a time, h w grid of a layer, n = h*w, t image tokens, e width of a
+head, c = a*e.
 """
 
 from collections.abc import Iterator
@@ -17,16 +18,19 @@ from torch import Tensor
 
 from diffseg_cli.models.attention import (
     AttentionMaps,
-    GridHW,
     LayerAttention,
     OnLayer,
-    split_joint_attention,
+    split_head_mean,
 )
+
+# Probabilities held at once, over all pictures of a batch: 16 MB in half precision, which caches hold. All
+# heads of a layer at once took a third to a half more time on a CPU (DESIGN.md), and memory with the batch.
+GROUP_SIZE = 2**23
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """Where the probabilities of one look go.
+    """Where the attention of one look goes.
 
     Attributes:
         maps: running sums, added to layer by layer; no layer's probabilities are kept.
@@ -35,6 +39,7 @@ class Recorder:
         image_tokens: t.
         prompt_bias: added to the logits of the image columns; minus log k keeps the weight of a prompt of k
             supports what it is for one.
+        group_size: how many probabilities may be held at once; one head's always are.
     """
 
     maps: AttentionMaps
@@ -42,41 +47,49 @@ class Recorder:
     timestep: int
     image_tokens: int
     prompt_bias: float = 0.0
+    group_size: int = GROUP_SIZE
 
-    def record(self, name: str, grid_hw: GridHW, probabilities: Tensor) -> None:
-        """Take in one layer's probabilities (b a n t+n)."""
-        if self.on_layer is not None:
-            self.on_layer(LayerAttention(name, self.timestep, grid_hw, self.image_tokens, probabilities))
-        self.maps.add(grid_hw, *split_joint_attention(probabilities, self.image_tokens))
+    def read(
+        self, name: str, attn: Any, hidden_states: Tensor, prompt: Tensor, *, last: bool = False
+    ) -> list[Tensor]:
+        """Take in what a layer attends to, a few heads at a time.
 
+        Args:
+            name: of the layer inside the UNet.
+            attn: a diffusers `Attention` with added keys.
+            hidden_states: (b c h w) that enter it.
+            prompt: (b t d) image tokens, or (1 t d) when all pictures share them.
+            last: no values, because nothing reads what this layer passes on.
 
-def to_tokens(attn: Any, hidden_states: Tensor) -> Tensor:
-    """hidden_states (b c h w) -> normalised tokens (b n c), as the layer's projections read them."""
-    tokens: Tensor = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)
-    return tokens
-
-
-def joint_probabilities(attn: Any, tokens: Tensor, prompt: Tensor, prompt_bias: float = 0.0) -> Tensor:
-    """What a layer attends to.
-
-    Args:
-        attn: a diffusers `Attention` with added keys.
-        tokens: (b n c) from `to_tokens`.
-        prompt: (b t d) image tokens, or (1 t d) when all pictures share them.
-        prompt_bias: see `Recorder`.
-
-    Returns:
-        (b a n t+n) float32, rows sum to 1.
-    """
-    # diffusers scales the product, we the queries: the same, and float16 cannot overflow.
-    queries = _split_heads(attn.to_q(tokens) * attn.scale, attn.heads)
-    keys = _join(attn, attn.add_k_proj(prompt), attn.to_k(tokens))
-    logits = queries @ keys.transpose(-1, -2)
-    if prompt_bias:
-        bias = torch.zeros(logits.shape[-1], device=logits.device)
-        bias[: prompt.shape[1]] = prompt_bias
-        logits = logits.float() + bias
-    return logits.softmax(-1, dtype=torch.float32)
+        Returns:
+            Probabilities times values, (b g n e) a group of heads; none for the last layer.
+        """
+        grid_hw = (hidden_states.shape[2], hidden_states.shape[3])
+        tokens = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)  # (b n c)
+        # diffusers scales the product, we the queries: the same, and float16 cannot overflow.
+        queries = _split_heads(attn.to_q(tokens) * attn.scale, attn.heads)
+        keys = _join(attn, attn.add_k_proj(prompt), attn.to_k(tokens))
+        values = None if last else _join(attn, attn.add_v_proj(prompt), attn.to_v(tokens))
+        size = (queries.shape[0], queries.shape[2], keys.shape[2])  # (b n t+n)
+        mean = queries.new_zeros(size, dtype=torch.float32)
+        group = attn.heads if self.on_layer is not None else max(1, self.group_size // mean.numel())
+        attended = []
+        for start in range(0, attn.heads, group):
+            heads = slice(start, start + group)
+            logits = queries[:, heads] @ keys[:, heads].transpose(-1, -2)
+            if self.prompt_bias:
+                logits[..., : self.image_tokens] += self.prompt_bias
+            probabilities = logits.softmax(-1)  # (b g n t+n), in the format the values are in
+            del logits
+            if self.on_layer is not None:
+                self.on_layer(
+                    LayerAttention(name, self.timestep, grid_hw, self.image_tokens, probabilities.float())
+                )
+            mean += probabilities.sum(1, dtype=torch.float32)
+            if values is not None:
+                attended.append(probabilities @ values[:, heads])
+        self.maps.add(grid_hw, *split_head_mean(mean / attn.heads, self.image_tokens))
+        return attended
 
 
 class RecordingProcessor:
@@ -97,13 +110,8 @@ class RecordingProcessor:
         encoder_hidden_states: Tensor,
         attention_mask: Tensor | None = None,  # noqa: ARG002 - part of diffusers' interface, None here
     ) -> Tensor:
-        tokens = to_tokens(attn, hidden_states)
-        prompt = encoder_hidden_states
-        probabilities = joint_probabilities(attn, tokens, prompt, self.recorder.prompt_bias)
-        grid_hw = (hidden_states.shape[2], hidden_states.shape[3])
-        self.recorder.record(self.name, grid_hw, probabilities)
-        values = _join(attn, attn.add_v_proj(prompt), attn.to_v(tokens))
-        attended = (probabilities.to(values.dtype) @ values).transpose(1, 2).flatten(2)  # (b n c)
+        groups = self.recorder.read(self.name, attn, hidden_states, encoder_hidden_states)
+        attended = torch.cat(groups, dim=1).transpose(1, 2).flatten(2)  # (b n c)
         attended = attn.to_out[1](attn.to_out[0](attended))
         result: Tensor = attended.transpose(1, 2).reshape(hidden_states.shape) + hidden_states
         return result
