@@ -43,6 +43,7 @@ RANKS = {
     "advice.py": 10,
     "doctor.py": 10,
     "training/": 10,
+    "serve/": 11,
     "cli/": 12,
 }
 TORCH_FROM = 3  # lower ranks know arrays and pictures, not tensors

@@ -117,9 +117,9 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _too_large(path: Path, size: str = "") -> InputError:
+def _too_large(path: Path, size: str = "", most: int = MAX_PIXELS) -> InputError:
     return InputError(
-        f"{path} is too large{size}: more than {MAX_PIXELS // 10**6} megapixels.", "Scale it down first."
+        f"{path} is too large{size}: more than {most / 10**6:g} megapixels.", "Scale it down first."
     )
 
 
@@ -151,6 +151,13 @@ def _refusal(path: Path, content: bytes | None, error: Exception) -> InputError:
 def check_image(path: str | Path) -> None:
     """Look at a picture's header: cheap, before anything slow starts. Raises as `read_image`."""
     _open(Path(path)).close()
+
+
+def check_image_bytes(content: bytes, name: str, most_pixels: int = MAX_PIXELS) -> None:
+    """The same for a picture file's content, with a limit of its own; arguments as in `read_image_bytes`."""
+    with _open(Path(name), content) as image:
+        if image.width * image.height > most_pixels:
+            raise _too_large(Path(name), f" ({image.width} x {image.height})", most_pixels)
 
 
 def describe_image(path: str | Path) -> str:
@@ -323,12 +330,12 @@ def read_pair(
     name = str(image) if isinstance(image, str | Path) else None
     read = read_mask(mask, target=Target(name, image_hw), **choice)
     if fit:
-        read = _fit_mask(read, image_hw, source_name(mask, "The mask"))
+        read = fit_mask(read, image_hw, source_name(mask, "The mask"))
     check_pair(pixels, read, image, mask)
     return pixels, read
 
 
-def _fit_mask(mask: NDArray[np.bool_], image_hw: tuple[int, int], name: str) -> NDArray[np.bool_]:
+def fit_mask(mask: NDArray[np.bool_], image_hw: tuple[int, int], name: str) -> NDArray[np.bool_]:
     """A mask at its picture's size; one that is only turned is left for `check_pair` to refuse."""
     (h, w), (mask_h, mask_w) = image_hw, mask.shape
     if (h, w) == mask.shape or (h, w) == (mask_w, mask_h):

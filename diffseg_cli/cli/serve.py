@@ -1,0 +1,162 @@
+"""diffseg serve."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffseg_cli.cli import console, options
+from diffseg_cli.errors import ExitCode, MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    from diffseg_cli.segmenter import Segmenter
+    from diffseg_cli.serve.engine import Concept
+
+EXAMPLES = """Examples:
+
+  diffseg serve
+
+  DIFFSEG_TOKEN=... diffseg serve --host 0.0.0.0 --concept dog.dsc --concept sofa.dsc"""
+
+SERVER, LIMITS = "Server", "Limits"  # panels of the help
+TOKEN_VARIABLE = "DIFFSEG_TOKEN"
+SHORTEST_TOKEN = 16
+GPU_BATCH = 8
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen.", rich_help_panel=SERVER)
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, metavar="N", help="0 takes a free one.", rich_help_panel=SERVER),
+    ] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar=TOKEN_VARIABLE,
+            metavar="TEXT",
+            help="What requests must carry; needed to listen beyond this machine.",
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    concept: options.Concept = None,
+    model: options.Model = "compact",
+    checkpoint: options.Checkpoint = None,
+    head: options.Head = None,
+    fusion: options.Fusion = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    offload: options.Offload = False,
+    timesteps: options.Timesteps = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Queries segmented at once. Default: 8 on a GPU, 1 on a CPU.",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None,
+    max_mb: Annotated[
+        float, typer.Option(min=0.1, metavar="N", help="Size of a request.", rich_help_panel=LIMITS)
+    ] = 64,
+    max_megapixels: Annotated[
+        float,
+        typer.Option(min=0.01, max=100, metavar="N", help="Size of a picture.", rich_help_panel=LIMITS),
+    ] = 50,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, metavar="N", help="Time a request may take.", rich_help_panel=LIMITS)
+    ] = 60,
+    max_requests: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Requests waiting or in work.", rich_help_panel=LIMITS)
+    ] = 32,
+    max_concepts: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Concepts kept in memory.", rich_help_panel=LIMITS)
+    ] = 32,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="The address as a JSON object on stdout.", rich_help_panel=SERVER),
+    ] = False,
+) -> None:
+    """Answer over HTTP, and show a page to try it on: open the address it prints.
+
+    Keeps the model and concepts ready. POST /v1/segment takes a query with a
+    concept, or with supports and masks, and gives a mask or JSON; docs/serve.md
+    has the rest. Ctrl-C finishes what is in hand and ends.
+    """
+    try:
+        from diffseg_cli.serve.guard import is_loopback
+        from diffseg_cli.serve.server import address_of, open_socket, run_server
+    except ImportError as error:
+        raise MissingDependency(
+            f"Serving needs a package that is not installed ({error.name}).",
+            "Install it with: pip install 'diffseg[serve]'",
+        ) from error
+    _check_token(token, None if is_loopback(host) else host)
+    names = _check_concepts(concept or [])
+    opened = open_socket(host, port)
+    with console.working("Loading the model"):
+        from diffseg_cli.segmenter import load_segmenter
+        from diffseg_cli.serve.app import create_app
+        from diffseg_cli.serve.limits import Limits
+
+        steps = options.split_timesteps(timesteps)
+        segmenter = load_segmenter(
+            model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload, timesteps=steps
+        )
+        kept = [_load_concept(path, segmenter) for path in concept or []]
+    console.say(f"Using {segmenter.description}.")
+    limits = Limits(
+        body_bytes=round(max_mb * 10**6),
+        pixels=round(max_megapixels * 10**6),
+        seconds=max_seconds,
+        requests=max_requests,
+        concepts=max(max_concepts, len(kept)),
+        batch_size=batch_size or (GPU_BATCH if segmenter.device.type == "cuda" else 1),
+    )
+    app = create_app(segmenter, kept, limits, token)
+    ready: dict[str, Any] = {"url": address_of(opened), "model": segmenter.model, "concepts": names}
+
+    def say_ready() -> None:
+        if json:
+            console.result_json(ready)
+        else:
+            console.result(ready["url"])
+        console.say("Ready; Ctrl-C ends it.")
+
+    if run_server(app, opened, max_seconds, say_ready):
+        console.say("Stopped; every request in hand was answered.")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _check_token(token: str | None, wide_host: str | None) -> None:
+    """A server others can reach asks for a token, and for one that cannot be guessed."""
+    make_one = "Make one with: python -c 'import secrets; print(secrets.token_urlsafe())'"
+    if token is None:
+        if wide_host is not None:
+            raise UsageError(
+                f"Anyone who reaches {wide_host} could use this server.",
+                f"Set {TOKEN_VARIABLE} to a token that requests must carry. {make_one}",
+            )
+        return
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(
+            f"A token has {SHORTEST_TOKEN} characters or more, letters, digits and signs.", make_one
+        )
+
+
+def _check_concepts(paths: list[Path]) -> list[str]:
+    """Names of concepts, from their headers; refuses two of one name."""
+    from diffseg_cli.cli.things import find_things
+
+    return [thing.name for thing in find_things(None, None, paths)] if paths else []
+
+
+def _load_concept(path: Path, segmenter: "Segmenter") -> "Concept":
+    from diffseg_cli.concept import read_concept, read_thumbnails
+    from diffseg_cli.serve.engine import Concept, preview_of
+
+    support, info = read_concept(path, segmenter)
+    return Concept(info.name, support, len(info.sources), True, preview_of(read_thumbnails(path)[0]))

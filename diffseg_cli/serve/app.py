@@ -1,0 +1,302 @@
+"""The HTTP interface: routes, and what their fields mean."""
+
+import asyncio
+import base64
+import hashlib
+import re
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, File, Form, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import ASGIApp
+
+from diffseg_cli.concept import check_name
+from diffseg_cli.errors import DiffsegError, UsageError
+from diffseg_cli.serve.answers import Answer
+from diffseg_cli.serve.bodies import ConceptBody, ConceptsBody, ErrorBody, FoundBody, HealthBody, ModelBody
+from diffseg_cli.serve.engine import Concept, ConceptOrder, Engine, FindOrder, MaskOrder, Order, key_of
+from diffseg_cli.serve.guard import Guard
+from diffseg_cli.serve.limits import Limits
+from diffseg_cli.serve.metrics import Metrics
+from diffseg_cli.serve.refusals import Refusal, refusal_response
+from diffseg_cli.serve.uploads import SupportUpload, Upload
+from diffseg_cli.serve.worker import Worker
+from diffseg_cli.version import __version__
+
+if TYPE_CHECKING:
+    from diffseg_cli.segmenter import Segmenter
+
+PAGE = Path(__file__).with_name("page.html")
+# Of the page: its own script and styles, pictures it made itself, requests to this server, and nothing else.
+POLICY = (
+    "default-src 'none'; script-src {script}; style-src {style}; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": what}
+    for status, what in (
+        (400, "A field that is missing, or no value for it."),
+        (401, "The token is missing or wrong."),
+        (403, "Sent under another name, or by the page of another server."),
+        (413, "Too large."),
+        (422, "A picture or mask that cannot be used."),
+        (503, "Too busy; Retry-After says when to try again."),
+        (504, "It took too long."),
+    )
+}
+UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "No such concept."}}
+TAKEN: dict[int | str, dict[str, Any]] = {
+    409: {"model": ErrorBody, "description": "The name is taken, all places are, or the concept is fixed."}
+}
+LOOK_UP = 0.5  # seconds after which to see whether somebody still waits for an answer
+CLOSED = 499  # as other servers call it in their counts: the client went away
+PICTURE = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
+
+Share = Annotated[float, Form(ge=0, le=1, allow_inf_nan=False)]
+Files = Annotated[list[UploadFile], File(default_factory=list)]
+Short = Annotated[str | None, Form(max_length=200)]
+Number = Annotated[float, Form(ge=-1e6, le=1e6, allow_inf_nan=False)]
+
+
+async def _read(file: UploadFile) -> Upload:
+    return Upload(await file.read(), PurePosixPath((file.filename or "").replace("\\", "/")).name)
+
+
+async def _supports(
+    support: Files,
+    mask: Files,
+    label: Annotated[int | None, Form(ge=0, le=2**31)] = None,
+    color: Short = None,
+    category: Short = None,
+    annotation: Annotated[int | None, Form(ge=0, le=2**31)] = None,
+    invert_mask: Annotated[bool, Form()] = False,
+    fit_mask: Annotated[bool, Form()] = False,
+) -> SupportUpload | None:
+    """The fields that hold supports; None where no picture is among them."""
+    if len(support) != len(mask):
+        raise UsageError(
+            f"The request holds {len(support)} support and {len(mask)} mask pictures.",
+            "Send one mask for each support, in the same order.",
+        )
+    if not support:
+        return None
+    choice = {"label": label, "color": color, "category": category, "annotation": annotation}
+    return SupportUpload(
+        tuple([await _read(each) for each in support]),
+        tuple([await _read(each) for each in mask]),
+        {**choice, "invert": invert_mask},
+        fit_mask,
+    )
+
+
+Supports = Annotated[SupportUpload | None, Depends(_supports)]
+
+
+def create_app(
+    segmenter: "Segmenter",
+    concepts: Sequence[Concept] = (),
+    limits: Limits | None = None,
+    token: str | None = None,
+) -> ASGIApp:
+    """The server as an ASGI application; its worker ends when the application shuts down.
+
+    Args:
+        segmenter: that answers; it belongs to the application from now on.
+        concepts: to keep from the start.
+        limits: of requests.
+        token: that requests must carry, or None to answer this machine alone.
+    """
+    limits = limits or Limits()
+    metrics = Metrics()
+    engine = Engine(segmenter, concepts, limits, metrics)
+    worker = Worker[Order, Answer](engine.work, key_of, limits.batch_size)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(worker.close)
+
+    app = FastAPI(
+        title="diffseg",
+        version=__version__,
+        summary="Show one masked picture of a thing, find it in other pictures.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        redoc_url=None,
+        responses=REFUSALS,
+    )
+    _add_error_handlers(app)
+    _add_work(app, engine, worker, limits)
+    _add_status(app, engine, limits, metrics)
+    return Guard(app, limits, metrics, token)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Every error leaves as `ErrorBody`."""
+
+    @app.exception_handler(DiffsegError)
+    async def known(_: Request, error: DiffsegError) -> Response:
+        return refusal_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "body")
+        if "UploadFile" in first["msg"]:
+            wrong = UsageError(f"{field}: this must be a file.", f"With curl: -F {field}=@picture.jpg")
+        else:
+            wrong = UsageError(f"{field}: {first['msg']}.", "See /openapi.json for the fields.")
+        return refusal_response(wrong)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, DiffsegError):  # raised while the body was read
+            return refusal_response(error.__cause__)
+        return refusal_response(
+            Refusal(error.status_code, f"{error.detail.rstrip('.')}.", None, dict(error.headers or {}))
+        )
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        return refusal_response(
+            Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: this should not happen.")
+        )
+
+
+def _add_work(app: FastAPI, engine: Engine, worker: Worker[Order, Answer], limits: Limits) -> None:
+    """Routes that the worker answers."""
+
+    async def answered(request: Request, order: Order) -> Response:
+        future = asyncio.wrap_future(worker.submit(order))
+        try:
+            while not (await asyncio.wait([future], timeout=LOOK_UP))[0]:
+                if await request.is_disconnected():
+                    raise Refusal(CLOSED, "Whoever asked has gone.")
+        finally:
+            future.cancel()  # where it has not begun, it never will
+        answer = future.result()
+        return Response(answer.content, 200, answer.headers, answer.media_type)
+
+    def checked(supports: SupportUpload) -> SupportUpload:
+        if len(supports.images) > limits.supports:
+            raise UsageError(f"A request may hold {limits.supports} supports at most.")
+        return supports
+
+    @app.post(
+        "/v1/segment",
+        response_class=Response,
+        responses={200: {"model": FoundBody, "content": PICTURE, "description": "Found."}, **UNKNOWN},
+    )
+    async def segment(
+        request: Request,
+        query: Annotated[UploadFile, File(description="Picture to search.")],
+        supports: Supports,
+        concept: Annotated[str | None, Form(max_length=64, description="Instead of supports.")] = None,
+        threshold: Annotated[float, Form(gt=0, lt=1, allow_inf_nan=False)] = 0.5,
+        min_presence: Share = 0.0,
+        refine: Annotated[bool | None, Form()] = None,
+        form: Annotated[
+            Literal["mask", "overlay", "heatmap", "cutout", "json"], Form(alias="format")
+        ] = "mask",
+        include: Annotated[
+            list[Literal["rle", "polygons", "probability", "score_map"]] | None,
+            Form(description="What JSON holds besides the figures; default rle."),
+        ] = None,
+    ) -> Response:
+        """Find the thing of a concept, or of supports with masks, in a query."""
+        what: Concept | SupportUpload
+        if concept is not None and supports is None:
+            what = engine.concept(concept)
+        elif concept is None and supports is not None:
+            what = checked(supports)
+        else:
+            raise UsageError(
+                "A request names either a concept or supports with masks.",
+                "Send the field concept, or the fields support and mask.",
+            )
+        extras = tuple(sorted(set(include or ["rle"])))
+        order = FindOrder(await _read(query), what, threshold, min_presence, refine, form, extras)
+        return await answered(request, order)
+
+    @app.post(
+        "/v1/mask",
+        response_class=Response,
+        responses={200: {"content": PICTURE, "description": "Mask of what is in the box."}},
+    )
+    async def mask(
+        request: Request,
+        image: Annotated[UploadFile, File(description="Picture of the thing.")],
+        x: Number,
+        y: Number,
+        width: Number,
+        height: Number,
+    ) -> Response:
+        """Make the mask of the thing that fills a box (left, top, width, height in pixels)."""
+        return await answered(request, MaskOrder(await _read(image), (x, y, width, height)))
+
+    @app.post("/v1/concepts", response_model=ConceptBody, responses=TAKEN)
+    async def make_concept(
+        request: Request, supports: Supports, name: Annotated[str, Form(max_length=64, description="Its id.")]
+    ) -> Response:
+        """Encode supports and keep them in memory under a name."""
+        if supports is None:
+            raise UsageError("There is no support picture.", "Send the fields support and mask.")
+        return await answered(request, ConceptOrder(check_name(name), checked(supports)))
+
+
+def _add_status(app: FastAPI, engine: Engine, limits: Limits, metrics: Metrics) -> None:
+    """The page, and routes that tell what is there."""
+    page, policy = _read_page()
+
+    @app.get("/v1/concepts", response_model=ConceptsBody)
+    async def list_concepts() -> Response:
+        """The concepts that are kept, in the order in which they came."""
+        return JSONResponse({"concepts": [concept.record for concept in list(engine.concepts.values())]})
+
+    @app.delete("/v1/concepts/{name}", status_code=204, responses=UNKNOWN | TAKEN)
+    async def delete_concept(name: str) -> None:
+        """Forget a concept that was made by a request."""
+        engine.drop(name)
+
+    @app.get("/v1/model", response_model=ModelBody)
+    async def model() -> Response:
+        """What answers here, and its limits."""
+        segmenter = engine.segmenter
+        facts = {"version": __version__, "description": segmenter.description}
+        return JSONResponse(
+            {**facts, "has_presence": segmenter.presence is not None, "limits": asdict(limits)}
+        )
+
+    @app.get("/healthz", response_model=HealthBody)
+    async def health() -> Response:
+        """Whether the server answers."""
+        return JSONResponse({"status": "ok", "version": __version__})
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics_text() -> Response:
+        """Counters for Prometheus."""
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+
+def _read_page() -> tuple[str, str]:
+    """The page, and the policy that lets a browser run its script and styles and no others."""
+    page = PAGE.read_text(encoding="utf-8")
+    allowed = {}
+    for tag in ("script", "style"):
+        found = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        content = found[1] if found else ""
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode("ascii")
+        allowed[tag] = f"'sha256-{digest}'"
+    return page, POLICY.format(**allowed)

@@ -1,0 +1,89 @@
+"""What the JSON of requests and answers holds, for the OpenAPI description."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class ErrorBody(BaseModel):
+    """Why a request was not answered."""
+
+    error: str = Field(description="What happened, in one sentence.")
+    hint: str | None = Field(description="What to do, in one sentence.")
+
+
+class Runs(BaseModel):
+    """Run lengths as in COCO, compressed."""
+
+    size: list[int] = Field(description="Height and width.")
+    counts: str
+
+
+class FoundBody(BaseModel):
+    """What was found in a query."""
+
+    name: str
+    size_hw: list[int] = Field(description="Height and width, as a viewer shows the picture.")
+    mask_area: float = Field(description="Share of the picture.")
+    pixels: int
+    box_xywh: list[int] | None = Field(description="Left, top, width, height; null for an empty mask.")
+    presence: float | None = Field(description="How sure it is that the thing is there, in [0, 1].")
+    score: float = Field(description="Mean probability inside the mask, times presence.")
+    threshold: float
+    min_presence: float
+    notes: list[str] = Field(description="How masks were understood, where that is worth knowing.")
+    seconds: dict[str, float]
+    rle: Runs | None = None
+    polygons: list[list[float]] | None = Field(default=None, description="x, y, x, y, ... of each part.")
+    probability_png: str | None = Field(
+        default=None,
+        description="Base64 of a grey PNG: probability in half percents, rounded up (0 to 200). Above a "
+        "threshold of k % are the values over 2 k.",
+    )
+    score_map_png: str | None = Field(
+        default=None, description="Base64 of a grey PNG of the score map (0 to 255), 1024 pixels at most."
+    )
+
+
+class ConceptBody(BaseModel):
+    """A concept that is kept."""
+
+    id: str = Field(description="Its name.")
+    supports: int
+    fixed: bool = Field(description="Given at the start; cannot be deleted.")
+    preview: str = Field(description="The first support on a dark background, as a data URL.")
+    notes: list[str]
+
+
+class ConceptsBody(BaseModel):
+    """All concepts that are kept."""
+
+    concepts: list[ConceptBody]
+
+
+class LimitsBody(BaseModel):
+    """Bounds of this server."""
+
+    body_bytes: int
+    pixels: int
+    seconds: float
+    requests: int
+    concepts: int
+    supports: int
+    batch_size: int
+
+
+class ModelBody(BaseModel):
+    """What answers here."""
+
+    version: str
+    description: str
+    has_presence: bool
+    limits: LimitsBody
+
+
+class HealthBody(BaseModel):
+    """Sent as long as the server answers."""
+
+    status: Literal["ok"]
+    version: str

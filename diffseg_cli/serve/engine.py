@@ -1,0 +1,294 @@
+"""What the worker does with orders: encode supports, segment queries, make masks and concepts.
+
+Everything here runs in the worker's thread, but for `concepts`, which others may read.
+"""
+
+import base64
+import io
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffseg_cli.concept import Pair
+from diffseg_cli.errors import DiffsegError
+from diffseg_cli.mask_making import box_region, mask_from_box
+from diffseg_cli.results.outputs import Found, mask_png, support_tile
+from diffseg_cli.serve.answers import PNG, Answer, found_record, json_answer, picture_answer
+from diffseg_cli.serve.limits import Limits
+from diffseg_cli.serve.metrics import Metrics
+from diffseg_cli.serve.refusals import Refusal
+from diffseg_cli.serve.uploads import SupportUpload, Upload, read_picture, read_supports
+from diffseg_cli.timing import Watch
+
+if TYPE_CHECKING:
+    from diffseg_cli.prediction import Prediction, SupportFeatures
+    from diffseg_cli.segmenter import Segmenter
+
+T = TypeVar("T")
+
+SUPPORTS_KEPT = 8  # encoded supports of recent requests; a page asks for one thing many times
+PREVIEW = 160  # longest side in pixels
+UNNAMED = "object"  # what a thing without a name is called in results
+THREADS = 4  # that decode and encode the pictures of a batch
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Encoded supports that are kept.
+
+    Attributes:
+        name: of the thing, and its id.
+        support: encoded.
+        supports: how many.
+        fixed: given at the start, and never dropped.
+        preview: the first support on a dark background, as a data URL.
+        notes: how its masks were understood.
+    """
+
+    name: str
+    support: "SupportFeatures"
+    supports: int
+    fixed: bool
+    preview: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What JSON says of it."""
+        return {
+            "id": self.name,
+            "supports": self.supports,
+            "fixed": self.fixed,
+            "preview": self.preview,
+            "notes": list(self.notes),
+        }
+
+
+@dataclass(frozen=True)
+class FindOrder:
+    """Segment a query.
+
+    Attributes:
+        query: the picture.
+        support: what to look for.
+        threshold: of the probability.
+        min_presence: below it the mask is empty.
+        refine: borders, or None for the default.
+        form: of `answers.FORMATS`.
+        extras: of `answers.EXTRAS`.
+    """
+
+    query: Upload
+    support: "Concept | SupportUpload"
+    threshold: float
+    min_presence: float
+    refine: bool | None
+    form: str
+    extras: tuple[str, ...]
+
+    @property
+    def key(self) -> Hashable:
+        """Orders of equal keys are one batch."""
+        what = id(self.support) if isinstance(self.support, Concept) else self.support.digest
+        return what, self.threshold, self.min_presence, self.refine
+
+
+@dataclass(frozen=True)
+class MaskOrder:
+    """Make a mask of what is in a box (x, y, width, height)."""
+
+    image: Upload
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class ConceptOrder:
+    """Encode supports and keep them under a name."""
+
+    name: str
+    support: SupportUpload
+
+
+Order = FindOrder | MaskOrder | ConceptOrder
+
+
+def key_of(order: Order) -> Hashable:
+    """Only queries of one support go together."""
+    return order.key if isinstance(order, FindOrder) else id(order)
+
+
+class Engine:
+    """A segmenter and what it is asked to keep.
+
+    Args:
+        segmenter: only used in the thread that calls `work`.
+        concepts: given at the start.
+        limits: of pictures and concepts.
+        metrics: counts what is done.
+    """
+
+    def __init__(
+        self, segmenter: "Segmenter", concepts: Sequence[Concept], limits: Limits, metrics: Metrics
+    ) -> None:
+        self.segmenter, self._limits, self._metrics = segmenter, limits, metrics
+        self.concepts = {concept.name: concept for concept in concepts}
+        self._recent: OrderedDict[str, tuple[SupportFeatures, list[str]]] = OrderedDict()
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="diffseg-pictures")
+        metrics.add("diffseg_concepts", len(self.concepts))
+
+    def work(self, orders: Sequence[Order]) -> list[Answer | Exception]:
+        """Answer orders of one key; what a user did wrong is the answer of that order."""
+        finds = [order for order in orders if isinstance(order, FindOrder)]
+        if finds:
+            return self._find(finds)
+        return [self._attempt(self._make, order) for order in orders]
+
+    def drop(self, name: str) -> None:
+        """Forget a concept.
+
+        Raises:
+            Refusal: there is none of that name, or it was given at the start.
+        """
+        concept = self.concept(name)
+        if concept.fixed:
+            raise Refusal(HTTPStatus.CONFLICT, f"The concept {name} was given at the start and stays.")
+        if self.concepts.pop(name, None):
+            self._metrics.add("diffseg_concepts", -1)
+
+    def concept(self, name: str) -> Concept:
+        """The concept of this name.
+
+        Raises:
+            Refusal: there is none.
+        """
+        concept = self.concepts.get(name)
+        if concept is None:
+            raise Refusal(
+                HTTPStatus.NOT_FOUND, f"No concept is called {name}.", "See GET /v1/concepts for their names."
+            )
+        return concept
+
+    def _attempt(self, make: Callable[..., T], *arguments: Any) -> T | Exception:
+        try:
+            return make(*arguments)
+        except DiffsegError as error:
+            return error
+
+    def _make(self, order: MaskOrder | ConceptOrder) -> Answer:
+        if isinstance(order, ConceptOrder):
+            return json_answer(self._keep(order).record)
+        image = read_picture(order.image, "image", self._limits.pixels)
+        region = box_region(order.box, (image.shape[0], image.shape[1]))
+        made = mask_from_box(self.segmenter, image, region)
+        return Answer(mask_png([made]), PNG, {"X-Diffseg-Area": f"{made.mean():.6f}"})
+
+    def _keep(self, order: ConceptOrder) -> Concept:
+        taken = {name.casefold() for name in self.concepts}
+        if order.name.casefold() in taken:
+            raise Refusal(
+                HTTPStatus.CONFLICT,
+                f"A concept is called {order.name} already.",
+                "Choose another name, or delete that one.",
+            )
+        if len(taken) >= self._limits.concepts:
+            raise Refusal(
+                HTTPStatus.CONFLICT,
+                f"This server keeps {self._limits.concepts} concepts at most.",
+                "Delete one first.",
+            )
+        pairs, notes = read_supports(order.support, self._limits.pixels)
+        support = self.segmenter.encode_support(pairs)
+        concept = Concept(order.name, support, len(pairs), False, preview_of(pairs[0]), tuple(notes))
+        self.concepts[order.name] = concept
+        self._metrics.add("diffseg_concepts")
+        return concept
+
+    def _encode(self, upload: SupportUpload) -> tuple["SupportFeatures", list[str]]:
+        """Supports of a request, encoded once for requests that follow each other."""
+        if upload.digest not in self._recent:
+            pairs, notes = read_supports(upload, self._limits.pixels)
+            self._recent[upload.digest] = self.segmenter.encode_support(pairs), notes
+            if len(self._recent) > SUPPORTS_KEPT:
+                self._recent.popitem(last=False)
+        self._recent.move_to_end(upload.digest)
+        return self._recent[upload.digest]
+
+    def _find(self, orders: Sequence[FindOrder]) -> list[Answer | Exception]:
+        """Segment queries of one support and one set of options together."""
+        first = orders[0]
+        what = first.support
+        try:
+            support, notes = (what.support, []) if isinstance(what, Concept) else self._encode(what)
+        except DiffsegError as error:
+            return [error] * len(orders)
+        pixels, watch = self._limits.pixels, Watch()
+        images = list(
+            self._pool.map(lambda order: self._attempt(read_picture, order.query, "query", pixels), orders)
+        )
+        watch.mark("decode")
+        self._metrics.add_seconds(watch.seconds)
+        readable = [image for image in images if isinstance(image, np.ndarray)]
+        predictions = iter(self._segment(readable, support, first) if readable else [])
+        found = [image if isinstance(image, Exception) else (image, next(predictions)) for image in images]
+        return list(self._pool.map(lambda order, each: self._answer(order, each, notes), orders, found))
+
+    def _segment(
+        self, images: Sequence[NDArray[np.uint8]], support: "SupportFeatures", order: FindOrder
+    ) -> "list[Prediction]":
+        predictions = self.segmenter.segment_batch(
+            images,
+            support,
+            threshold=order.threshold,
+            min_presence=order.min_presence,
+            refine=order.refine,
+        )
+        self._metrics.add("diffseg_batches_total")
+        self._metrics.add("diffseg_pictures_total", len(images))
+        for prediction in predictions:
+            self._metrics.add_seconds(prediction.seconds)
+        return predictions
+
+    def _answer(
+        self,
+        order: FindOrder,
+        found: "tuple[NDArray[np.uint8], Prediction] | Exception",
+        notes: Sequence[str],
+    ) -> Answer | Exception:
+        if isinstance(found, Exception):
+            return found
+        image, prediction = found
+        name = order.support.name if isinstance(order.support, Concept) else UNNAMED
+        thing = Found(
+            name, prediction.mask, prediction.probability, prediction.score_map, prediction.presence
+        )
+        watch = Watch()
+        if order.form == "json":
+            record = {
+                **found_record(thing, order.extras),
+                "threshold": prediction.threshold,
+                "min_presence": order.min_presence,
+                "notes": list(notes),
+                "seconds": {stage: round(spent, 4) for stage, spent in prediction.seconds.items()},
+            }
+            answer = json_answer(record)
+        else:
+            answer = picture_answer(order.form, image, thing)
+        watch.mark("answer")
+        self._metrics.add_seconds(watch.seconds)
+        return answer
+
+
+def preview_of(pair: Pair) -> str:
+    """A support on a dark background as a data URL, small enough for a list."""
+    stream = io.BytesIO()
+    shown = Image.fromarray(support_tile(*pair))
+    shown.thumbnail((PREVIEW, PREVIEW))
+    shown.save(stream, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -1,0 +1,26 @@
+"""What one server takes on."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of a server; with the defaults it stays below 3 GB with the compact model.
+
+    Attributes:
+        body_bytes: of a request.
+        pixels: of a picture or mask.
+        seconds: from the first byte of a request to the last of its answer.
+        requests: with work to do, at once; more are sent away.
+        concepts: kept, those given at the start included.
+        supports: of a request.
+        batch_size: queries of one support that are segmented together.
+    """
+
+    body_bytes: int = 64_000_000
+    pixels: int = 50_000_000
+    seconds: float = 60.0
+    requests: int = 32
+    concepts: int = 32
+    supports: int = 16
+    batch_size: int = 1

@@ -1,0 +1,51 @@
+"""How errors leave over HTTP: a status and the two sentences of a `DiffsegError` as JSON."""
+
+import re
+from http import HTTPStatus
+
+from starlette.responses import JSONResponse
+
+from diffseg_cli.errors import DiffsegError, InputError, MissingDependency, UsageError
+
+OPTION = re.compile(r"--([a-z][a-z-]+)")
+
+
+class Refusal(DiffsegError):
+    """A request that is not answered for a reason of the server's own.
+
+    Args:
+        status: of the response.
+        message: one sentence.
+        hint: one sentence with the next thing to try, or None.
+        headers: of the response.
+    """
+
+    def __init__(
+        self, status: int, message: str, hint: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message, hint)
+        self.status, self.headers = status, headers
+
+
+def status_of(error: DiffsegError) -> int:
+    """Bad input is 422, bad use 400; what the caller cannot mend is 500."""
+    if isinstance(error, Refusal):
+        return error.status
+    if isinstance(error, InputError):
+        return HTTPStatus.UNPROCESSABLE_ENTITY
+    if isinstance(error, UsageError):
+        return HTTPStatus.BAD_REQUEST
+    if isinstance(error, MissingDependency):
+        return HTTPStatus.NOT_IMPLEMENTED
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def refusal_response(error: DiffsegError) -> JSONResponse:
+    """The response to a request that cannot be answered; options are called as the fields of a request."""
+    message, hint = (text and OPTION.sub(_as_field, text) for text in (error.message, error.hint))
+    headers = error.headers if isinstance(error, Refusal) else None
+    return JSONResponse({"error": message, "hint": hint}, status_of(error), headers)
+
+
+def _as_field(option: re.Match[str]) -> str:
+    return option[1].replace("-", "_")

@@ -1,0 +1,116 @@
+"""`diffseg serve` from the outside: what it refuses, what it prints, how it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+from typer.testing import CliRunner
+
+from diffseg_cli.cli import main
+from diffseg_cli.serve.server import address_of, open_socket, run_server
+
+REPOSITORY = Path(__file__).parents[1]
+BIRD = REPOSITORY / "examples" / "bird"
+TOKEN = "a-token-of-some-length"
+
+REFUSED: list[tuple[tuple[str, ...], dict[str, str], str, str]] = [
+    (("--host", "0.0.0.0"), {}, "Anyone who reaches 0.0.0.0 could use", "Set DIFFSEG_TOKEN to a token"),
+    (("--host", "example.com"), {}, "Anyone who reaches example.com", "Set DIFFSEG_TOKEN"),
+    (("--host", "0.0.0.0", "--token", "short"), {}, "A token has 16 characters or more", "Make one with"),
+    ((), {"DIFFSEG_TOKEN": "with spaces in between them"}, "A token has 16 characters", "Make one with"),
+    (("--host", "192.0.2.1", "--token", TOKEN), {}, "192.0.2.1 port 8000 cannot be used", "another --port"),
+    (("--concept", "none.dsc"), {}, "none.dsc cannot be read", "Check the path"),
+]
+
+
+@pytest.mark.parametrize(("options", "environment", "error", "hint"), REFUSED)
+def test_a_server_that_cannot_be_is_refused_before_the_model_is_loaded(
+    options: tuple[str, ...], environment: dict[str, str], error: str, hint: str
+) -> None:
+    result = CliRunner(env=environment).invoke(main.app, ["serve", *options])
+    assert result.exit_code in (2, 4), result.output
+    assert f"error: {error}" in result.stderr and hint in result.stderr and result.stdout == ""
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(main.app, ["serve", "--port", port])
+    assert result.exit_code == 2
+    assert f"error: 127.0.0.1 port {port} cannot be used: Address already in use." in result.stderr
+
+
+def test_without_its_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "diffseg_cli.serve.server")
+    result = CliRunner().invoke(main.app, ["serve"])
+    assert result.exit_code == 1
+    assert "hint: Install it with: pip install 'diffseg[serve]'" in result.stderr
+
+
+@pytest.mark.parametrize(("number", "interrupted"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_lets_the_request_in_hand_finish(number: signal.Signals, interrupted: bool) -> None:
+    arrived, answers = threading.Event(), list[Any]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            arrived.set()
+            await Request(scope, receive).body()
+            import asyncio
+
+            await asyncio.sleep(0.4)
+            await PlainTextResponse("done")(scope, receive, send)
+
+    opened = open_socket("localhost", 0)
+    address = address_of(opened)
+
+    def ask_and_stop() -> None:
+        asker = threading.Thread(target=lambda: answers.append(urllib.request.urlopen(address).read()))
+        asker.start()
+        arrived.wait(10)
+        os.kill(os.getpid(), number)
+        asker.join(10)
+
+    before = signal.getsignal(number)
+    helper = threading.Thread(target=ask_and_stop)
+    assert run_server(app, opened, 10, helper.start) is interrupted
+    helper.join(10)
+    assert answers == [b"done"] and signal.getsignal(number) is before
+
+
+def test_addresses_are_those_a_browser_takes() -> None:
+    with socket.create_server(("0.0.0.0", 0)) as everywhere:
+        assert address_of(everywhere) == f"http://127.0.0.1:{everywhere.getsockname()[1]}/"
+
+
+def test_the_command_serves_a_concept_and_ends_with_130(tmp_path: Path) -> None:
+    concept = tmp_path / "bird.dsc"
+    command = [sys.executable, "-m", "diffseg_cli"]
+    pair = ["--support", BIRD / "support.jpg", "--mask", BIRD / "support_mask.png"]
+    subprocess.run([*command, "concept", "make", concept, *pair], cwd=REPOSITORY, check=True)
+    server = subprocess.Popen(
+        [*command, "serve", "--port", "0", "--concept", concept, "--json"],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout
+        ready = json.loads(server.stdout.readline())
+        assert ready["concepts"] == ["bird"] and ready["model"] == "compact"
+        with urllib.request.urlopen(ready["url"] + "v1/concepts") as answer:
+            assert [each["id"] for each in json.load(answer)["concepts"]] == ["bird"]
+    finally:
+        server.send_signal(signal.SIGINT)
+        out, err = server.communicate(timeout=20)
+    assert (server.returncode, out) == (130, "")
+    assert err.endswith("Ready; Ctrl-C ends it.\nStopped; every request in hand was answered.\n"), err
