@@ -46,7 +46,7 @@ def test_wheel_carries_every_module_and_every_weight_file(wheel: Path) -> None:
         names = set(archive.namelist())
         modules = {path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("diffseg_cli/**/*.py")}
         assert {name for name in names if name.endswith(".py")} == modules
-        assert "diffseg_cli/py.typed" in names
+        assert {"diffseg_cli/py.typed", "diffseg_cli/serve/page.html"} <= names
         folder = REPOSITORY / "weights"
         shipped = {path.relative_to(folder).as_posix() for path in folder.glob("**/*") if path.is_file()}
         assert {f"diffseg_cli/_weights/{name}" for name in shipped} <= names

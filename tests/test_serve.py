@@ -21,15 +21,16 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
+from diffseg_cli.finding import Encoded
 from diffseg_cli.mask_making import box_region, mask_from_box
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 from diffseg_cli.serve import app as app_module
-from diffseg_cli.serve.answers import Answer, probability_levels
 from diffseg_cli.serve.app import create_app
 from diffseg_cli.serve.engine import Concept, Engine, Order
 from diffseg_cli.serve.guard import is_loopback
 from diffseg_cli.serve.limits import Limits
+from diffseg_cli.serve.replies import Reply, probability_levels
 
 REPOSITORY = Path(__file__).parents[1]
 BIRD = REPOSITORY / "examples" / "bird"
@@ -281,7 +282,7 @@ def test_an_error_of_our_own_leaves_without_its_details(
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError("secret")
 
-    monkeypatch.setattr(Segmenter, "segment_batch", broken)
+    monkeypatch.setattr(Segmenter, "segment_encoded", broken)
     app = create_app(finder)
     with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
         answer = client.post("/v1/segment", files=ASK)
@@ -295,7 +296,7 @@ def test_an_error_of_our_own_leaves_without_its_details(
 
 def test_a_concept_is_kept_used_and_forgotten(finder: Segmenter) -> None:
     support = finder.encode_support([(SUPPORT, MASK > 0)])
-    fixed = Concept("sofa", support, 1, True, "data:image/jpeg;base64,")
+    fixed = Concept(Encoded("sofa", support, {}, []), 1, True, "data:image/jpeg;base64,")
     app = create_app(finder, [fixed], Limits(concepts=2))
     with TestClient(app, base_url="http://localhost") as client:
         made = client.post("/v1/concepts", files=ONE, data={"name": "my dog"})
@@ -348,7 +349,7 @@ class Slow(Engine):
 
     begun, go = threading.Event(), threading.Event()
 
-    def work(self, orders: Sequence[Order]) -> list[Answer | Exception]:
+    def work(self, orders: Sequence[Order]) -> list[Reply | Exception]:
         self.begun.set()
         assert self.go.wait(20)
         return super().work(orders)

@@ -29,13 +29,19 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 BIRD, DOG = EXAMPLES / "bird", EXAMPLES / "dog"
 TOKEN = "a-token-of-some-length"
 ALL_DONE = "cards.every((card) => card.found || card.error) && !running && timer === null"
-# Over the kingfisher of the example.
-STROKES = [
-    [(0.30, 0.35), (0.28, 0.5), (0.27, 0.65), (0.28, 0.8)],
-    [(0.42, 0.15), (0.5, 0.3), (0.5, 0.45), (0.42, 0.6), (0.36, 0.7)],
-    [(0.45, 0.12), (0.6, 0.17), (0.7, 0.2)],
-    [(0.38, 0.3), (0.4, 0.45), (0.38, 0.55)],
-]
+BRUSH = 0.025  # radius as a share of the picture's longer side
+
+
+def strokes_over(mask_file: Path) -> list[list[tuple[float, float]]]:
+    """Strokes to and fro that cover a mask, in shares of width and height."""
+    mask = np.asarray(Image.open(mask_file).convert("L")) > 127
+    (h, w), radius = mask.shape, BRUSH * max(mask.shape)
+    strokes = []
+    for y in np.arange(np.flatnonzero(mask.any(1))[0] + radius, h, 1.5 * radius):
+        inside = np.flatnonzero(mask[int(y)])
+        if len(inside) > 2 * radius:
+            strokes.append([(x / w, y / h) for x in (inside[0] + radius, inside[-1] - radius)])
+    return strokes
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +85,13 @@ def open_support(browser: Chromium, path: Path) -> None:
     browser.wait_for("!document.getElementById('painter').hidden")
 
 
-def paint_bird(browser: Chromium) -> None:
-    open_support(browser, BIRD / "support.jpg")
-    browser.run("document.getElementById('size').value = 42; resize(0)")
-    for stroke in STROKES:
+def paint_bird(browser: Chromium, support: Path = BIRD / "support.jpg") -> None:
+    open_support(browser, support)
+    size = 100 * ((BRUSH - 1.5 / 720) / 0.2) ** (2 / 3)
+    browser.run("document.getElementById('size').value = arguments[0]; resize(0)", size)
+    for stroke in strokes_over(BIRD / "support_mask.png"):
         browser.drag("#marks", stroke)
+    browser.run("document.activeElement.blur()")
     browser.wait_for("support.blob")
 
 
@@ -203,10 +211,7 @@ def test_a_turned_photograph_lies_under_its_mask(browser: Chromium, address: str
         turned = Image.open(BIRD / f"{name}.jpg").transpose(Image.Transpose.ROTATE_90)
         turned.save(tmp_path / f"{name}.jpg", exif=exif, quality=95)
     browser.open(address)
-    open_support(browser, tmp_path / "support.jpg")
-    browser.run("document.getElementById('size').value = 42; resize(0)")
-    for stroke in STROKES:
-        browser.drag("#marks", stroke)
+    paint_bird(browser, tmp_path / "support.jpg")
     browser.choose_files("#query-file", [tmp_path / "query.jpg"])
     browser.wait_for(f"cards.length === 1 && {ALL_DONE}")
     width, height = Image.open(BIRD / "query.jpg").size
@@ -242,5 +247,7 @@ def test_it_fits_a_phone(browser: Chromium, address: str, dark: bool) -> None:
     paint_bird(browser)
     browser.choose_files("#query-file", [BIRD / "query.jpg", DOG / "query.jpg"])
     browser.wait_for(f"cards.length === 2 && {ALL_DONE}")
+    browser.run("document.querySelector('#results').scrollIntoView()")
+    browser.wait_for("cards.every((card) => !card.dirty)")
     shoot(browser, f"phone_{'dark' if dark else 'light'}")
     assert browser.run("return document.documentElement.scrollWidth") <= 360

@@ -1,14 +1,15 @@
 """diffseg serve."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffseg_cli.cli import console, options
+from diffseg_cli.cli.things import find_things
 from diffseg_cli.errors import ExitCode, MissingDependency, UsageError
 
 if TYPE_CHECKING:
+    from diffseg_cli.finding import Thing
     from diffseg_cli.segmenter import Segmenter
     from diffseg_cli.serve.engine import Concept
 
@@ -95,7 +96,7 @@ def serve(
             "Install it with: pip install 'diffseg[serve]'",
         ) from error
     _check_token(token, None if is_loopback(host) else host)
-    names = _check_concepts(concept or [])
+    things = find_things(None, None, concept) if concept else []
     opened = open_socket(host, port)
     with console.working("Loading the model"):
         from diffseg_cli.segmenter import load_segmenter
@@ -106,7 +107,7 @@ def serve(
         segmenter = load_segmenter(
             model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload, timesteps=steps
         )
-        kept = [_load_concept(path, segmenter) for path in concept or []]
+        kept = _load_concepts(segmenter, things)
     console.say(f"Using {segmenter.description}.")
     limits = Limits(
         body_bytes=round(max_mb * 10**6),
@@ -117,7 +118,11 @@ def serve(
         batch_size=batch_size or (GPU_BATCH if segmenter.device.type == "cuda" else 1),
     )
     app = create_app(segmenter, kept, limits, token)
-    ready: dict[str, Any] = {"url": address_of(opened), "model": segmenter.model, "concepts": names}
+    ready: dict[str, Any] = {
+        "url": address_of(opened),
+        "model": segmenter.model,
+        "concepts": [thing.name for thing in things],
+    }
 
     def say_ready() -> None:
         if json:
@@ -147,16 +152,13 @@ def _check_token(token: str | None, wide_host: str | None) -> None:
         )
 
 
-def _check_concepts(paths: list[Path]) -> list[str]:
-    """Names of concepts, from their headers; refuses two of one name."""
-    from diffseg_cli.cli.things import find_things
-
-    return [thing.name for thing in find_things(None, None, paths)] if paths else []
-
-
-def _load_concept(path: Path, segmenter: "Segmenter") -> "Concept":
-    from diffseg_cli.concept import read_concept, read_thumbnails
+def _load_concepts(segmenter: "Segmenter", things: "list[Thing]") -> "list[Concept]":
+    from diffseg_cli.concept import read_thumbnails
+    from diffseg_cli.finding import encode_things
     from diffseg_cli.serve.engine import Concept, preview_of
 
-    support, info = read_concept(path, segmenter)
-    return Concept(info.name, support, len(info.sources), True, preview_of(read_thumbnails(path)[0]))
+    kept = []
+    for thing, encoded in zip(things, encode_things(segmenter, things, {}), strict=True):
+        shown = read_thumbnails(thing.files[0])
+        kept.append(Concept(encoded, len(shown), True, preview_of(shown[0])))
+    return kept

@@ -20,13 +20,13 @@ from starlette.types import ASGIApp
 
 from diffseg_cli.concept import check_name
 from diffseg_cli.errors import DiffsegError, UsageError
-from diffseg_cli.serve.answers import Answer
 from diffseg_cli.serve.bodies import ConceptBody, ConceptsBody, ErrorBody, FoundBody, HealthBody, ModelBody
 from diffseg_cli.serve.engine import Concept, ConceptOrder, Engine, FindOrder, MaskOrder, Order, key_of
 from diffseg_cli.serve.guard import Guard
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
 from diffseg_cli.serve.refusals import Refusal, refusal_response
+from diffseg_cli.serve.replies import Reply
 from diffseg_cli.serve.uploads import SupportUpload, Upload
 from diffseg_cli.serve.worker import Worker
 from diffseg_cli.version import __version__
@@ -117,7 +117,7 @@ def create_app(
     limits = limits or Limits()
     metrics = Metrics()
     engine = Engine(segmenter, concepts, limits, metrics)
-    worker = Worker[Order, Answer](engine.work, key_of, limits.batch_size)
+    worker = Worker[Order, Reply](engine.work, key_of, limits.batch_size)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -171,7 +171,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         )
 
 
-def _add_work(app: FastAPI, engine: Engine, worker: Worker[Order, Answer], limits: Limits) -> None:
+def _add_work(app: FastAPI, engine: Engine, worker: Worker[Order, Reply], limits: Limits) -> None:
     """Routes that the worker answers."""
 
     async def answered(request: Request, order: Order) -> Response:
@@ -182,8 +182,8 @@ def _add_work(app: FastAPI, engine: Engine, worker: Worker[Order, Answer], limit
                     raise Refusal(CLOSED, "Whoever asked has gone.")
         finally:
             future.cancel()  # where it has not begun, it never will
-        answer = future.result()
-        return Response(answer.content, 200, answer.headers, answer.media_type)
+        reply = future.result()
+        return Response(reply.content, 200, reply.headers, reply.media_type)
 
     def checked(supports: SupportUpload) -> SupportUpload:
         if len(supports.images) > limits.supports:

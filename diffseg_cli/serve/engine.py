@@ -10,25 +10,25 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffseg_cli.concept import Pair
 from diffseg_cli.errors import DiffsegError
+from diffseg_cli.finding import Answer, Encoded, Pair, find_in
 from diffseg_cli.mask_making import box_region, mask_from_box
-from diffseg_cli.results.outputs import Found, mask_png, support_tile
-from diffseg_cli.serve.answers import PNG, Answer, found_record, json_answer, picture_answer
+from diffseg_cli.results.outputs import mask_png, support_tile
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
 from diffseg_cli.serve.refusals import Refusal
+from diffseg_cli.serve.replies import PNG, Reply, found_record, json_reply, picture_reply
 from diffseg_cli.serve.uploads import SupportUpload, Upload, read_picture, read_supports
 from diffseg_cli.timing import Watch
 
 if TYPE_CHECKING:
-    from diffseg_cli.prediction import Prediction, SupportFeatures
     from diffseg_cli.segmenter import Segmenter
 
 T = TypeVar("T")
@@ -41,19 +41,17 @@ THREADS = 4  # that decode and encode the pictures of a batch
 
 @dataclass(frozen=True)
 class Concept:
-    """Encoded supports that are kept.
+    """A thing that is kept.
 
     Attributes:
-        name: of the thing, and its id.
-        support: encoded.
+        thing: encoded; its name is the id.
         supports: how many.
         fixed: given at the start, and never dropped.
         preview: the first support on a dark background, as a data URL.
         notes: how its masks were understood.
     """
 
-    name: str
-    support: "SupportFeatures"
+    thing: Encoded
     supports: int
     fixed: bool
     preview: str
@@ -63,7 +61,7 @@ class Concept:
     def record(self) -> dict[str, Any]:
         """What JSON says of it."""
         return {
-            "id": self.name,
+            "id": self.thing.name,
             "supports": self.supports,
             "fixed": self.fixed,
             "preview": self.preview,
@@ -81,8 +79,8 @@ class FindOrder:
         threshold: of the probability.
         min_presence: below it the mask is empty.
         refine: borders, or None for the default.
-        form: of `answers.FORMATS`.
-        extras: of `answers.EXTRAS`.
+        form: "json", or a picture of `picture_reply`.
+        extras: of `found_record`.
     """
 
     query: Upload
@@ -138,12 +136,12 @@ class Engine:
         self, segmenter: "Segmenter", concepts: Sequence[Concept], limits: Limits, metrics: Metrics
     ) -> None:
         self.segmenter, self._limits, self._metrics = segmenter, limits, metrics
-        self.concepts = {concept.name: concept for concept in concepts}
-        self._recent: OrderedDict[str, tuple[SupportFeatures, list[str]]] = OrderedDict()
+        self.concepts = {concept.thing.name: concept for concept in concepts}
+        self._recent: OrderedDict[str, tuple[Encoded, list[str]]] = OrderedDict()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="diffseg-pictures")
         metrics.add("diffseg_concepts", len(self.concepts))
 
-    def work(self, orders: Sequence[Order]) -> list[Answer | Exception]:
+    def work(self, orders: Sequence[Order]) -> list[Reply | Exception]:
         """Answer orders of one key; what a user did wrong is the answer of that order."""
         finds = [order for order in orders if isinstance(order, FindOrder)]
         if finds:
@@ -181,13 +179,13 @@ class Engine:
         except DiffsegError as error:
             return error
 
-    def _make(self, order: MaskOrder | ConceptOrder) -> Answer:
+    def _make(self, order: MaskOrder | ConceptOrder) -> Reply:
         if isinstance(order, ConceptOrder):
-            return json_answer(self._keep(order).record)
+            return json_reply(self._keep(order).record)
         image = read_picture(order.image, "image", self._limits.pixels)
         region = box_region(order.box, (image.shape[0], image.shape[1]))
         made = mask_from_box(self.segmenter, image, region)
-        return Answer(mask_png([made]), PNG, {"X-Diffseg-Area": f"{made.mean():.6f}"})
+        return Reply(mask_png([made]), PNG, {"X-Diffseg-Area": f"{made.mean():.6f}"})
 
     def _keep(self, order: ConceptOrder) -> Concept:
         taken = {name.casefold() for name in self.concepts}
@@ -204,28 +202,31 @@ class Engine:
                 "Delete one first.",
             )
         pairs, notes = read_supports(order.support, self._limits.pixels)
-        support = self.segmenter.encode_support(pairs)
-        concept = Concept(order.name, support, len(pairs), False, preview_of(pairs[0]), tuple(notes))
+        thing = self._encoded(order.name, pairs)
+        concept = Concept(thing, len(pairs), False, preview_of(pairs[0]), tuple(notes))
         self.concepts[order.name] = concept
         self._metrics.add("diffseg_concepts")
         return concept
 
-    def _encode(self, upload: SupportUpload) -> tuple["SupportFeatures", list[str]]:
+    def _encoded(self, name: str, pairs: Sequence[Pair]) -> Encoded:
+        return Encoded(name, self.segmenter.encode_pairs(pairs), {}, [])
+
+    def _encode(self, upload: SupportUpload) -> tuple[Encoded, list[str]]:
         """Supports of a request, encoded once for requests that follow each other."""
         if upload.digest not in self._recent:
             pairs, notes = read_supports(upload, self._limits.pixels)
-            self._recent[upload.digest] = self.segmenter.encode_support(pairs), notes
+            self._recent[upload.digest] = self._encoded(UNNAMED, pairs), notes
             if len(self._recent) > SUPPORTS_KEPT:
                 self._recent.popitem(last=False)
         self._recent.move_to_end(upload.digest)
         return self._recent[upload.digest]
 
-    def _find(self, orders: Sequence[FindOrder]) -> list[Answer | Exception]:
+    def _find(self, orders: Sequence[FindOrder]) -> list[Reply | Exception]:
         """Segment queries of one support and one set of options together."""
         first = orders[0]
         what = first.support
         try:
-            support, notes = (what.support, []) if isinstance(what, Concept) else self._encode(what)
+            thing, notes = (what.thing, list(what.notes)) if isinstance(what, Concept) else self._encode(what)
         except DiffsegError as error:
             return [error] * len(orders)
         pixels, watch = self._limits.pixels, Watch()
@@ -233,56 +234,43 @@ class Engine:
             self._pool.map(lambda order: self._attempt(read_picture, order.query, "query", pixels), orders)
         )
         watch.mark("decode")
-        self._metrics.add_seconds(watch.seconds)
         readable = [image for image in images if isinstance(image, np.ndarray)]
-        predictions = iter(self._segment(readable, support, first) if readable else [])
-        found = [image if isinstance(image, Exception) else (image, next(predictions)) for image in images]
-        return list(self._pool.map(lambda order, each: self._answer(order, each, notes), orders, found))
+        answers = iter(self._segment(readable, thing, first) if readable else [])
+        watch.mark("segment")
+        found = [image if isinstance(image, Exception) else next(answers) for image in images]
+        replies = list(self._pool.map(lambda order, each: self._reply(order, each, notes), orders, found))
+        watch.mark("reply")
+        del watch.seconds["segment"]  # counted by its own stages
+        self._metrics.add_seconds(watch.seconds)
+        return replies
 
-    def _segment(
-        self, images: Sequence[NDArray[np.uint8]], support: "SupportFeatures", order: FindOrder
-    ) -> "list[Prediction]":
-        predictions = self.segmenter.segment_batch(
-            images,
-            support,
-            threshold=order.threshold,
-            min_presence=order.min_presence,
-            refine=order.refine,
-        )
+    def _segment(self, images: Sequence[NDArray[np.uint8]], thing: Encoded, order: FindOrder) -> list[Answer]:
+        choices = {
+            "threshold": order.threshold,
+            "min_presence": order.min_presence,
+            "refine": order.refine,
+        }
+        query = self.segmenter.encode_queries(images)
+        answers = find_in(self.segmenter, query, [thing], [Path("query")] * len(images), choices)
         self._metrics.add("diffseg_batches_total")
         self._metrics.add("diffseg_pictures_total", len(images))
-        for prediction in predictions:
-            self._metrics.add_seconds(prediction.seconds)
-        return predictions
+        for answer in answers:
+            self._metrics.add_seconds(answer.seconds)
+        return answers
 
-    def _answer(
-        self,
-        order: FindOrder,
-        found: "tuple[NDArray[np.uint8], Prediction] | Exception",
-        notes: Sequence[str],
-    ) -> Answer | Exception:
-        if isinstance(found, Exception):
-            return found
-        image, prediction = found
-        name = order.support.name if isinstance(order.support, Concept) else UNNAMED
-        thing = Found(
-            name, prediction.mask, prediction.probability, prediction.score_map, prediction.presence
-        )
-        watch = Watch()
-        if order.form == "json":
-            record = {
-                **found_record(thing, order.extras),
-                "threshold": prediction.threshold,
-                "min_presence": order.min_presence,
-                "notes": list(notes),
-                "seconds": {stage: round(spent, 4) for stage, spent in prediction.seconds.items()},
-            }
-            answer = json_answer(record)
-        else:
-            answer = picture_answer(order.form, image, thing)
-        watch.mark("answer")
-        self._metrics.add_seconds(watch.seconds)
-        return answer
+    def _reply(self, order: FindOrder, answer: Answer | Exception, notes: Sequence[str]) -> Reply | Exception:
+        if isinstance(answer, Exception):
+            return answer
+        if order.form != "json":
+            return picture_reply(order.form, answer.scene)
+        record = {
+            **found_record(answer.scene.things[0], order.extras),
+            "threshold": order.threshold,
+            "min_presence": order.min_presence,
+            "notes": [*notes, *answer.empty],
+            "seconds": {stage: round(spent, 4) for stage, spent in answer.seconds.items()},
+        }
+        return json_reply(record)
 
 
 def preview_of(pair: Pair) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffseg_cli.concept import Pair, Source
 from diffseg_cli.errors import DiffsegError
+from diffseg_cli.finding import Pair
 from diffseg_cli.reading.array_files import is_array_file
 from diffseg_cli.reading.image_io import check_image_bytes, check_pair, fit_mask, read_image_bytes, read_mask
 from diffseg_cli.reading.mask_files import is_annotation_file
@@ -63,14 +63,6 @@ class SupportUpload:
         """Equal for supports that are read alike."""
         files = [(each.name, each.sha256) for each in (*self.images, *self.masks)]
         return hashlib.sha256(json.dumps([files, self.choice, self.fit]).encode()).hexdigest()
-
-    @property
-    def sources(self) -> list[Source]:
-        """Where they came from, as a concept says it."""
-        return [
-            Source(image.name, image.sha256, mask.name, mask.sha256)
-            for image, mask in zip(self.images, self.masks, strict=True)
-        ]
 
 
 def read_picture(upload: Upload, name: str, most_pixels: int) -> NDArray[np.uint8]:

@@ -10,21 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffseg_cli.results.annotations import coco_shape
-from diffseg_cli.results.cutout import cut_out
-from diffseg_cli.results.outputs import Found, mask_png
-from diffseg_cli.results.palette import overlay_things
-from diffseg_cli.results.render import heatmap, png_bytes
+from diffseg_cli.results.outputs import Found, Scene, result_bytes
+from diffseg_cli.results.render import png_bytes
 
 PNG, JSON = "image/png", "application/json"
-FORMATS = ("mask", "overlay", "heatmap", "cutout", "json")
-EXTRAS = ("rle", "polygons", "probability", "score_map")  # of JSON
 LEVELS = 200  # steps of half a percent: thresholds in percent cut exactly between two of them
 GRID = (np.arange(LEVELS + 1) / LEVELS).astype(np.float32)
 SCORE_MAP_SIDE = 1024  # longest; the model's own map is far smaller
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """The body of a response.
 
     Attributes:
@@ -38,24 +34,17 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def json_answer(record: Any) -> Answer:
-    return Answer(json.dumps(record).encode(), JSON)
+def json_reply(record: Any) -> Reply:
+    return Reply(json.dumps(record).encode(), JSON)
 
 
-def picture_answer(what: str, image: NDArray[np.uint8], found: Found) -> Answer:
-    """A PNG: "mask", "overlay", "heatmap" or "cutout"; presence and area are in the headers."""
-    if what == "mask":
-        content = mask_png([found.mask])
-    elif what == "overlay":
-        content = png_bytes(overlay_things(image, [found.mask], [found.name]))
-    elif what == "heatmap":
-        content = png_bytes(heatmap(found.score_map, image))
-    else:
-        content = png_bytes(cut_out(image, found.mask))
+def picture_reply(what: str, scene: Scene) -> Reply:
+    """A PNG of the one thing in a scene: "mask", "overlay", "heatmap" or "cutout"."""
+    (found,) = scene.things
     headers = {"X-Diffseg-Area": f"{found.mask.mean():.6f}"}
     if found.presence is not None:
         headers["X-Diffseg-Presence"] = f"{found.presence:.4f}"
-    return Answer(content, PNG, headers)
+    return Reply(result_bytes(what, "", scene), PNG, headers)
 
 
 def found_record(found: Found, extras: tuple[str, ...]) -> dict[str, Any]:
@@ -63,7 +52,7 @@ def found_record(found: Found, extras: tuple[str, ...]) -> dict[str, Any]:
 
     Args:
         found: the thing.
-        extras: of `EXTRAS`, what to say besides size, area, box and scores.
+        extras: what to say besides size, area, box and scores: rle, polygons, probability, score_map.
     """
     filled = found.mask.any()
     record: dict[str, Any] = {
