@@ -372,14 +372,23 @@ def test_an_untrained_scm_changes_no_bit_and_learns_from_the_maps(
 # --- pictures in and out
 
 
-def test_latents_are_movqs_own_unscaled(backbone: KandinskyBackbone) -> None:
+def test_latents_and_pictures_are_those_of_diffusers_own_movq(
+    folder: Path, backbone: KandinskyBackbone
+) -> None:
+    """Latents unscaled; the decoder's layers put another way give the same pictures, oblong ones too."""
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    movq = VQModel.from_pretrained(folder / "decoder" / "movq").eval()
     images = pictures(2)
     with torch.no_grad():
-        expected = backbone.movq.encode(images * 2 - 1).latents
-        decoded = backbone.movq.decode(expected, force_not_quantize=True).sample
-    torch.testing.assert_close(backbone.encode(images), expected)
-    assert expected.shape == (2, 4, 16, 16)
-    torch.testing.assert_close(backbone.decode(expected), decoded / 2 + 0.5)
+        expected = movq.encode(images * 2 - 1).latents
+        torch.testing.assert_close(backbone.encode(images), expected)
+        assert expected.shape == (2, 4, 16, 16)
+        for latents in (expected, 3 * drawn(1, 4, 4, 6)):
+            decoded = movq.decode(latents, force_not_quantize=True).sample / 2 + 0.5
+            torch.testing.assert_close(backbone.decode(latents), decoded, atol=1e-5, rtol=1e-5)
+            mask = decoded.mean(1, keepdim=True)
+            torch.testing.assert_close(backbone.decode_mask(latents), mask, atol=1e-5, rtol=1e-5)
 
 
 def test_decode_passes_gradients_to_the_latents(backbone: KandinskyBackbone, latents: Tensor) -> None:
@@ -506,8 +515,8 @@ def test_the_full_configuration() -> None:
     assert maps.layers == {(32, 32): 7, (16, 16): 7, (8, 8): 8}
     assert layers[0].probabilities.shape == (1, 12, 1024, 32 + 1024)
     assert layers[-1].name == "up_blocks.2.attentions.3"
-    # TFLOP; the whole UNet costs 0.86.
-    assert [encode, embed, look, decode] == pytest.approx([0.98, 0.97, 0.61, 2.00], abs=0.02)
+    # TFLOP; the whole UNet costs 0.86 and diffusers' own decoder 2.00.
+    assert [encode, embed, look, decode] == pytest.approx([0.98, 0.97, 0.61, 1.74], abs=0.02)
 
 
 # --- files

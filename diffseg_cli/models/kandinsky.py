@@ -22,6 +22,7 @@ from diffseg_cli.hub import KANDINSKY, locate_kandinsky
 from diffseg_cli.models.attention import AttentionMaps, OnLayer
 from diffseg_cli.models.backbone import Control
 from diffseg_cli.models.kandinsky_attention import Recorder, recording
+from diffseg_cli.models.kandinsky_decoder import lighten_decoder
 from diffseg_cli.models.kandinsky_files import KandinskyNetworks, read_networks
 
 SUPPORT_CROP = 0.25  # of the object's longer side, left around it in the picture CLIP sees
@@ -68,6 +69,7 @@ class KandinskyBackbone:
         offload: bool = False,
     ) -> None:
         large_device = torch.device("cpu") if offload else device
+        lighten_decoder(networks.movq)
         self.movq: Any = networks.movq.to(device)
         self.unet: Any = networks.unet.to(large_device)
         self.image_encoder: Any = networks.image_encoder.to(large_device)
