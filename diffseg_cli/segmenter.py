@@ -161,6 +161,13 @@ class Segmenter:
             picture = picture.clamp(0, 1) ** self.mask_gamma
         return SegmenterOutput(maps, scores, predicted, picture)
 
+    def check_presence(self, min_presence: float) -> None:
+        """Raise UsageError if a presence score is asked for and there is none."""
+        if min_presence > 0 and self.presence is None:
+            raise UsageError(
+                "Without trained modules there is no presence score.", "Leave --min-presence out."
+            )
+
     def make_noise(self, latents: Tensor, seed: int) -> Tensor | None:
         """Unit normal noise like latents (b c H W): one draw a seed, whatever the batch, order or device."""
         if not self.backbone.adds_noise:
@@ -272,10 +279,7 @@ class Segmenter:
             UsageError: a presence score is asked of a checkpoint without one.
         """
         support.check_made_by(self.backbone.name, self.backbone.fingerprint)
-        if min_presence > 0 and self.presence is None:
-            raise UsageError(
-                "Without trained modules there is no presence score.", "Leave --min-presence out."
-            )
+        self.check_presence(min_presence)
         threshold = self.settings.threshold if threshold is None else threshold
         refine = self.settings.refine if refine is None else refine
         clock, latents = Watch(), queries.latents

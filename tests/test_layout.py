@@ -40,6 +40,7 @@ RANKS = {
     "attention_dump.py": 8,
     "mask_making.py": 8,
     "evaluation/": 9,
+    "batch/": 10,
     "advice.py": 10,
     "doctor.py": 10,
     "training/": 10,

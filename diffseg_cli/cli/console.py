@@ -77,7 +77,8 @@ def warnings_as_notes() -> Iterator[None]:
 # --- progress ------------------------------------------------------------------------------------------
 
 
-def _bars() -> "Bars":
+def bars() -> "Bars":
+    """Progress bars on stderr, for use in a `with` block; tasks have a field `figures`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -98,11 +99,11 @@ def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     if total < 2 or not sys.stderr.isatty():
         yield from _told_now_and_then(items, total, label)
         return
-    with _bars() as bars:
-        task = bars.add_task(label, total=total, figures="")
+    with bars() as shown:
+        task = shown.add_task(label, total=total, figures="")
         for item in items:
             yield item
-            bars.advance(task)
+            shown.advance(task)
 
 
 def _told_now_and_then(items: Iterable[T], total: int, label: str) -> Iterator[T]:
@@ -132,12 +133,12 @@ def working(text: str) -> Iterator[None]:
 def show_training(job: "Iterable[Progress]") -> None:
     """Follow a training run: a bar a stage on a terminal, elsewhere a line now and then."""
     if sys.stderr.isatty():
-        with _bars() as bars:
+        with bars() as shown:
             tasks: dict[str, Any] = {}
             for step in job:
                 if step.stage not in tasks:
-                    tasks[step.stage] = bars.add_task(step.stage, total=step.total, figures="")
-                bars.update(tasks[step.stage], completed=step.done, figures=_figures(step.figures))
+                    tasks[step.stage] = shown.add_task(step.stage, total=step.total, figures="")
+                shown.update(tasks[step.stage], completed=step.done, figures=_figures(step.figures))
                 if step.milestone:
                     say(_training_line(step))
         return

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffseg_cli.cli import attn, console, doctor, edges, evaluate, mask, segment, serve, train
+from diffseg_cli.cli import attn, batch, console, doctor, edges, evaluate, mask, segment, serve, train
 from diffseg_cli.cli.concept import concept_app
 from diffseg_cli.cli.models import models_app
 from diffseg_cli.errors import DiffsegError, ExitCode
@@ -55,6 +55,7 @@ def diffseg(
 
 
 app.command(epilog=segment.EXAMPLES)(segment.segment)
+app.command(epilog=batch.EXAMPLES)(batch.batch)
 app.command(epilog=attn.EXAMPLES)(attn.attn)
 app.command(epilog=edges.EXAMPLES)(edges.edges)
 app.command(epilog=mask.EXAMPLES)(mask.mask)

@@ -117,15 +117,10 @@ def _plan(
     queries: list[Path], out: Path, formats: list[str] | None, things: "list[Thing]", *, matting: bool
 ) -> tuple[list[inputs.Plan], dict[str, Path]]:
     """The files of each picture and those of the run, checked as in `inputs.plan_outputs`."""
-    from diffseg_cli.results.cutout import load_matting
-    from diffseg_cli.results.outputs import DEFAULT_FORMATS, RUN_FILES, picture_files
+    from diffseg_cli.results.outputs import RUN_FILES, choose_formats, picture_files
     from diffseg_cli.results.render import check_folder
 
-    chosen = list(dict.fromkeys(formats or DEFAULT_FORMATS))
-    if matting and "cutout" not in chosen:
-        raise UsageError("--matting is for cut-outs.", "Add --format cutout, or leave it out.")
-    if matting:
-        load_matting()
+    chosen = choose_formats(formats, matting=matting)
     read = [path for thing in things for path in thing.files]
     if out == inputs.STREAM:
         if formats and chosen != ["mask"]:

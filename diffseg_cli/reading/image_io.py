@@ -153,11 +153,16 @@ def check_image(path: str | Path) -> None:
     _open(Path(path)).close()
 
 
-def check_image_bytes(content: bytes, name: str, most_pixels: int = MAX_PIXELS) -> None:
-    """The same for a picture file's content, with a limit of its own; arguments as in `read_image_bytes`."""
+def check_image_bytes(content: bytes, name: str, most_pixels: int = MAX_PIXELS) -> int:
+    """The same for a picture file's content, with a limit of its own; arguments as in `read_image_bytes`.
+
+    Returns:
+        How many pixels it has.
+    """
     with _open(Path(name), content) as image:
         if image.width * image.height > most_pixels:
             raise _too_large(Path(name), f" ({image.width} x {image.height})", most_pixels)
+        return image.width * image.height
 
 
 def describe_image(path: str | Path) -> str:

@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from diffseg_cli.errors import UsageError
 from diffseg_cli.results import annotations
-from diffseg_cli.results.cutout import cut_out
+from diffseg_cli.results.cutout import cut_out, load_matting
 from diffseg_cli.results.palette import label_map, label_map_png, overlay_things, settle_overlaps, thing_color
 from diffseg_cli.results.render import heatmap, mask_pixels, png_bytes
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
@@ -110,6 +111,21 @@ def settle(things: Sequence[Found]) -> list[Found]:
         Found(thing.name, mask, thing.probability, thing.score_map, thing.presence)
         for thing, mask in zip(things, masks, strict=True)
     ]
+
+
+def choose_formats(wanted: Sequence[str] | None, *, matting: bool) -> list[str]:
+    """The formats of a run, each once.
+
+    Raises:
+        UsageError: matting without cut-outs.
+        MissingDependency: matting is asked for and not installed.
+    """
+    chosen = list(dict.fromkeys(wanted or DEFAULT_FORMATS))
+    if matting and "cutout" not in chosen:
+        raise UsageError("--matting is for cut-outs.", "Add --format cutout, or leave it out.")
+    if matting:
+        load_matting()
+    return chosen
 
 
 def picture_files(formats: Iterable[str], names: Sequence[str]) -> dict[str, str]:

@@ -53,6 +53,16 @@ def _is_there(path: Path) -> bool:
     return True
 
 
+def replace_file(path: Path, content: bytes | memoryview, partial: Path) -> None:
+    """Write a file under the name `partial` in the same folder, then rename it. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[io.BytesIO]:
     """Collect the bytes of a file; it appears under its name when they are complete, or not at all.
@@ -65,12 +75,7 @@ def whole_file(path: str | Path) -> Iterator[io.BytesIO]:
     yield content
     partial = path.with_name(f".diffseg-{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content.getbuffer())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        replace_file(path, content.getbuffer(), partial)
     except (OSError, ValueError) as error:
         raise _unwritable(path, error) from error
 

@@ -1,0 +1,133 @@
+"""The end of a batch: files of the whole run from everything that is finished, and a check of a folder."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffseg_cli.batch.index_page import Card, render_index
+from diffseg_cli.batch.job import Job, Signature
+from diffseg_cli.batch.manifest import ManifestReader, Row, only_one
+from diffseg_cli.batch.plan import Item
+from diffseg_cli.batch.store import Store
+from diffseg_cli.errors import InputError
+from diffseg_cli.results.outputs import RunFiles
+
+INDEX = "index.html"
+
+
+def finish(
+    job: Job, signature: Signature, items: Sequence[Item], store: Store, encoded: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Write the files of the run and the contact sheet.
+
+    They hold every picture of the plan that is done, in the order of the plan, whoever did it and when; so
+    the last of several parts writes the same bytes as a single run.
+
+    Args:
+        job: what was done.
+        signature: of the job; rows of other settings do not count.
+        items: the whole plan, all parts.
+        store: where to write.
+        encoded: records of the things.
+
+    Returns:
+        What the manifest is to say of them: `files`, name -> sha256, and the `time`.
+
+    Raises:
+        InputError: one cannot be written.
+    """
+    record = {**signature.record, "things": list(encoded)}
+    run = RunFiles(job.run_files, job.names, record)
+    cards = []
+    with only_one(store.root), ManifestReader(store.root) as manifest:
+        for item in items:
+            row = _settled(manifest.rows(item.key), signature)
+            if row is None:
+                continue
+            cards.append(_card(item, row, job))
+            if row.error is None:
+                run.add(item.key, {"query": item.key, **row.found, "outputs": _paths(row)}, row.shapes)
+        contents = {job.run_files[what]: content for what, content in run.contents().items()}
+        contents[INDEX] = render_index(cards, job.names, len(items)).encode()
+        files = {name: store.write(name, content) for name, content in contents.items()}
+        return {"files": files, "time": round(time.time(), 3)}
+
+
+def _settled(rows: Sequence[Row], signature: Signature) -> Row | None:
+    """The latest row of these settings; a success before a failure of the same moment."""
+    fitting = [row for row in rows if (row.settings, row.weights) == (signature.settings, signature.weights)]
+    return fitting[-1] if fitting else None
+
+
+def _paths(row: Row) -> dict[str, str]:
+    return {what: file["path"] for what, file in row.outputs.items()}
+
+
+def _card(item: Item, row: Row, job: Job) -> Card:
+    if row.error is not None:
+        return Card(item.key, error=row.error)
+    paths = _paths(row)
+    shown = next((paths[what] for what in ("overlay", "sheet", "cutout", "mask") if what in paths), None)
+    presences = [thing["presence"] for thing in row.found["things"] if thing["presence"] is not None]
+    return Card(
+        item.key,
+        thumbnail=paths["thumbnail"],
+        large=shown or paths["thumbnail"],
+        presence=max(presences, default=None),
+        area=row.found["mask_area"],
+        found=[thing["name"] for thing in row.found["things"] if thing["mask_area"] and len(job.things) > 1],
+    )
+
+
+# --- verify --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that is not as the manifest says."""
+
+    key: str
+    reason: str
+
+
+def verify(out: Path) -> Iterator[Fault | None]:
+    """Check a finished folder: a fault, or None for something that is right, one after the other.
+
+    A picture that is not where it was is no fault: results may be moved away from their pictures.
+
+    Raises:
+        InputError: there is no manifest.
+    """
+    store = Store(out)
+    with ManifestReader(out) as manifest:
+        keys = manifest.keys()
+        if not keys:
+            raise InputError(
+                f"{out} holds no manifest of a batch.", "Give the --out of a `diffseg batch` that was run."
+            )
+        for key in keys:
+            yield from _faults(store, manifest.rows(key)[-1])
+        for name, sha256 in (manifest.last_record("files") or {}).items():
+            yield _compare(store, name, name, sha256)
+
+
+def _faults(store: Store, row: Row) -> Iterator[Fault | None]:
+    if row.error is not None:
+        yield Fault(row.key, f"failed: {row.error}")
+        return
+    now = store.sha256(row.input["path"])
+    if now not in (None, row.input["sha256"]):
+        yield Fault(row.key, "has changed since its results were made")
+    for file in row.outputs.values():
+        yield _compare(store, row.key, file["path"], file["sha256"])
+
+
+def _compare(store: Store, key: str, name: str, sha256: str) -> Fault | None:
+    now = store.sha256(name)
+    if now is None:
+        return Fault(key, f"{store.root / name} is missing")
+    if now != sha256:
+        return Fault(key, f"{store.root / name} is not what was written")
+    return None

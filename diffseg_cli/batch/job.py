@@ -1,0 +1,109 @@
+"""What a batch does to every picture: a plain description that another process can be handed."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from diffseg_cli.finding import Encoded, Pair, Thing, settings_record
+from diffseg_cli.results.outputs import RUN_FILES, picture_files
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffseg_cli.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to look for, with which model, and what to write.
+
+    Attributes:
+        things: to look for.
+        pairs: supports of things that are given by pictures, as in `finding.encode_things`.
+        choices: threshold, min_presence, refine and seed of `finding.find_in`.
+        formats: what to write, of `results.outputs`.
+        matting: softer borders of cut-outs.
+        model: arguments of `segmenter.load_segmenter`.
+    """
+
+    things: Sequence[Thing]
+    pairs: dict[str, list[Pair]]
+    choices: dict[str, Any]
+    formats: Sequence[str]
+    matting: bool = False
+    model: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        return [thing.name for thing in self.things]
+
+    @property
+    def suffixes(self) -> dict[str, str]:
+        """Result of a picture -> what follows its stem."""
+        return picture_files(self.formats, self.names)
+
+    @property
+    def run_files(self) -> dict[str, str]:
+        """Result of the whole run -> its file below the output folder."""
+        return {what: RUN_FILES[what] for what in self.formats if what in RUN_FILES}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What decides the bytes of a result beside its picture.
+
+    Attributes:
+        settings: short hash of `record`.
+        weights: short hash of the networks.
+        record: the settings, for people.
+    """
+
+    settings: str
+    weights: str
+    record: dict[str, Any]
+
+
+def sign(job: Job, segmenter: "Segmenter", encoded: Sequence[Encoded], more: dict[str, Any]) -> Signature:
+    """Hash everything a result depends on. Devices of one kind count as the same.
+
+    Args:
+        job: what is done.
+        segmenter: the model.
+        encoded: the things of the job.
+        more: settings of the engine.
+    """
+    record = settings_record(segmenter, job.choices) | more
+    record |= {"device": segmenter.device.type, "timesteps": list(segmenter.settings.timesteps)}
+    record |= {"edge_size": segmenter.edge_size, "matting": job.matting}
+    record["things"] = [
+        {
+            "name": each.name,
+            "supports": each.record["supports"],
+            "features": _digest([each.support.latents, each.support.masks, each.support.image_embeds]),
+        }
+        for each in encoded
+    ]
+    text = json.dumps(record, sort_keys=True)
+    return Signature(hashlib.sha256(text.encode()).hexdigest()[:16], _weights_digest(segmenter), record)
+
+
+def _weights_digest(segmenter: "Segmenter") -> str:
+    backbone = segmenter.backbone
+    tensors = list(segmenter.trained.state_dict().values())
+    if segmenter.hed is not None:
+        tensors += segmenter.hed.state_dict().values()
+    what = f"{backbone.name} {backbone.fingerprint} {segmenter.presence} {_digest(tensors)}"
+    return hashlib.sha256(what.encode()).hexdigest()[:16]
+
+
+def _digest(tensors: "Sequence[torch.Tensor]") -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

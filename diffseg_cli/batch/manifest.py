@@ -1,0 +1,233 @@
+"""What was done, a JSON line a picture, so that a stopped run goes on and a finished one can be checked.
+
+`manifest.jsonl`, or `manifest-K-of-N.jsonl` of a part, only ever grows. Of several lines of a picture the
+latest counts. A line that a killed run left half is cut off when its file is written to again, and skipped by
+readers. Lines stay on disk: in memory is only where they are.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from diffseg_cli.batch.store import unwritable
+from diffseg_cli.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where two runs at once are not noticed
+    fcntl = None  # type: ignore[assignment]
+
+NAME = "manifest"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one picture.
+
+    Attributes:
+        key: of the picture.
+        input: its `path` from the output folder, `sha256` and `bytes`; of a failure the path alone.
+        settings: hash of what decided the result.
+        weights: hash of what computed it.
+        outputs: result -> `path` below the output folder and `sha256`.
+        found: `finding.scene_record`, or nothing of a failure.
+        shapes: what files of the run need, `results.outputs.run_shapes`.
+        seconds: wall time of each stage.
+        time: when it was finished, seconds since 1970.
+        error: why it failed, or None.
+    """
+
+    key: str
+    input: dict[str, Any]
+    settings: str
+    weights: str
+    outputs: dict[str, dict[str, str]] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    time: float = 0.0
+    error: str | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was found, though nothing failed."""
+        return self.error is None and not self.found["mask_area"]
+
+
+def _parse(line: bytes) -> Row | None:
+    """None for a line that is damaged or no row."""
+    try:
+        content = json.loads(line)
+        if "key" not in content:
+            return None
+        return Row(**content)
+    except (ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in a block like this with the same folder."""
+    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if handle is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+class ManifestReader:
+    """All manifests of a folder, merged.
+
+    Args:
+        out: the folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._files: list[BinaryIO] = []
+        self._places: dict[str, list[tuple[int, int]]] = {}  # key -> (file, offset), the latest of each file
+        self._lock = threading.Lock()
+        for path in sorted(out.glob(f"{NAME}*.jsonl")):
+            self._index(path)
+
+    def _index(self, path: Path) -> None:
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise unwritable(path, error) from error
+        number, offset = len(self._files), 0
+        self._files.append(file)
+        for line in file:
+            row = _parse(line) if line.endswith(b"\n") else None
+            if row is not None:
+                places = self._places.setdefault(row.key, [])
+                if places and places[-1][0] == number:
+                    places.pop()
+                places.append((number, offset))
+            offset += len(line)
+
+    def rows(self, key: str) -> list[Row]:
+        """What is known of a picture, the latest last."""
+        found = []
+        with self._lock:
+            for number, offset in self._places.get(key, ()):
+                self._files[number].seek(offset)
+                row = _parse(self._files[number].readline())
+                if row is not None:
+                    found.append(row)
+        return sorted(found, key=lambda row: row.time)
+
+    def keys(self) -> list[str]:
+        """All pictures, sorted."""
+        return sorted(self._places)
+
+    def last_record(self, name: str) -> Any:
+        """What was last written down under this name by `ManifestWriter.add_record`, or None."""
+        latest, found = 0.0, None
+        for file in self._files:
+            file.seek(0)
+            for line in file:
+                if not (line.startswith(b'{"record"') and line.endswith(b"\n")):
+                    continue
+                record = json.loads(line)["record"]
+                if name in record and record["time"] >= latest:
+                    latest, found = record["time"], record[name]
+        return found
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> "ManifestReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ManifestWriter:
+    """One manifest that grows by whole lines; use it in a `with` block.
+
+    Args:
+        out: its folder.
+        tag: of a part.
+
+    Raises:
+        UsageError: another run is writing it.
+        InputError: it cannot be written.
+    """
+
+    def __init__(self, out: Path, tag: str = "") -> None:
+        self.path = out / f"{NAME}{tag}.jsonl"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b", buffering=0)
+            self._claim()
+            self._repair()
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+    def _claim(self) -> None:
+        """Keep a second run out; the system lets go of the file however this process ends."""
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"Another run is writing {self.path}.",
+                "Wait for it, or share the work: --part 1/2 here, --part 2/2 there.",
+            ) from error
+        except OSError:  # a file system without locks
+            return
+
+    def _repair(self) -> None:
+        """Cut off the half line of a killed run."""
+        end = self._file.seek(0, os.SEEK_END)
+        step = 2**16
+        start = end
+        while start > 0:
+            start = max(0, start - step)
+            self._file.seek(start)
+            newline = self._file.read(step).rfind(b"\n")
+            if newline >= 0:
+                start += newline + 1
+                break
+        if start != end:
+            self._file.truncate(start)
+
+    def add(self, row: Row) -> None:
+        """Write down what became of a picture."""
+        self._write(asdict(row))
+
+    def add_record(self, record: dict[str, Any]) -> None:
+        """Write down something about the run; it has a `time`."""
+        self._write({"record": record})
+
+    def _write(self, content: dict[str, Any]) -> None:
+        line = json.dumps(content).encode() + b"\n"
+        try:
+            written = self._file.write(line)
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
+    def __enter__(self) -> "ManifestWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

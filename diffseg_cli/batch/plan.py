@@ -1,0 +1,219 @@
+"""Which pictures a batch works on, and where the results of each go: decided before anything runs.
+
+A picture's key is its path below the folder it was found in, with forward slashes; results mirror it.
+"""
+
+import glob
+import hashlib
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from diffseg_cli.errors import InputError, UsageError
+
+SUFFIXES = {
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".jp2", ".avif"),
+}
+STREAM = "-"
+THUMBNAILS = "index_thumbnails"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture.
+
+    Attributes:
+        path: of the picture.
+        key: where it lies below what was asked for, such as "day1/a.jpg".
+    """
+
+    path: Path
+    key: str
+
+    def outputs(self, suffixes: Mapping[str, str]) -> dict[str, str]:
+        """Result -> its file below the output folder, of `results.outputs.picture_files`."""
+        stem = self.key[: len(self.key) - len(PurePosixPath(self.key).suffix)]
+        files = {what: f"{stem}{suffix}" for what, suffix in suffixes.items()}
+        return {**files, "thumbnail": f"{THUMBNAILS}/{self.key}.jpg"}
+
+
+# --- finding -------------------------------------------------------------------------------------------
+
+
+def find_items(
+    sources: Sequence[str], *, recursive: bool, out: Path, read_stdin: Callable[[], bytes]
+) -> list[Item]:
+    """Pictures in folders, patterns and lists, in the order of their keys, each once.
+
+    Args:
+        sources: folders, patterns such as "photos/**/*.jpg", text files with a path a line, pictures, or "-"
+            for a list on stdin.
+        recursive: look into the folders of folders.
+        out: results go there, and pictures in it are never taken from a folder or pattern.
+        read_stdin: gives the list of "-".
+
+    Raises:
+        UsageError: two pictures would have the same results.
+        InputError: a source is not there, or there are no pictures.
+    """
+    items: dict[str, Item] = {}
+    for source in sources:
+        for item in _items_of(source, recursive=recursive, out=out.absolute(), read_stdin=read_stdin):
+            other = items.setdefault(item.key, item)
+            if other is not item and other.path.resolve() != item.path.resolve():
+                raise UsageError(
+                    f"{other.path} and {item.path} would both be written as {item.key}.",
+                    "Run them apart with different --out.",
+                )
+    if not items:
+        raise InputError(
+            f"There are no pictures in {' or '.join(map(str, sources))}.",
+            "Check the name; --recursive looks into folders of folders.",
+        )
+    return [items[key] for key in sorted(items)]
+
+
+def _items_of(source: str, *, recursive: bool, out: Path, read_stdin: Callable[[], bytes]) -> Iterable[Item]:
+    path = Path(source)
+    if source == STREAM:
+        return _listed(read_stdin())
+    if path.is_dir():
+        return (Item(p, p.relative_to(path).as_posix()) for p in _pictures_in(path, recursive, out))
+    if path.suffix.lower() == ".txt":
+        try:
+            return _listed(path.read_bytes())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.", "Check the list's name.") from error
+    if path.exists():
+        return [Item(path, path.name)]
+    if glob.has_magic(source):
+        return _matching(source, out)
+    raise InputError(
+        f"{source} is no folder, picture, pattern or list.", "Check the name, or put a pattern in quotes."
+    )
+
+
+def _pictures_in(folder: Path, recursive: bool, out: Path) -> Iterable[Path]:
+    """Pictures by their suffix; nothing hidden, nothing in the output folder."""
+    folders = [folder]
+    while folders:
+        here = folders.pop()
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    inner = Path(here, entry.name)
+                    if entry.is_dir():
+                        if recursive and not entry.is_symlink() and inner.absolute() != out:
+                            folders.append(inner)
+                    elif inner.suffix.lower() in SUFFIXES:
+                        yield inner
+        except OSError as error:
+            raise InputError(
+                f"{here} cannot be listed: {error.strerror}.", "Check who may read it."
+            ) from error
+
+
+def _matching(pattern: str, out: Path) -> Iterable[Item]:
+    """Files a pattern matches, below the last folder before its first wildcard."""
+    parts = Path(pattern).parts
+    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:fixed])
+    for path in root.glob("/".join(parts[fixed:])):
+        below = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in below.parts)
+        known = path.suffix.lower() in SUFFIXES and out not in path.absolute().parents
+        if known and not hidden and path.is_file():
+            yield Item(path, below.as_posix())
+
+
+def _listed(content: bytes) -> Iterable[Item]:
+    """Paths a line, or separated by NUL as `find -print0` does; below the folder that holds all of them.
+
+    That is the current one where it does, so that lists of relative paths keep their folders.
+    """
+    separator = b"\0" if b"\0" in content else b"\n"
+    names = [os.fsdecode(line.rstrip(b"\r")) for line in content.split(separator)]
+    paths = [Path(name) for name in names if name.strip()]
+    whole = [Path(os.path.normpath(path.absolute())) for path in paths]
+    root = Path.cwd()
+    if not all(root in path.parents for path in whole):
+        try:
+            root = Path(os.path.commonpath([path.parent for path in whole]))
+        except ValueError as error:  # two drives
+            raise UsageError("The list names pictures on several drives.", "Run them apart.") from error
+    return [Item(path, full.relative_to(root).as_posix()) for path, full in zip(paths, whole, strict=True)]
+
+
+# --- checks --------------------------------------------------------------------------------------------
+
+
+def check_outputs(
+    items: Sequence[Item],
+    suffixes: Mapping[str, str],
+    out: Path,
+    *,
+    taken: Iterable[str],
+    read: Iterable[Path],
+) -> None:
+    """Refuse a plan that would lose a result or an input.
+
+    Args:
+        items: of the whole plan, all parts.
+        suffixes: as in `Item.outputs`.
+        out: folder of the results.
+        taken: other files of the run below `out`.
+        read: supports and the like.
+
+    Raises:
+        UsageError: two results have one name, also where case is ignored, or a result is read by the run.
+    """
+    owner: dict[str, str] = {_folded(name): "the run itself" for name in taken}
+    root = os.path.realpath(out)
+    inputs = {_folded(os.path.realpath(path)) for path in [*(item.path for item in items), *read]}
+    for item in items:
+        for name in item.outputs(suffixes).values():
+            other = owner.setdefault(_folded(name), item.key)
+            if other is not item.key:
+                raise UsageError(
+                    f"{other} and {item.key} would both be written to {out / name}.",
+                    "Rename one, or choose pictures by a pattern such as 'photos/*.jpg'.",
+                )
+            if _folded(f"{root}/{name}") in inputs:
+                raise UsageError(
+                    f"{out / name} is read by this run and would be overwritten.", "Choose another --out."
+                )
+
+
+def _folded(name: str) -> str:
+    """What file systems that ignore case and Unicode forms take for the same name."""
+    return unicodedata.normalize("NFC", name.replace(os.sep, "/")).casefold()
+
+
+# --- parts ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """The k-th of n shares of a plan. Keys decide, so machines need not agree on an order."""
+
+    index: int = 1
+    count: int = 1
+
+    @property
+    def whole(self) -> bool:
+        return self.count == 1
+
+    @property
+    def tag(self) -> str:
+        """For names of files."""
+        return "" if self.whole else f"-{self.index}-of-{self.count}"
+
+    def takes(self, item: Item) -> bool:
+        """Whether a picture belongs to this part."""
+        digest = hashlib.sha256(item.key.encode("utf-8", "surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.index - 1

@@ -1,0 +1,333 @@
+"""A model ready to work on pictures of a batch, in three steps that can overlap: read, find, write.
+
+`Runner.run` is the three in a row, for whoever holds a runner in a process of its own. What a picture gives
+depends on the picture and the job alone: not on the batch it is in, on its neighbours or on the number of
+threads (`exact_threads`, `sizing.py`).
+"""
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from diffseg_cli.batch.job import Job, Signature, sign
+from diffseg_cli.batch.manifest import Row
+from diffseg_cli.batch.plan import Item
+from diffseg_cli.batch.store import PlaceLost, Store
+from diffseg_cli.errors import DiffsegError, InputError
+from diffseg_cli.finding import Answer, encode_things, find_in, scene_record
+from diffseg_cli.prediction import SupportFeatures
+from diffseg_cli.reading.image_io import read_image_bytes
+from diffseg_cli.results.outputs import Scene, result_bytes, run_shapes
+from diffseg_cli.results.palette import overlay_things
+from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.timing import Watch
+
+MOST_BYTES = 512_000_000  # of a file; an uncompressed picture of 100 megapixels has 300
+THUMBNAIL = 240  # longest side in pixels
+Rows = Callable[[str], list[Row]]
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file that was read and is to be worked on.
+
+    Attributes:
+        item: the picture.
+        content: of its file; emptied once it is decoded.
+        input: what `Row.input` says of it.
+        seconds: spent so far, by stage.
+    """
+
+    item: Item
+    content: bytes
+    input: dict[str, object]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: uint8 (H W 3) and what it was decoded from."""
+
+    source: Content
+    image: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a picture in this run.
+
+    Attributes:
+        item: the picture.
+        row: what the manifest says of it.
+        skipped: it was done by an earlier run, and all of it still agrees.
+        notes: sentences about empty masks.
+    """
+
+    item: Item
+    row: Row
+    skipped: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class Runner:
+    """Reads, segments and writes pictures.
+
+    Args:
+        segmenter: the model.
+        job: what to do.
+        store: where results go.
+        rows: what earlier runs say of a key, the latest last; None does everything again.
+
+    Raises:
+        UsageError: a presence score is asked for, and the model has none.
+        WeightsError: a concept was made with another model.
+    """
+
+    def __init__(self, segmenter: Segmenter, job: Job, store: Store, rows: Rows | None = None) -> None:
+        self.segmenter, self.job, self.store = segmenter, job, store
+        self._rows = rows
+        segmenter.check_presence(job.choices["min_presence"])
+        with exact_threads(segmenter):
+            encoded = encode_things(segmenter, job.things, job.pairs)
+        self.encoded = [replace(each, support=_aligned(each.support)) for each in encoded]
+        more = {} if shares_a_cpu(segmenter) else {"threads": _threads(segmenter)}
+        self.signature: Signature = sign(job, segmenter, self.encoded, more)
+
+    # --- read ---
+
+    def fetch(self, item: Item) -> Content | Outcome:
+        """Read a file, unless its results are there and agree with everything that decides them.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        watch = Watch()
+        content = _read_file(item.path)
+        digest = hashlib.sha256(content).hexdigest()
+        source = {"path": self._way_to(item.path), "sha256": digest, "bytes": len(content)}
+        for row in reversed(self._rows(item.key) if self._rows else []):
+            if row.error is None and row.input == source and self._agrees(row, item):
+                return Outcome(item, row, skipped=True)
+        watch.mark("read")
+        return Content(item, content, source, watch.seconds)
+
+    def decode(self, source: Content) -> Picture:
+        """Decode a file's content.
+
+        Raises:
+            InputError: it is no picture, or damaged.
+        """
+        watch = Watch()
+        image = read_image_bytes(source.content, str(source.item.path))
+        watch.mark("decode")
+        return Picture(replace(source, content=b"", seconds=source.seconds | watch.seconds), image)
+
+    def _agrees(self, row: Row, item: Item) -> bool:
+        """Whether a row was made by the same settings and weights, and its files are as it says."""
+        names = item.outputs(self.job.suffixes)
+        return (
+            (row.settings, row.weights) == (self.signature.settings, self.signature.weights)
+            and {what: file["path"] for what, file in row.outputs.items()} == names
+            and all(what in row.shapes for what in self.job.run_files if what.startswith("coco"))
+            and all(self.store.sha256(file["path"]) == file["sha256"] for file in row.outputs.values())
+        )
+
+    def _way_to(self, path: Path) -> str:
+        """A picture as seen from the output folder, so that both can move together."""
+        try:
+            return Path(os.path.relpath(path, self.store.root)).as_posix()
+        except ValueError:  # another drive
+            return path.absolute().as_posix()
+
+    # --- find ---
+
+    def find(self, pictures: Sequence[Picture]) -> list[Answer]:
+        """Segment pictures at once; call it inside `exact_threads`."""
+        watch = Watch()
+        query = self.segmenter.encode_queries([picture.image for picture in pictures])
+        paths = [picture.source.item.path for picture in pictures]
+        answers = find_in(self.segmenter, query, self.encoded, paths, self.job.choices)
+        watch.mark("model")
+        share = watch.seconds["model"] / len(pictures)
+        return [replace(answer, seconds={**answer.seconds, "model": share}) for answer in answers]
+
+    # --- write ---
+
+    def write(self, picture: Picture, answer: Answer) -> Outcome:
+        """Write all results of a picture; returns what the manifest is to say of it.
+
+        Raises:
+            PlaceLost: nothing can be written any more.
+            InputError: these files cannot.
+        """
+        watch = Watch()
+        item, scene = picture.source.item, answer.scene
+        contents = {
+            what: thumbnail_jpeg(scene)
+            if what == "thumbnail"
+            else result_bytes(what, self.store.root / name, scene, matting=self.job.matting)
+            for what, name in item.outputs(self.job.suffixes).items()
+        }
+        shapes = run_shapes(scene, self.job.run_files)
+        watch.mark("draw")
+        written: dict[str, dict[str, str]] = {}
+        names = item.outputs(self.job.suffixes)
+        try:
+            for what, content in contents.items():
+                written[what] = {"path": names[what], "sha256": self.store.write(names[what], content)}
+        except InputError:
+            for file in written.values():
+                self.store.remove(file["path"])
+            raise
+        watch.mark("write")
+        row = Row(
+            item.key,
+            picture.source.input,
+            self.signature.settings,
+            self.signature.weights,
+            written,
+            scene_record(scene),
+            shapes,
+            _rounded({**picture.source.seconds, "model": answer.seconds["model"], **watch.seconds}),
+            round(time.time(), 3),
+        )
+        return Outcome(item, row, notes=tuple(answer.empty))
+
+    def fail(self, item: Item, error: Exception) -> Outcome:
+        """Write down a failure, and take away what an earlier run wrote for another state of the picture."""
+        planned = item.outputs(self.job.suffixes).values()
+        for row in self._rows(item.key) if self._rows else []:
+            for file in row.outputs.values():
+                if file["path"] in planned and self.store.sha256(file["path"]) == file["sha256"]:
+                    self.store.remove(file["path"])
+        row = Row(
+            item.key,
+            {"path": self._way_to(item.path)},
+            self.signature.settings,
+            self.signature.weights,
+            time=round(time.time(), 3),
+            error=reason_of(error),
+        )
+        return Outcome(item, row)
+
+    # --- all of it ---
+
+    def run(self, items: Sequence[Item]) -> list[Outcome]:
+        """Work on pictures one after the other, without a pipeline; a bad one stops no other.
+
+        Raises:
+            PlaceLost: nothing can be written any more.
+        """
+        outcomes = []
+        with exact_threads(self.segmenter):
+            for item in items:
+                try:
+                    fetched = self.fetch(item)
+                    if isinstance(fetched, Content):
+                        picture = self.decode(fetched)
+                        fetched = self.write(picture, self.find([picture])[0])
+                    outcomes.append(fetched)
+                except PlaceLost:
+                    raise
+                except Exception as error:
+                    outcomes.append(self.fail(item, error))
+        return outcomes
+
+
+def load_runner(job: Job, store: Store, rows: Rows | None = None) -> Runner:
+    """A runner with a model of its own. Raises as `load_segmenter` and `encode_things`."""
+    return Runner(load_segmenter(**job.model), job, store, rows)
+
+
+# --- threads -------------------------------------------------------------------------------------------
+
+
+def shares_a_cpu(segmenter: Segmenter) -> bool:
+    """Whether several threads may look at pictures with it at once, each on one core."""
+    return segmenter.device.type == "cpu" and segmenter.model == "compact"
+
+
+def _threads(segmenter: Segmenter) -> int | None:
+    """Threads of one computation, where its result may depend on them."""
+    return torch.get_num_threads() if segmenter.device.type == "cpu" else None
+
+
+@contextmanager
+def exact_threads(segmenter: Segmenter) -> Iterator[None]:
+    """Compute with one thread a picture, as sums taken by several depend on how many there are.
+
+    OpenCV too, for the sake of the other pictures. Of Kandinsky on a CPU nobody waits for several pictures at
+    once: it keeps all threads, and the signature says how many.
+    """
+    if not shares_a_cpu(segmenter):
+        yield
+        return
+    before, cv_before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        cv2.setNumThreads(cv_before)
+
+
+def _aligned(support: SupportFeatures) -> SupportFeatures:
+    """A copy in memory of torch's own: what lies in a file starts anywhere, and last bits depend on that."""
+    return replace(
+        support,
+        **{what: getattr(support, what).clone() for what in ("latents", "masks", "image_embeds")},
+    )
+
+
+# --- helpers -------------------------------------------------------------------------------------------
+
+
+def reason_of(error: Exception) -> str:
+    """One sentence about a failure."""
+    if isinstance(error, DiffsegError):
+        return error.message
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def thumbnail_jpeg(scene: Scene) -> bytes:
+    """A small overlay for the contact sheet."""
+    h, w = scene.image.shape[:2]
+    scale = min(1.0, THUMBNAIL / max(h, w))
+    size_wh = max(1, round(w * scale)), max(1, round(h * scale))
+    image = cv2.resize(scene.image, size_wh, interpolation=cv2.INTER_AREA)
+    masks = [
+        cv2.resize(mask.astype(np.uint8), size_wh, interpolation=cv2.INTER_AREA) > 0 for mask in scene.masks
+    ]
+    stream = io.BytesIO()
+    Image.fromarray(overlay_things(image, masks, scene.names)).save(stream, "JPEG", quality=80)
+    return stream.getvalue()
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise InputError(
+                f"{path} is too large: {size // 10**6} MB of at most {MOST_BYTES // 10**6}.", "Scale it down."
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist any more.", "Check the name.") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.", "Check who may read it.") from error
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {stage: round(spent, 4) for stage, spent in seconds.items()}

@@ -1,0 +1,94 @@
+"""A batch with its files open: what an engine needs before, while and after it works on pictures."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from diffseg_cli.batch.finish import finish
+from diffseg_cli.batch.job import Job
+from diffseg_cli.batch.manifest import ManifestReader, ManifestWriter
+from diffseg_cli.batch.plan import Item, Part
+from diffseg_cli.batch.runner import Outcome, Runner, load_runner
+from diffseg_cli.batch.store import Store
+
+
+class Session:
+    """One share of a plan on its way; use it in a `with` block.
+
+    Args:
+        job: what to do.
+        items: the whole plan.
+        share: which of it is this session's.
+        out: folder of the results.
+        resume: whether what earlier runs did counts.
+        dry: write nothing.
+
+    Attributes:
+        own: pictures of this share.
+        store: where results go.
+        runner: the model.
+
+    Raises:
+        UsageError: another run is at work on the same share.
+        InputError: the folder cannot be written.
+        DiffsegError: as `load_runner`.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        items: Sequence[Item],
+        share: Part,
+        out: Path,
+        *,
+        resume: bool = True,
+        dry: bool = False,
+    ) -> None:
+        self.job, self.items, self.store = job, items, Store(out, share.tag)
+        self.own = [item for item in items if share.takes(item)]
+        with ExitStack() as stack:
+            self._writer = None if dry else stack.enter_context(ManifestWriter(out, share.tag))
+            reader = stack.enter_context(ManifestReader(out))
+            if not dry:
+                self.store.clean(name for item in items for name in item.outputs(job.suffixes).values())
+            self.runner: Runner = load_runner(job, self.store, reader.rows if resume else None)
+            self._sign(reader)
+            self._files = stack.pop_all()
+
+    def _sign(self, reader: ManifestReader) -> None:
+        """Write down the settings behind the hashes of the rows to come, once."""
+        signature = self.runner.signature
+        if self._writer is not None and reader.last_record("settings") != signature.settings:
+            named = {"settings": signature.settings, "weights": signature.weights}
+            self._writer.add_record({**named, "what": signature.record, "time": round(time.time(), 3)})
+
+    def record(self, outcome: Outcome) -> None:
+        """Write down what became of a picture, unless an earlier run did.
+
+        Raises:
+            InputError: the manifest cannot be written; the run must stop.
+        """
+        if self._writer is not None and not outcome.skipped:
+            self._writer.add(outcome.row)
+
+    def finish(self) -> list[Path]:
+        """Write the files of the run from everything that is done; returns where they are.
+
+        Raises:
+            InputError: one cannot be written.
+        """
+        records = [each.record for each in self.runner.encoded]
+        written = finish(self.job, self.runner.signature, self.items, self.store, records)
+        if self._writer is not None:
+            self._writer.add_record(written)
+        return [self.store.root / name for name in written["files"]]
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.close()

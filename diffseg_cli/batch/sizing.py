@@ -1,0 +1,84 @@
+"""How many pictures the model looks at together: as many as pay, and never so many that a bit changes.
+
+Kernels for one picture and for several may add in another order, which moves last bits. So a size is used
+only if pictures come out of it, in every place, with the bytes they have alone. On a CPU two fail that test
+already (DESIGN.md), and would not be faster.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffseg_cli.batch.plan import Item
+from diffseg_cli.batch.runner import Content, Picture, Runner, exact_threads
+from diffseg_cli.finding import Answer
+
+LARGEST = 64
+WORTH_MEASURING = 24  # pictures; fewer are done before a measurement pays
+GAIN = 1.05  # a larger batch must be so much faster a picture
+
+
+def choose_batch_size(runner: Runner, wanted: int | None, todo: int) -> int:
+    """A batch size that changes no result.
+
+    Args:
+        runner: the model.
+        wanted: what the user asks for, or None to measure.
+        todo: pictures to come.
+
+    Returns:
+        `wanted`, or 1 where that would change bytes or does not fit; without a wish the fastest size.
+    """
+    if wanted == 1 or todo < (2 if wanted else WORTH_MEASURING):
+        return 1
+    with exact_threads(runner.segmenter):
+        alone = _bytes(runner.find([_probe(0)])[0])
+        if wanted is not None:
+            return wanted if _is_exact(runner, min(wanted, todo), alone) else 1
+        best, pace = 1, _pace(runner, 1)
+        size = 2
+        while size <= min(LARGEST, todo):
+            try:
+                if not _is_exact(runner, size, alone):
+                    break
+                faster = _pace(runner, size)
+            except (MemoryError, torch.OutOfMemoryError):
+                break
+            if faster * GAIN > pace:
+                break
+            best, pace, size = size, faster, 2 * size
+    return best
+
+
+def _is_exact(runner: Runner, size: int, alone: bytes) -> bool:
+    """Whether a probe in the first, the middle and the last place of a batch is what it is alone."""
+    for place in sorted({0, size // 2, size - 1}):
+        pictures = [_probe(0 if index == place else index + 1) for index in range(size)]
+        if _bytes(runner.find(pictures)[place]) != alone:
+            return False
+    return True
+
+
+def _pace(runner: Runner, size: int) -> float:
+    """Seconds a picture."""
+    pictures = [_probe(index) for index in range(size)]
+    start = time.perf_counter()
+    runner.find(pictures)
+    return (time.perf_counter() - start) / size
+
+
+def _bytes(answer: Answer) -> bytes:
+    return b"".join(
+        part
+        for thing in answer.scene.things
+        for part in (thing.probability.tobytes(), thing.score_map.tobytes(), repr(thing.presence).encode())
+    )
+
+
+def _probe(seed: int) -> Picture:
+    """A picture of coarse noise."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = coarse.repeat(24, axis=0).repeat(24, axis=1)
+    return Picture(Content(Item(Path("probe"), "probe"), b"", {}, {}), image)

@@ -1,0 +1,92 @@
+"""The folder results go to: every file whole or not there, and leftovers of killed runs found again."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from diffseg_cli.errors import InputError
+from diffseg_cli.results.render import replace_file
+
+# What is wrong with the whole place and not with one file: going on would fail for every picture.
+OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
+ABANDONED = 3600  # seconds after which a part that another machine began is taken for dead
+CHUNK = 2**20
+
+
+class PlaceLost(InputError):
+    """The output folder as a whole cannot be written any more; the run stops."""
+
+
+class Store:
+    """Files below one folder.
+
+    Args:
+        root: the folder.
+        tag: of this run's part, so that runs side by side know their own temporary files.
+    """
+
+    def __init__(self, root: Path, tag: str = "") -> None:
+        self.root = root
+        self._prefix = f".diffseg-batch{tag or '-all'}-"
+
+    def write(self, name: str, content: bytes) -> str:
+        """Write a file under a temporary name and rename it.
+
+        Args:
+            name: below the folder, with forward slashes.
+            content: of the file.
+
+        Returns:
+            Its sha256.
+
+        Raises:
+            PlaceLost: a full or read-only disk, or the like.
+            InputError: this one cannot be written.
+        """
+        path = self.root / name
+        partial = path.with_name(f"{self._prefix}{os.getpid()}-{threading.get_ident()}.partial")
+        try:
+            replace_file(path, content, partial)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        return hashlib.sha256(content).hexdigest()
+
+    def sha256(self, name: str) -> str | None:
+        """Of a file; None where it is not there or cannot be read."""
+        digest = hashlib.sha256()
+        try:
+            with (self.root / name).open("rb") as stream:
+                while chunk := stream.read(CHUNK):
+                    digest.update(chunk)
+        except OSError:
+            return None
+        return digest.hexdigest()
+
+    def remove(self, name: str) -> None:
+        """Delete a file if it is there."""
+        with contextlib.suppress(OSError):
+            (self.root / name).unlink(missing_ok=True)
+
+    def clean(self, names: Iterable[str]) -> None:
+        """Delete what killed runs left in the folders of these files."""
+        for folder in {(self.root / name).parent for name in names} | {self.root}:
+            for partial in folder.glob(".diffseg-batch*.partial"):
+                with contextlib.suppress(OSError):
+                    own = partial.name.startswith(self._prefix)
+                    if own or time.time() - partial.stat().st_mtime > ABANDONED:
+                        partial.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """What to raise for a file that cannot be written."""
+    if error.errno in OF_THE_PLACE:
+        return PlaceLost(
+            f"{path} cannot be written: {error.strerror}. What was finished is kept.",
+            "Make room or choose another --out, then give the same command again.",
+        )
+    return InputError(f"{path} cannot be written: {error.strerror or error}.", "Check who may write there.")

@@ -1,0 +1,306 @@
+"""diffseg batch."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from diffseg_cli.cli import console, options
+from diffseg_cli.cli.batch_progress import GO_ON, Tally, shown, stop_gently
+from diffseg_cli.cli.things import find_things, read_pairs
+from diffseg_cli.errors import ExitCode, InputError, PartialFailure, UsageError
+
+if TYPE_CHECKING:
+    from diffseg_cli.batch.job import Job
+    from diffseg_cli.batch.plan import Item, Part
+    from diffseg_cli.batch.runner import Outcome
+    from diffseg_cli.batch.session import Session
+    from diffseg_cli.finding import Thing
+
+EXAMPLES = """Examples:
+
+  diffseg batch --support dog.jpg --mask dog.png --queries photos/ --out results/
+
+  diffseg batch -c dog.dsc --queries 'photos/**/*.jpg' -f mask -f coco --out results/"""
+
+RUN = "Run"  # panel of the help
+MOST_WORKERS = 8
+
+
+def _batch_size(value: str) -> str:
+    if value != "auto" and not re.fullmatch(r"[1-9]\d{0,3}", value):
+        raise typer.BadParameter(f"'{value}' is not auto or a number from 1 to 9999.")
+    return value
+
+
+def _part(value: str | None) -> str | None:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value or "1/1")
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise typer.BadParameter(f"'{value}' is not k/n such as 1/8, with k from 1 to n.")
+    return value
+
+
+def batch(
+    queries: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--queries",
+            "-q",
+            metavar="DIR|GLOB|LIST.txt|-",
+            help="Pictures to search: a folder, a pattern in quotes, a text file with a path a line, or - "
+            "for such a list on stdin; repeat it for several.",
+            rich_help_panel=options.QUERY,
+        ),
+    ] = None,
+    recursive: Annotated[
+        bool,
+        typer.Option("--recursive", help="Look into folders of folders.", rich_help_panel=options.QUERY),
+    ] = False,
+    support: options.Support = None,
+    mask: options.Mask = None,
+    concept: options.Concept = None,
+    name: options.Name = None,
+    label: options.Label = None,
+    color: options.Color = None,
+    category: options.Category = None,
+    annotation: options.Annotation = None,
+    invert_mask: options.InvertMask = False,
+    fit_mask: options.FitMask = False,
+    model: options.Model = "compact",
+    checkpoint: options.Checkpoint = None,
+    head: options.Head = None,
+    fusion: options.Fusion = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    offload: options.Offload = False,
+    timesteps: options.Timesteps = None,
+    seed: options.Seed = 0,
+    threshold: options.Threshold = 0.5,
+    min_presence: options.MinPresence = 0.0,
+    refine: options.Refine = None,
+    file_format: options.Format = None,
+    matting: options.Matting = False,
+    out: options.Out = Path("diffseg_out"),
+    json: options.Json = False,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|N",
+            callback=_batch_size,
+            help="Pictures the model looks at together, as far as no result changes by it.",
+            rich_help_panel=RUN,
+        ),
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Threads that read, and threads that write.", rich_help_panel=RUN
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Skip what is done and still agrees with picture, settings and weights, or do all again.",
+            rich_help_panel=RUN,
+        ),
+    ] = True,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N",
+            callback=_part,
+            help="Do the k-th of n shares; all shares may run at once into one --out.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    on_error: Annotated[
+        Literal["continue", "stop"],
+        typer.Option(help="What a picture that fails does to the others.", rich_help_panel=RUN),
+    ] = "continue",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be done.", rich_help_panel=RUN)
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check the finished folder --out instead.", rich_help_panel=RUN)
+    ] = False,
+) -> None:
+    """Find a thing in many pictures, given one or a few pictures of it with masks.
+
+    Results mirror the folders of the pictures. A manifest in --out says what
+    was done, so that the same command goes on where it was stopped, however
+    it was; index.html there shows everything. Prints where the files of the
+    run are, or with --json a line a picture as they are done.
+    """
+    if verify:
+        _verify(out)
+        return
+    choice: dict[str, Any] = {"label": label, "color": color, "category": category, "annotation": annotation}
+    things = find_things(support, mask, concept, name, invert=invert_mask, fit=fit_mask, **choice)
+    job = _describe(
+        things,
+        file_format,
+        matting=matting,
+        choices={"threshold": threshold, "min_presence": min_presence, "refine": refine, "seed": seed},
+        model={
+            "model": model,
+            "checkpoint": checkpoint,
+            "device": device,
+            "dtype": dtype,
+            "head": head,
+            "fusion": fusion,
+            "offload": offload,
+            "timesteps": options.split_timesteps(timesteps),
+        },
+    )
+    items, share = _plan(queries or [], job, out, part, recursive=recursive)
+    with _open(job, items, share, out, resume=resume, dry=dry_run) as session:
+        if dry_run:
+            _list(session, as_json=json)
+            return
+        size = None if batch_size == "auto" else int(batch_size)
+        tally = _work(session, size, workers, stop_on_error=on_error == "stop", as_json=json)
+        tally.tell()
+        if tally.interrupted:
+            console.say(f"Interrupted; what is finished is kept. {GO_ON}")
+            raise typer.Exit(ExitCode.INTERRUPTED)
+        if not (tally.failed and on_error == "stop"):
+            files = session.finish()
+            for path in [] if json else files:
+                console.result(str(path))
+    tally.raise_failures(stopped=on_error == "stop")
+
+
+# --- before --------------------------------------------------------------------------------------------
+
+
+def _describe(
+    things: "list[Thing]",
+    formats: list[str] | None,
+    *,
+    matting: bool,
+    choices: dict[str, Any],
+    model: dict[str, Any],
+) -> "Job":
+    from diffseg_cli.batch.job import Job
+    from diffseg_cli.results.outputs import choose_formats
+
+    return Job(things, read_pairs(things), choices, choose_formats(formats, matting=matting), matting, model)
+
+
+def _plan(
+    queries: list[str], job: "Job", out: Path, part: str | None, *, recursive: bool
+) -> "tuple[list[Item], Part]":
+    """All pictures, checked against losing anything, and this run's share of them."""
+    from diffseg_cli.batch.finish import INDEX
+    from diffseg_cli.batch.manifest import NAME
+    from diffseg_cli.batch.plan import STREAM, Part, check_outputs, find_items
+    from diffseg_cli.results.render import check_folder
+
+    if not queries:
+        raise UsageError("There is nothing to search.", "Give --queries with a folder, a pattern or a list.")
+    if STREAM in queries and sys.stdin.isatty():
+        raise UsageError("--queries - reads a list from a pipe.", "For example: find . | diffseg batch ...")
+    index, _, count = (part or "1/1").partition("/")
+    share = Part(int(index), int(count))
+    items = find_items(queries, recursive=recursive, out=out, read_stdin=lambda: sys.stdin.buffer.read())
+    taken = [*job.run_files.values(), INDEX, f"{NAME}{share.tag}.jsonl"]
+    read = [path for thing in job.things for path in thing.files]
+    check_outputs(items, job.suffixes, out, taken=taken, read=read)
+    check_folder(out)
+    return items, share
+
+
+def _open(job: "Job", items: "list[Item]", share: "Part", out: Path, *, resume: bool, dry: bool) -> "Session":
+    with console.working("Loading the model"):
+        from diffseg_cli.batch.session import Session
+
+        session = Session(job, items, share, out, resume=resume, dry=dry)
+    console.say(f"Using {session.runner.segmenter.description}.")
+    return session
+
+
+def _list(session: "Session", *, as_json: bool) -> None:
+    """What would be done."""
+    from diffseg_cli.batch.runner import Outcome
+
+    for item in session.own:
+        try:
+            state = "skip" if isinstance(session.runner.fetch(item), Outcome) else "todo"
+        except InputError as error:
+            state = f"fail ({error.message})"
+        outputs = {
+            what: str(session.store.root / path) for what, path in item.outputs(session.job.suffixes).items()
+        }
+        if as_json:
+            console.result_json(
+                {"query": str(item.path), "state": state.partition(" ")[0], "outputs": outputs}
+            )
+        else:
+            console.result(f"{state}  {item.path} -> {', '.join(outputs.values())}")
+
+
+def _verify(out: Path) -> None:
+    """Check a finished folder.
+
+    Raises:
+        PartialFailure: something is wrong.
+    """
+    from diffseg_cli.batch.finish import verify
+
+    right = wrong = 0
+    for fault in verify(out):
+        if fault is None:
+            right += 1
+        else:
+            wrong += 1
+            console.result(f"{fault.key}: {fault.reason}")
+    if wrong:
+        raise PartialFailure(
+            f"{out}: {wrong} faults, {right} files are as they were written.",
+            "Give the command of the batch again: it redoes what is wrong.",
+        )
+    console.say(f"{out}: all {right} files are as they were written.")
+
+
+# --- during --------------------------------------------------------------------------------------------
+
+
+def _work(
+    session: "Session", size: int | None, workers: int | None, *, stop_on_error: bool, as_json: bool
+) -> Tally:
+    """Do this run's share; every picture is written down as it is done."""
+    from diffseg_cli.batch.pipeline import Pipeline
+    from diffseg_cli.batch.sizing import choose_batch_size
+
+    chosen = choose_batch_size(session.runner, size, len(session.own))
+    if size and chosen < min(size, len(session.own)):
+        console.note(f"Batches of {size} would change last bits of results; pictures go one by one.")
+    threads = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    pipeline = Pipeline(session.runner, workers=threads, batch_size=chosen, stop_on_error=stop_on_error)
+    tally = Tally(len(session.own))
+    with stop_gently(pipeline, tally):
+        for outcome in shown(pipeline.run(session.own), tally):
+            session.record(outcome)
+            if as_json:
+                console.result_json(_row(outcome, session.store.root))
+                continue
+            for note in outcome.notes:
+                console.note(f"{outcome.item.path}: {note}; the mask is empty.")
+    return tally
+
+
+def _row(outcome: "Outcome", out: Path) -> dict[str, Any]:
+    """One picture as JSON."""
+    row = outcome.row
+    return {
+        "query": str(outcome.item.path),
+        "state": "failed" if row.error is not None else "skipped" if outcome.skipped else "done",
+        "outputs": {what: str(out / file["path"]) for what, file in row.outputs.items()},
+        **row.found,
+        "seconds": row.seconds,
+        "error": row.error,
+    }
