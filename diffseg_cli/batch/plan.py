@@ -81,7 +81,7 @@ def _items_of(source: str, *, recursive: bool, out: Path, read_stdin: Callable[[
     if source == STREAM:
         return _listed(read_stdin())
     if path.is_dir():
-        return (Item(p, p.relative_to(path).as_posix()) for p in _pictures_in(path, recursive, out))
+        return (Item(p, p.relative_to(path).as_posix()) for p in pictures_in(path, recursive, out))
     if path.suffix.lower() == ".txt":
         try:
             return _listed(path.read_bytes())
@@ -96,7 +96,7 @@ def _items_of(source: str, *, recursive: bool, out: Path, read_stdin: Callable[[
     )
 
 
-def _pictures_in(folder: Path, recursive: bool, out: Path) -> Iterable[Path]:
+def pictures_in(folder: Path, recursive: bool, out: Path) -> Iterable[Path]:
     """Pictures by their suffix; nothing hidden, nothing in the output folder."""
     folders = [folder]
     while folders:
@@ -152,6 +152,43 @@ def _listed(content: bytes) -> Iterable[Item]:
 # --- checks --------------------------------------------------------------------------------------------
 
 
+class Claims:
+    """Which result has which name, so that none is lost.
+
+    Args:
+        suffixes: as in `Item.outputs`.
+        out: folder of the results.
+        taken: other files of the run below `out`.
+        read: supports, pictures and the like.
+    """
+
+    def __init__(
+        self, suffixes: Mapping[str, str], out: Path, *, taken: Iterable[str], read: Iterable[Path]
+    ) -> None:
+        self._suffixes, self._out, self._root = suffixes, out, os.path.realpath(out)
+        self._owner = {_folded(name): "the run itself" for name in taken}
+        self._inputs = {_folded(os.path.realpath(path)) for path in read}
+
+    def add(self, item: Item) -> None:
+        """Claim the names of a picture's results.
+
+        Raises:
+            UsageError: one is claimed already, also where case is ignored, or is read by the run.
+        """
+        for name in item.outputs(self._suffixes).values():
+            other = self._owner.setdefault(_folded(name), item.key)
+            if other != item.key:
+                raise UsageError(
+                    f"{other} and {item.key} would both be written to {self._out / name}.",
+                    "Rename one, or choose pictures by a pattern such as 'photos/*.jpg'.",
+                )
+            if _folded(f"{self._root}/{name}") in self._inputs:
+                raise UsageError(
+                    f"{self._out / name} is read by this run and would be overwritten.",
+                    "Choose another --out.",
+                )
+
+
 def check_outputs(
     items: Sequence[Item],
     suffixes: Mapping[str, str],
@@ -160,33 +197,10 @@ def check_outputs(
     taken: Iterable[str],
     read: Iterable[Path],
 ) -> None:
-    """Refuse a plan that would lose a result or an input.
-
-    Args:
-        items: of the whole plan, all parts.
-        suffixes: as in `Item.outputs`.
-        out: folder of the results.
-        taken: other files of the run below `out`.
-        read: supports and the like.
-
-    Raises:
-        UsageError: two results have one name, also where case is ignored, or a result is read by the run.
-    """
-    owner: dict[str, str] = {_folded(name): "the run itself" for name in taken}
-    root = os.path.realpath(out)
-    inputs = {_folded(os.path.realpath(path)) for path in [*(item.path for item in items), *read]}
+    """Refuse a plan that would lose a result or an input; arguments and errors as in `Claims`."""
+    claims = Claims(suffixes, out, taken=taken, read=[*read, *(item.path for item in items)])
     for item in items:
-        for name in item.outputs(suffixes).values():
-            other = owner.setdefault(_folded(name), item.key)
-            if other is not item.key:
-                raise UsageError(
-                    f"{other} and {item.key} would both be written to {out / name}.",
-                    "Rename one, or choose pictures by a pattern such as 'photos/*.jpg'.",
-                )
-            if _folded(f"{root}/{name}") in inputs:
-                raise UsageError(
-                    f"{out / name} is read by this run and would be overwritten.", "Choose another --out."
-                )
+        claims.add(item)
 
 
 def _folded(name: str) -> str:

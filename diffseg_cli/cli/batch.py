@@ -140,7 +140,7 @@ def batch(
         return
     choice: dict[str, Any] = {"label": label, "color": color, "category": category, "annotation": annotation}
     things = find_things(support, mask, concept, name, invert=invert_mask, fit=fit_mask, **choice)
-    job = _describe(
+    job = describe_job(
         things,
         file_format,
         matting=matting,
@@ -157,7 +157,7 @@ def batch(
         },
     )
     items, share = _plan(queries or [], job, out, part, recursive=recursive)
-    with _open(job, items, share, out, resume=resume, dry=dry_run) as session:
+    with open_session(job, items, share, out, resume=resume, dry=dry_run) as session:
         if dry_run:
             _list(session, as_json=json)
             return
@@ -177,7 +177,7 @@ def batch(
 # --- before --------------------------------------------------------------------------------------------
 
 
-def _describe(
+def describe_job(
     things: "list[Thing]",
     formats: list[str] | None,
     *,
@@ -214,7 +214,9 @@ def _plan(
     return items, share
 
 
-def _open(job: "Job", items: "list[Item]", share: "Part", out: Path, *, resume: bool, dry: bool) -> "Session":
+def open_session(
+    job: "Job", items: "list[Item]", share: "Part", out: Path, *, resume: bool = True, dry: bool = False
+) -> "Session":
     with console.working("Loading the model"):
         from diffseg_cli.batch.session import Session
 
@@ -286,14 +288,14 @@ def _work(
         for outcome in shown(pipeline.run(session.own), tally):
             session.record(outcome)
             if as_json:
-                console.result_json(_row(outcome, session.store.root))
+                console.result_json(outcome_row(outcome, session.store.root))
                 continue
             for note in outcome.notes:
                 console.note(f"{outcome.item.path}: {note}; the mask is empty.")
     return tally
 
 
-def _row(outcome: "Outcome", out: Path) -> dict[str, Any]:
+def outcome_row(outcome: "Outcome", out: Path) -> dict[str, Any]:
     """One picture as JSON."""
     row = outcome.row
     return {

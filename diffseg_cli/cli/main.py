@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffseg_cli.cli import attn, batch, console, doctor, edges, evaluate, mask, segment, serve, train
+from diffseg_cli.cli import attn, batch, console, doctor, edges, evaluate, mask, segment, serve, train, watch
 from diffseg_cli.cli.concept import concept_app
 from diffseg_cli.cli.models import models_app
 from diffseg_cli.errors import DiffsegError, ExitCode
@@ -61,6 +61,7 @@ app.command(epilog=edges.EXAMPLES)(edges.edges)
 app.command(epilog=mask.EXAMPLES)(mask.mask)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(epilog=watch.EXAMPLES)(watch.watch)
 app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.add_typer(concept_app, name="concept")

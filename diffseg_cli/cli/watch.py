@@ -1,0 +1,188 @@
+"""diffseg watch."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffseg_cli.cli import console, options
+from diffseg_cli.cli.batch import MOST_WORKERS, RUN, describe_job, open_session, outcome_row
+from diffseg_cli.cli.things import find_things
+from diffseg_cli.errors import ExitCode, InputError, UsageError
+
+if TYPE_CHECKING:
+    from diffseg_cli.batch.job import Job
+    from diffseg_cli.batch.plan import Claims
+    from diffseg_cli.batch.runner import Outcome
+    from diffseg_cli.batch.watching import Watching
+
+EXAMPLES = """Examples:
+
+  diffseg watch inbox/ --concept dog.dsc --out results/
+
+  diffseg watch inbox/ -c dog.dsc --recursive -f mask -f json --out results/ --json"""
+
+
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder in which pictures arrive.")],
+    recursive: Annotated[
+        bool,
+        typer.Option("--recursive", help="Watch its folders too.", rich_help_panel=options.QUERY),
+    ] = False,
+    support: options.Support = None,
+    mask: options.Mask = None,
+    concept: options.Concept = None,
+    name: options.Name = None,
+    label: options.Label = None,
+    color: options.Color = None,
+    category: options.Category = None,
+    annotation: options.Annotation = None,
+    invert_mask: options.InvertMask = False,
+    fit_mask: options.FitMask = False,
+    model: options.Model = "compact",
+    checkpoint: options.Checkpoint = None,
+    head: options.Head = None,
+    fusion: options.Fusion = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    offload: options.Offload = False,
+    timesteps: options.Timesteps = None,
+    seed: options.Seed = 0,
+    threshold: options.Threshold = 0.5,
+    min_presence: options.MinPresence = 0.0,
+    refine: options.Refine = None,
+    file_format: options.Format = None,
+    matting: options.Matting = False,
+    out: options.Out = Path("diffseg_out"),
+    json: options.Json = False,
+    settle: Annotated[
+        float,
+        typer.Option(
+            min=0.05,
+            metavar="S",
+            help="Seconds without a change after which a picture is taken for whole.",
+            rich_help_panel=RUN,
+        ),
+    ] = 2.0,
+    rescan: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            metavar="S",
+            help="Seconds between two looks at the whole folder, for changes the system did not tell of.",
+            rich_help_panel=RUN,
+        ),
+    ] = 30.0,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Threads that read, and threads that write.", rich_help_panel=RUN
+        ),
+    ] = None,
+) -> None:
+    """Segment pictures as they arrive in a folder, until Ctrl-C.
+
+    What is there already is done first. Results, manifest and index.html in
+    --out are those of `diffseg batch`, so that the same command goes on after
+    an end, and either verb with what the other did. Prints the files of each
+    picture, or with --json a line a picture, as they are done.
+    """
+    choice: dict[str, Any] = {"label": label, "color": color, "category": category, "annotation": annotation}
+    things = find_things(support, mask, concept, name, invert=invert_mask, fit=fit_mask, **choice)
+    job = describe_job(
+        things,
+        file_format,
+        matting=matting,
+        choices={"threshold": threshold, "min_presence": min_presence, "refine": refine, "seed": seed},
+        model={
+            "model": model,
+            "checkpoint": checkpoint,
+            "device": device,
+            "dtype": dtype,
+            "head": head,
+            "fusion": fusion,
+            "offload": offload,
+            "timesteps": options.split_timesteps(timesteps),
+        },
+    )
+    claims = _claims(folder, job, out)
+    from diffseg_cli.batch.arrivals import Arrivals
+    from diffseg_cli.batch.plan import Part
+
+    arriving = Arrivals(folder, recursive=recursive, out=out, settle=settle, rescan=rescan)
+    with arriving as arrivals, open_session(job, [], Part(), out) as session:
+        from diffseg_cli.batch.watching import Watching
+
+        if not arrivals.listens:
+            console.note(f"The system does not tell of changes here; looking every {rescan:g} s.")
+        threads = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+        watching = Watching(session, arrivals, claims, threads)
+        console.say(f"Watching {folder}; Ctrl-C ends it.")
+        with _stop_gently(watching) as stopped_by:
+            for outcome in watching.run():
+                _show(outcome, out, as_json=json)
+            watching.finish()
+    console.say("Stopped; what is finished is kept. Give the same command again to go on.")
+    if signal.SIGINT in stopped_by:
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _claims(folder: Path, job: "Job", out: Path) -> "Claims":
+    """Names the run itself takes; refuses a folder that cannot be watched.
+
+    Raises:
+        InputError: there is no such folder, or results cannot be written.
+        UsageError: results would arrive in it as pictures.
+    """
+    from diffseg_cli.batch.finish import INDEX
+    from diffseg_cli.batch.manifest import NAME
+    from diffseg_cli.batch.plan import Claims
+    from diffseg_cli.results.render import check_folder
+
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder.", "Name the folder in which pictures arrive.")
+    if folder.resolve() == out.resolve():
+        raise UsageError(
+            f"{out} is the watched folder itself.", f"Choose another --out, such as {out}/found."
+        )
+    check_folder(out)
+    taken = [*job.run_files.values(), INDEX, f"{NAME}.jsonl"]
+    return Claims(job.suffixes, out, taken=taken, read=[path for each in job.things for path in each.files])
+
+
+@contextmanager
+def _stop_gently(watching: "Watching") -> Iterator[set[int]]:
+    """The first Ctrl-C or SIGTERM finishes what is in hand, the second ends at once; gives which came."""
+    came: set[int] = set()
+
+    def stop(number: int, _frame: object) -> None:
+        if came:
+            os._exit(ExitCode.INTERRUPTED)  # files are whole or not there; threads are not waited for
+        came.add(number)
+        watching.stop()
+        console.say("Finishing what is in hand; once more ends at once.")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show(outcome: "Outcome", out: Path, *, as_json: bool) -> None:
+    row = outcome.row
+    if as_json:
+        console.result_json(outcome_row(outcome, out))
+    elif row.error is None and not outcome.skipped:
+        for what, file in row.outputs.items():
+            if what != "thumbnail":
+                console.result(str(out / file["path"]))
+    if row.error is not None:
+        console.say(f"failed: {outcome.item.path}: {row.error}")
+    for note in outcome.notes:
+        console.note(f"{outcome.item.path}: {note}; the mask is empty.")
