@@ -49,6 +49,16 @@ class PamConfig:
 
 
 @dataclass(frozen=True)
+class ModulesConfig:
+    """What is trained, and what it reads: all a checkpoint needs to be built again."""
+
+    scm: ScmConfig | None
+    pam: PamConfig | None  # without it the answer is the score map
+    knowledge: str = "self+cross"  # what the score map is made of (models/knowledge.py)
+    image_size: int | None = None  # None: the backbone's own
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Training of SCM and PAM.
 

@@ -1,18 +1,19 @@
 """Build networks from their files: the one place that knows which weights make which network."""
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffseg_cli.checkpoint import read_checkpoint
+from diffseg_cli.checkpoint import read_checkpoint, read_checkpoint_info
 from diffseg_cli.config import CompactConfig, PamConfig, ScmConfig
 from diffseg_cli.errors import UsageError, WeightsError
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.compact import CompactBackbone
+from diffseg_cli.models.knowledge import KNOWLEDGE
 from diffseg_cli.models.perceptual_attention import PerceptualAttention
 from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.weights import file_sha256, find_weights, load_strict, read_safetensors, write_safetensors
@@ -54,6 +55,7 @@ def load_compact(
     dtype: torch.dtype = torch.float32,
     encoder: Path | None = None,
     decoder: Path | None = None,
+    image_size: int | None = None,
 ) -> CompactBackbone:
     """The shipped compact backbone.
 
@@ -62,18 +64,24 @@ def load_compact(
         dtype: to compute in.
         encoder: ImageNet weights; default the shipped file.
         decoder: what was fitted to them (statistics, basis, temperatures, decoder); default the shipped file.
+        image_size: S, a multiple of 64; default as configured.
 
     Raises:
+        UsageError: a size the backbone cannot see at.
         WeightsError: a file is missing, damaged or of another network.
     """
+    if image_size is not None and (image_size < 64 or image_size % 64):
+        raise UsageError(f"The picture size {image_size} is no multiple of 64.", "Give 256, 320 or 384.")
     encoder = encoder or find_weights(COMPACT_ENCODER)
     decoder = decoder or find_weights(COMPACT_DECODER)
-    backbone = build_compact()
+    backbone = build_compact(replace(CompactConfig(), image_size=image_size or CompactConfig.image_size))
     tensors = {f"encoder.{name}": value for name, value in read_safetensors(encoder)[0].items()}
     load_strict(backbone, {**tensors, **read_safetensors(decoder)[0]}, decoder)
     backbone.fingerprint = hashlib.sha256(
         f"{file_sha256(encoder)}{file_sha256(decoder)}".encode()
     ).hexdigest()[:16]
+    if backbone.image_size != CompactConfig.image_size:
+        backbone.fingerprint += f"-{backbone.image_size}px"  # modules and supports do not fit another size
     return backbone.to(device=device, dtype=dtype)
 
 
@@ -90,15 +98,24 @@ def save_fitted(backbone: CompactBackbone, path: Path, training: str) -> None:
     )
 
 
-def load_backbone(model: str, device: torch.device, dtype: torch.dtype, offload: bool) -> Backbone:
+def load_backbone(
+    model: str, device: torch.device, dtype: torch.dtype, offload: bool, image_size: int | None = None
+) -> Backbone:
     """A backbone by name, or Kandinsky 2.2 from a folder.
 
+    Args:
+        model: "compact", "kandinsky-2-2" or a folder.
+        device: where to put it.
+        dtype: to compute in.
+        offload: keep only the part of Kandinsky in use on the device.
+        image_size: S of the compact backbone; default as configured.
+
     Raises:
-        UsageError: neither a known name nor a folder.
+        UsageError: neither a known name nor a folder, or a size it cannot see at.
         WeightsError: its weights are missing or damaged.
     """
     if model == "compact":
-        return load_compact(device=device, dtype=dtype)
+        return load_compact(device=device, dtype=dtype, image_size=image_size)
     if model != "kandinsky-2-2" and not Path(model).is_dir():
         raise UsageError(
             f"Unknown model '{model}'.", "Use compact, kandinsky-2-2, or a folder that holds Kandinsky 2.2."
@@ -133,9 +150,21 @@ def build_modules(backbone: Backbone, scm: ScmConfig | None, pam: PamConfig | No
     return modules
 
 
-def modules_config(scm: ScmConfig | None, pam: PamConfig | None) -> dict[str, Any]:
-    """What a checkpoint's metadata keeps so that `load_modules` can build the same modules."""
-    return {"scm": scm and asdict(scm), "pam": pam and asdict(pam)}
+def edge_size(backbone: Backbone) -> int:
+    """Size HED runs at for this backbone's SCM."""
+    if backbone.name != "compact":
+        return backbone.image_size
+    return CompactConfig.edge_size * backbone.image_size // CompactConfig.image_size
+
+
+def checkpoint_image_size(checkpoint: Path) -> int | None:
+    """The picture size a checkpoint was trained at; None for the backbone's own.
+
+    Raises:
+        WeightsError: as `read_checkpoint_info`.
+    """
+    size = read_checkpoint_info(checkpoint).config.get("image_size")
+    return size if isinstance(size, int) else None
 
 
 def load_modules(checkpoint: Path, backbone: Backbone) -> tuple[nn.ModuleDict, dict[str, Any]]:
@@ -150,6 +179,8 @@ def load_modules(checkpoint: Path, backbone: Backbone) -> tuple[nn.ModuleDict, d
     tensors, info = read_checkpoint(checkpoint, backbone=backbone.name, fingerprint=backbone.fingerprint)
     try:
         scm, pam = info.config.get("scm"), info.config.get("pam")
+        if info.config.get("knowledge", "self+cross") not in KNOWLEDGE:
+            raise ValueError(f"unknown knowledge '{info.config['knowledge']}'")
         modules = build_modules(
             backbone, ScmConfig(**scm) if scm else None, PamConfig(**pam) if pam else None
         )

@@ -20,10 +20,11 @@ from diffseg_cli.compute import describe_device, resolve_device, resolve_dtype
 from diffseg_cli.config import CompactConfig, SegmentConfig
 from diffseg_cli.errors import InputError, UsageError, WeightsError
 from diffseg_cli.frames import crop_to_object, from_frame, mask_to_frame, stack_frames
-from diffseg_cli.loading import load_backbone, load_modules
+from diffseg_cli.loading import checkpoint_image_size, edge_size, load_backbone, load_modules
 from diffseg_cli.models.attention import AttentionMaps, OnLayer, score_maps
 from diffseg_cli.models.backbone import Backbone, Control
 from diffseg_cli.models.hed import HED, load_hed
+from diffseg_cli.models.knowledge import FEATURE_KNOWLEDGE, knowledge_scores
 from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput, SupportFeatures
 from diffseg_cli.presence import PresenceCalibration, presence_features
@@ -51,6 +52,7 @@ class Segmenter:
         mask_gamma: exponent of the predicted picture. Things unlike the training classes come out fainter
             than those; chosen on held-out classes, it puts their best cut at 0.5. 1 when training.
         edge_size: size HED runs at.
+        knowledge: what the score map is made of, of `models.knowledge.KNOWLEDGE`.
     """
 
     def __init__(
@@ -64,12 +66,15 @@ class Segmenter:
         presence: PresenceCalibration | None = None,
         mask_gamma: float = 1.0,
         edge_size: int = CompactConfig.edge_size,
+        knowledge: str = "self+cross",
     ) -> None:
         if head == "pam" and "pam" not in trained:
             raise ValueError("head 'pam' needs a trained PAM")
+        if knowledge in FEATURE_KNOWLEDGE and backbone.adds_noise:
+            raise ValueError(f"knowledge '{knowledge}' stands in for a diffusion backbone's and needs none")
         self.backbone, self.trained, self.hed, self.head = backbone, trained, hed, head
         self.settings, self.presence = settings or SegmentConfig(), presence
-        self.mask_gamma, self.edge_size = mask_gamma, edge_size
+        self.mask_gamma, self.edge_size, self.knowledge = mask_gamma, edge_size, knowledge
 
     @property
     def model(self) -> str:
@@ -89,13 +94,14 @@ class Segmenter:
         what = {"compact": "the compact model (a small stand-in, not a diffusion model)"}.get(
             self.model, self.model
         )
-        how = "SCM and PAM" if self.head == "pam" else "attention alone, without trained modules"
+        modules = " and ".join(name.upper() for name in self.trained if self.head == "pam" or name == "scm")
+        how = modules or "attention alone, without trained modules"
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{what} on {describe_device(self.device)} in {dtype}, with {how}"
 
     def find_edges(self, images: Tensor) -> Tensor | None:
         """images (b 3 S S) in [0, 1] -> HED edges (b 1 E E) in [0, 1], or None when nothing reads them."""
-        if self.hed is None or "scm" not in self.trained or self.head != "pam":
+        if self.hed is None or "scm" not in self.trained:
             return None
         shrunk = F.interpolate(images.float(), size=(self.edge_size, self.edge_size), mode="area")
         edges: Tensor = self.hed(shrunk)
@@ -104,31 +110,23 @@ class Segmenter:
     def make_control(self, latents: Tensor, edges: Tensor | None) -> Control | None:
         """SCM bound to the edges (b 1 E E) of encoded queries (b c H W); None without edges or SCM."""
         scm = self.trained["scm"] if "scm" in self.trained else None  # noqa: SIM401 - a ModuleDict has no get
-        if edges is None or not isinstance(scm, SpatialControl):
-            return None
-        edge_features = scm.edge_features(edges.to(latents), (latents.shape[2], latents.shape[3]))
-
-        def control(hidden_states: Sequence[Tensor]) -> Sequence[Tensor]:
-            residuals: Sequence[Tensor] = scm(edge_features, hidden_states)
-            return residuals
-
-        return control
+        return scm.bind(edges, latents) if edges is not None and isinstance(scm, SpatialControl) else None
 
     def run_look(
         self,
         latents: Tensor,
-        edges: Tensor | None,
+        control: Control | None,
         support: SupportFeatures,
         noise: Tensor | None = None,
         on_layer: OnLayer | None = None,
     ) -> AttentionMaps:
-        """One look at encoded queries, steered by SCM when there are edges; arguments as in `forward`."""
+        """One look at encoded queries; other arguments as in `forward`."""
         return self.backbone.look(
             latents,
             support.image_embeds.expand(latents.shape[0], -1, -1, -1),
             timesteps=self.settings.timesteps,
             noise=noise,
-            control=self.make_control(latents, edges),
+            control=control,
             on_layer=on_layer,
         )
 
@@ -145,8 +143,10 @@ class Segmenter:
         """
         support = support.fused(self.settings.fusion)
         b = latents.shape[0]
-        maps = self.run_look(latents, edges, support, noise)
-        scores = score_maps(maps, (latents.shape[2], latents.shape[3]))
+        control = self.make_control(latents, edges)
+        maps = self.run_look(latents, control, support, noise)
+        parts = (support.latents, support.masks, support.image_embeds)
+        scores = knowledge_scores(self.knowledge, self.backbone, maps, latents, parts, control)
         if self.head == "attention":
             picture = F.interpolate(scores.score_map, scale_factor=8, mode="bilinear")
             return SegmenterOutput(maps, scores, None, picture)
@@ -321,16 +321,10 @@ class Segmenter:
         frames = stack_frames([image], self.backbone.image_size).to(self.device)
         latents = self.backbone.encode(frames)
         noise = self.make_noise(latents, seed)
-        maps = self.run_look(
-            latents, self.find_edges(frames), support.fused(self.settings.fusion), noise, on_layer
-        )
+        control = self.make_control(latents, self.find_edges(frames))
+        maps = self.run_look(latents, control, support.fused(self.settings.fusion), noise, on_layer)
         size_hw = (latents.shape[2], latents.shape[3])
         return Look(maps, score_maps(maps, size_hw), (image.shape[0], image.shape[1]))
-
-
-def choose_edge_size(backbone: Backbone) -> int:
-    """Size HED runs at for a backbone's pictures."""
-    return CompactConfig.edge_size if backbone.name == "compact" else backbone.image_size
 
 
 def load_segmenter(
@@ -368,20 +362,18 @@ def load_segmenter(
         raise UsageError(
             f"Timesteps must lie between 0 and {NOISE_LEVELS - 1}.", "Give for example 50 or 20,50,100."
         )
+    if checkpoint is None and model == "compact" and head != "attention":
+        checkpoint = find_weights(COMPACT_MODULES)
+    used = Path(checkpoint) if checkpoint is not None and head != "attention" else None
     place = resolve_device(device)
     number_format = resolve_dtype(dtype, place)
-    backbone = load_backbone(model, place, number_format, offload)
-    if checkpoint is None and backbone.name == "compact" and head != "attention":
-        checkpoint = find_weights(COMPACT_MODULES)
-    trained, calibration, gamma = nn.ModuleDict(), None, 1.0
-    if checkpoint is not None and head != "attention":
-        trained, config = load_modules(Path(checkpoint), backbone)
-        calibration = PresenceCalibration.from_config(config.get("presence"))
-        gamma = config.get("mask_gamma", 1.0)
-    elif head == "pam":
+    image_size = checkpoint_image_size(used) if used else None
+    backbone = load_backbone(model, place, number_format, offload, image_size)
+    trained, config = load_modules(used, backbone) if used else (nn.ModuleDict(), {})
+    if head == "pam" and "pam" not in trained:
         raise WeightsError(
-            f"Head 'pam' needs trained SCM and PAM, and there is no checkpoint for {backbone.name}.",
-            "Give one with --checkpoint, train one with `diffseg train`, or use --head attention.",
+            f"Head 'pam' needs a trained PAM, and there is none for {backbone.name}.",
+            "Give a checkpoint that has one, train one with `diffseg train`, or use --head attention.",
         )
     hed = load_hed().to(device=place, dtype=number_format) if "scm" in trained else None
     return Segmenter(
@@ -390,7 +382,8 @@ def load_segmenter(
         hed=hed,
         head=head or ("pam" if "pam" in trained else "attention"),
         settings=SegmentConfig(fusion=fusion or SegmentConfig.fusion, timesteps=timesteps),
-        presence=calibration,
-        mask_gamma=gamma,
-        edge_size=choose_edge_size(backbone),
+        presence=PresenceCalibration.from_config(config.get("presence")),
+        mask_gamma=config.get("mask_gamma", 1.0),
+        edge_size=edge_size(backbone),
+        knowledge=config.get("knowledge", "self+cross"),
     )

@@ -15,8 +15,8 @@ from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
 from diffseg_cli.datasets.episode import FewShotDataset, read_folder
 from diffseg_cli.errors import WeightsError
 from diffseg_cli.evaluation.evaluate import Evaluation, evaluation_record
-from diffseg_cli.evaluation.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.loading import load_modules
+from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 from diffseg_cli.training.compact_fit import fit_basis, spread_samples, train_decoder

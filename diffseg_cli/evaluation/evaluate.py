@@ -19,9 +19,9 @@ from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.datasets.truth import Truth
 from diffseg_cli.evaluation.metrics import count_pixels
-from diffseg_cli.evaluation.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.evaluation.summary import EpisodeResult, summarise
 from diffseg_cli.frames import from_frame, stack_frames
+from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.prediction import SupportFeatures
 from diffseg_cli.reading.image_io import check_pair, read_image
 from diffseg_cli.refine import refine_borders

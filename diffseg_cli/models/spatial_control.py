@@ -7,7 +7,7 @@ at zero, so an untrained module changes nothing, bit for bit.
 Letters: b batch, S picture size, H W = S/8, e trunk width, s scale, h_s w_s its grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,11 @@ class SpatialControl(nn.Module):
             F.interpolate(edges, size=size_hw, mode="bilinear", align_corners=False)
         )
         return features
+
+    def bind(self, edges: Tensor, latents: Tensor) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
+        """The `Control` of a look at latents (b c H W) whose pictures have edges (b 1 h w)."""
+        edge_features = self.edge_features(edges.to(latents), (latents.shape[2], latents.shape[3]))
+        return lambda hidden_states: self(edge_features, hidden_states)
 
     def forward(self, edge_features: Tensor, hidden_states: Sequence[Tensor]) -> list[Tensor]:
         """One residual a scale.

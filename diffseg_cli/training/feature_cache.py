@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.frames import mask_to_frame, to_frame
+from diffseg_cli.loading import edge_size as default_edge_size
 from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.hed import HED
 from diffseg_cli.reading.image_io import read_image, read_mask
@@ -91,7 +92,7 @@ class FeatureCache:
         backbone: frozen, its fingerprint names the cache.
         hed: frozen edge detector, or None for a cache without edges.
         views: rows a sample.
-        edge_size: E.
+        edge_size: E; default what the backbone's SCM is used with.
         seed: of the augmentation.
     """
 
@@ -103,18 +104,19 @@ class FeatureCache:
         hed: HED | None,
         *,
         views: int,
-        edge_size: int = 192,
+        edge_size: int | None = None,
         seed: int = 0,
     ) -> None:
         self.dataset, self.backbone, self.hed = dataset, backbone, hed
-        self.views, self.edge_size, self.seed = views, edge_size, seed
+        self.views, self.seed = views, seed
+        self.edge_size = edge_size or default_edge_size(backbone)
         listing = "\n".join(sample.image.as_posix() for sample in dataset.samples)
         parts = [
             latents_hash(backbone),
             backbone.image_size,
             listing,
             views,
-            edge_size,
+            self.edge_size,
             seed,
             hed is not None,
         ]

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffseg_cli.checkpoint import CheckpointInfo, write_checkpoint
-from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
+from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig, TrainConfig
 from diffseg_cli.datasets.episode import draw_episode
 from diffseg_cli.evaluation.metrics import IouCounts
 from diffseg_cli.evaluation.summary import class_groups
-from diffseg_cli.loading import build_modules, modules_config
+from diffseg_cli.loading import build_modules
 from diffseg_cli.prediction import SegmenterOutput, SupportFeatures
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training.feature_cache import FeatureCache
@@ -278,10 +278,20 @@ def validate(
 
 
 def new_segmenter(
-    cache: FeatureCache, scm: ScmConfig | None, pam: PamConfig | None, seed: int
+    cache: FeatureCache,
+    scm: ScmConfig | None,
+    pam: PamConfig | None,
+    seed: int,
+    knowledge: str = "self+cross",
 ) -> tuple[Segmenter, dict[str, Any]]:
     """A segmenter with fresh modules for a cache's backbone, and the config its checkpoints carry."""
     torch.manual_seed(seed)
     modules: nn.ModuleDict = build_modules(cache.backbone, scm, pam).to(cache.backbone.device)
-    segmenter = Segmenter(backbone=cache.backbone, trained=modules, hed=cache.hed, head="pam")
-    return segmenter, modules_config(scm, pam)
+    segmenter = Segmenter(
+        backbone=cache.backbone,
+        trained=modules,
+        hed=cache.hed,
+        head="pam" if pam else "attention",
+        knowledge=knowledge,
+    )
+    return segmenter, asdict(ModulesConfig(scm, pam, knowledge, cache.backbone.image_size))
