@@ -18,6 +18,7 @@ from diffseg_cli.prediction import SegmenterOutput
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 from diffseg_cli.training.jobs import choose_modules
 from diffseg_cli.training.trainer import MODULES
+from tools import ablate
 
 
 def look_with(segmenter: Segmenter, knowledge: str, *, channel: int = 0) -> SegmenterOutput:
@@ -87,11 +88,11 @@ def test_switches_become_modules() -> None:
             choose_modules("scm+pam", "self", attentions, scales, False, pam=pam)
 
 
-def make_classes(root: Path) -> None:
+def make_classes(root: Path, pictures: int = 3) -> None:
     generator = np.random.default_rng(0)
     for name in ("ball", "brick"):
         (root / name).mkdir(parents=True)
-        for index in range(3):
+        for index in range(pictures):
             picture = generator.integers(0, 256, (60, 80, 3), dtype=np.uint8)
             mask = np.zeros((60, 80), np.uint8)
             mask[10:40, 20:60] = 255
@@ -135,3 +136,31 @@ def test_sizes_and_knowledge_nobody_knows_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(WeightsError, match="gossip"):
         load_modules(tmp_path / MODULES, backbone)
+
+
+def test_a_table_is_run_once_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("train", "val"):
+        make_classes(tmp_path / "data" / split, pictures=6)
+    rows = [f"{s},{c},{i},,{s}" for s in ("train", "val") for c in ("ball", "brick") for i in range(6)]
+    header = "source,class,id,also_in_image,split"
+    (tmp_path / "data" / "index.csv").write_text("\n".join([header, *rows]))
+    out, page = tmp_path / "out", tmp_path / "ablations.md"
+    words = ["ablate", "--root", str(tmp_path / "data"), "--out", str(out), "--val-sources", "val"]
+    words += ["--steps", "1", "--batch-size", "2", "--image-size", "64", "--episodes", "2", "--threads", "2"]
+    monkeypatch.setattr("sys.argv", [*words, "--table", "3"])
+    ablate.main()
+    made = {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
+    assert set(made) == {"neither.json", "scm.json", "pam.json", "full.json"}
+    ablate.main()
+    assert made == {path.name: path.stat().st_mtime_ns for path in out.glob("*.json")}
+
+    monkeypatch.setattr("sys.argv", ["ablate", "--out", str(out), "--page", str(page)])
+    ablate.main()
+    page.write_text(page.read_text() + "By hand.\n")
+    ablate.main()
+    text = page.read_text()
+    assert text.endswith("## What holds here\n\nBy hand.\n") and text.count("By hand.") == 1
+    assert "| PAM, no attention maps | 0." in text and "--table 3 --root" in text
+    monkeypatch.setattr("sys.argv", [*words, "--table", "3", "--seed", "1"])
+    with pytest.raises(SystemExit, match="give another --out"):
+        ablate.main()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from diffseg_cli.checkpoint import CheckpointInfo, write_checkpoint
 from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig, TrainConfig
 from diffseg_cli.datasets.episode import draw_episode
-from diffseg_cli.evaluation.metrics import IouCounts
+from diffseg_cli.evaluation.metrics import IouCounts, count_pixels
 from diffseg_cli.evaluation.summary import class_groups
 from diffseg_cli.loading import build_modules
 from diffseg_cli.prediction import SegmenterOutput, SupportFeatures
@@ -249,18 +249,13 @@ class Trainer:
 
 
 @torch.inference_mode()
-def validate(
-    segmenter: Segmenter, cache: FeatureCache, *, shots: int = 1, episodes: int = VALIDATION_EPISODES
-) -> dict[str, float]:
-    """Quick mean IoU over cached pictures at half size; the figures to publish come from `evaluation`.
-
-    Returns:
-        Source (the part of the class name before "/") -> mean IoU over its classes, and "all".
-    """
+def validation_episodes(
+    segmenter: Segmenter, cache: FeatureCache, *, shots: int, episodes: int
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Class and `metrics.count_pixels` of `episodes` episodes a class at half size, always the same."""
     dataset = cache.dataset.with_enough(shots)
     count = episodes * len(dataset.classes)
     drawn = [draw_episode(dataset, index, shots=shots, seed=VALIDATION_SEED) for index in range(count)]
-    counts = IouCounts()
     for start in range(0, count, 8):
         chunk = drawn[start : start + 8]
         queries = [episode.query * cache.views for episode in chunk]
@@ -272,7 +267,20 @@ def validate(
         picture = F.interpolate(output.picture.float(), size=query.masks.shape[-2:], mode="area")
         predicted, truth = (picture > 0.5).cpu().numpy(), (query.masks > 0.5).cpu().numpy()
         for episode, mine, theirs in zip(chunk, predicted, truth, strict=True):
-            counts.add(episode.class_name, mine[0], theirs[0])
+            yield episode.class_name, count_pixels(mine[0], theirs[0])
+
+
+def validate(
+    segmenter: Segmenter, cache: FeatureCache, *, shots: int = 1, episodes: int = VALIDATION_EPISODES
+) -> dict[str, float]:
+    """Quick mean IoU over cached pictures at half size; the figures to publish come from `evaluation`.
+
+    Returns:
+        Source (the part of the class name before "/") -> mean IoU over its classes, and "all".
+    """
+    counts = IouCounts()
+    for name, pixels in validation_episodes(segmenter, cache, shots=shots, episodes=episodes):
+        counts.add_counts(name, pixels)
     groups = class_groups(list(counts.counts))
     return {group: counts.mean_iou(names) for group, names in groups.items()}
 
