@@ -4,15 +4,19 @@ import base64
 import io
 import json
 import re
+import socket
 import threading
+import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import schemathesis
+import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -420,6 +424,55 @@ def test_a_batch_holds_what_waits_for_one_thing(finder: Segmenter, slow: type[Sl
         assert [each.result().status_code for each in rest] == [200, 200, 200, 422]
         counted = client.get("/metrics").text
     assert "diffseg_pictures_total 4\n" in counted and "diffseg_batches_total 2\n" in counted
+
+
+@contextmanager
+def listening(segmenter: Segmenter, **limits: Any) -> Iterator[tuple[str, int]]:
+    """A server on a socket; its host and port."""
+    app = create_app(segmenter, limits=Limits(**limits))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        thread = threading.Thread(target=server.run, args=([opened],))
+        thread.start()
+        yield opened.getsockname()
+        server.should_exit = True
+        thread.join()
+
+
+def raw_request(client: TestClient) -> bytes:
+    request = client.build_request("POST", "/v1/segment", files=ASK)
+    body = request.read()
+    lines = [f"{name}: {text}" for name, text in request.headers.items()]
+    return "\r\n".join(["POST /v1/segment HTTP/1.1", *lines, "", ""]).encode() + body
+
+
+def test_the_order_of_a_client_that_went_away_is_not_worked_on(
+    client: TestClient, finder: Segmenter, slow: type[Slow]
+) -> None:
+    with listening(finder) as (host, port):
+
+        def counted() -> str:
+            return urllib.request.urlopen(f"http://{host}:{port}/metrics").read().decode()
+
+        with socket.create_connection((host, port)) as stays, socket.create_connection((host, port)) as goes:
+            stays.sendall(raw_request(client))
+            assert slow.begun.wait(10)
+            goes.sendall(raw_request(client))
+            while "in_hand 2" not in counted():
+                pass
+            goes.close()
+            while "in_hand 1" not in counted():
+                pass
+            slow.go.set()
+            assert stays.recv(1000).startswith(b"HTTP/1.1 200")
+        assert "diffseg_pictures_total 1\n" in counted() and 'status="499"' in counted()
+
+
+def test_an_upload_that_stalls_is_ended(client: TestClient, finder: Segmenter) -> None:
+    with listening(finder, seconds=0.3) as address, socket.create_connection(address) as caller:
+        caller.sendall(raw_request(client)[:-1000])
+        caller.settimeout(10)
+        assert caller.recv(1000).startswith(b"HTTP/1.1 504")
 
 
 # --- who may ask ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 With DIFFSEG_SHOTS=FOLDER it also leaves pictures of the page there.
 """
 
+import base64
 import os
 import socket
 import threading
@@ -139,6 +140,29 @@ def test_painting_and_dropping_shows_what_is_found_at_once(
     assert "taken for absent" in browser.run("return cards[2].facts.textContent")
     browser.click("#remove-all")
     assert browser.run("return cards.length") == 0
+
+
+DROP = """
+const [selector, content] = arguments, moved = new DataTransfer();
+const bytes = Uint8Array.from(atob(content), (char) => char.charCodeAt(0));
+moved.items.add(new File([bytes], "dropped.jpg", { type: "image/jpeg" }));
+for (const kind of ["dragenter", "dragover", "drop"])
+  document.querySelector(selector).dispatchEvent(
+    new DragEvent(kind, { dataTransfer: moved, bubbles: true, cancelable: true }));
+"""
+
+
+def test_pictures_are_dropped_where_they_belong(browser: Chromium, address: str) -> None:
+    browser.open(address)
+    support, query = (
+        base64.b64encode((BIRD / name).read_bytes()).decode() for name in ("support.jpg", "query.jpg")
+    )
+    browser.run(DROP, "#thing", support)
+    browser.wait_for("!document.getElementById('painter').hidden && support.file.name === 'dropped.jpg'")
+    browser.run(DROP, "#where", query)
+    browser.wait_for("cards.length === 1 && cards[0].picture")
+    assert browser.run("return document.getElementById('state').textContent") == "Paint the thing first."
+    assert not browser.run("return document.querySelector('.over')")
 
 
 def test_a_box_becomes_a_mask_that_can_be_undone(browser: Chromium, address: str) -> None:

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from diffseg_cli.serve.limits import Limits
+
 
 class ErrorBody(BaseModel):
     """Why a request was not answered."""
@@ -61,25 +63,13 @@ class ConceptsBody(BaseModel):
     concepts: list[ConceptBody]
 
 
-class LimitsBody(BaseModel):
-    """Bounds of this server."""
-
-    body_bytes: int
-    pixels: int
-    seconds: float
-    requests: int
-    concepts: int
-    supports: int
-    batch_size: int
-
-
 class ModelBody(BaseModel):
     """What answers here."""
 
     version: str
     description: str
     has_presence: bool
-    limits: LimitsBody
+    limits: Limits
 
 
 class HealthBody(BaseModel):
