@@ -104,9 +104,11 @@ def test_moving_the_score_map_moves_the_output() -> None:
     assert change[either].mean() > 2 * change[~either].mean()
 
 
-def test_support_attention_equals_explicit_softmax() -> None:
+@pytest.mark.parametrize("value_width", [2, 12])
+def test_support_attention_equals_explicit_softmax(value_width: int) -> None:
+    """Also with values wider than keys, as four latent channels make them."""
     torch.manual_seed(0)
-    attention = SupportAttention(groups=GROUPS, width=16, head_width=8, value_width=2, key_stride=1)
+    attention = SupportAttention(groups=GROUPS, width=16, head_width=8, value_width=value_width, key_stride=1)
     query, support, masks, _ = episode(b=2, k=2, size_hw=(4, 6))
     found = attention.relations(query, support, masks)
     keys = support.permute(0, 1, 3, 4, 2).flatten(1, 3)
@@ -121,6 +123,8 @@ def test_support_attention_equals_explicit_softmax() -> None:
         share = (attention.log_temperature[head].exp() * torch.cat([logits, null], -1)).softmax(-1)[..., :-1]
         torch.testing.assert_close(found[:, head, :, 0], (share @ on_object)[..., 0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(found[:, head, :, 1], share.sum(-1), atol=1e-5, rtol=1e-4)
+        passed_on = attention.value(keys)[..., head * value_width : (head + 1) * value_width]
+        torch.testing.assert_close(found[:, head, :, 2:], share @ passed_on, atol=1e-5, rtol=1e-4)
 
 
 def test_untrained_attention_1_finds_a_copied_object() -> None:

@@ -121,11 +121,14 @@ class SupportAttention(nn.Module):
         passed_on = self.value(keys_in).unflatten(-1, (heads, -1)).transpose(1, 2)  # (b g m v)
         shares = torch.cat([on_object, torch.ones_like(on_object)], -1)[:, None].expand(-1, heads, -1, -1)
         values = torch.cat([shares.to(passed_on), passed_on], dim=-1)
-        spare = attn_k.shape[-1] - values.shape[-1]  # fused kernels want values as wide as keys
-        values = F.pad(values, (0, spare, 0, 1))  # the null key's value is zero
+        # Fused kernels want values as wide as keys, and the null key's value is zero.
+        width, spare = values.shape[-1], attn_k.shape[-1] - values.shape[-1]
+        values = F.pad(values, (0, max(spare, 0), 0, 1))
         keys = torch.cat([attn_k, null], dim=2)
+        if spare < 0:  # few latent channels, as MoVQ's four
+            attn_q, keys = F.pad(attn_q, (0, -spare)), F.pad(keys, (0, -spare))
         attended = F.scaled_dot_product_attention(attn_q.to(values), keys.to(values), values, scale=1.0)
-        return attended[..., : attended.shape[-1] - spare]
+        return attended[..., :width]
 
     def forward(self, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
         """As `relations`, with queries pooled like the keys; returns L_1 (b d H W)."""
