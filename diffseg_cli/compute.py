@@ -1,10 +1,14 @@
 """Where work runs: the device and the number format, chosen or checked, never changed in silence."""
 
+import math
+from pathlib import Path
+
 import torch
 
 from diffseg_cli.errors import UsageError
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the container this runs in, where there is one
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -66,6 +70,21 @@ def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if DTYPES[name] == torch.float16 and device.type == "cpu":
         raise UsageError("float16 does not run on a CPU.", "Use --dtype float32 (or bfloat16), or a GPU.")
     return DTYPES[name]
+
+
+def limit_threads() -> None:
+    """Compute on no more threads than the container may use.
+
+    torch starts a thread for every core it sees. In a container with `--cpus 2` on a large machine those are
+    all of the machine's: they are stopped most of the time and wait for each other.
+    """
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+        allowed = math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return
+    if allowed < torch.get_num_threads():
+        torch.set_num_threads(max(1, allowed))
 
 
 def describe_device(device: torch.device) -> str:

@@ -1,12 +1,13 @@
 """Devices and number formats: chosen, checked, described; never changed in silence."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from diffseg_cli import compute
-from diffseg_cli.compute import describe_device, resolve_device, resolve_dtype
+from diffseg_cli.compute import describe_device, limit_threads, resolve_device, resolve_dtype
 from diffseg_cli.errors import ExitCode, UsageError
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps")
@@ -128,6 +129,31 @@ def test_devices_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(name="Some GPU", total_memory=24 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: card)
     assert describe_device(CUDA) == "cuda:0 (Some GPU, 24 GiB)"
+
+
+@pytest.mark.parametrize(
+    ("quota", "threads"),
+    [
+        ("200000 100000\n", 2),
+        ("150000 100000\n", 2),
+        ("10000 100000\n", 1),
+        ("9900000 100000\n", 4),
+        ("max 100000\n", 4),
+        ("", 4),
+        (None, 4),
+    ],
+)
+def test_threads_stay_within_the_quota_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, threads: int
+) -> None:
+    monkeypatch.setattr(compute, "CPU_QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: chosen[-1] if chosen else 4)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    limit_threads()
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.gpu
