@@ -151,9 +151,9 @@ def build_modules(backbone: Backbone, scm: ScmConfig | None, pam: PamConfig | No
 
 
 def edge_size(backbone: Backbone) -> int:
-    """Size HED runs at for this backbone's SCM."""
+    """Size the edge detector runs at for this backbone's SCM, which reads at most four places a latent."""
     if backbone.name != "compact":
-        return backbone.image_size
+        return backbone.image_size // 2
     return CompactConfig.edge_size * backbone.image_size // CompactConfig.image_size
 
 

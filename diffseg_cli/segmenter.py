@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffseg_cli.compute import describe_device, resolve_device, resolve_dtype
+from diffseg_cli.compute import describe_device, limit_threads, resolve_device, resolve_dtype
 from diffseg_cli.config import CompactConfig, SegmentConfig
 from diffseg_cli.errors import InputError, UsageError, WeightsError
 from diffseg_cli.frames import crop_to_object, from_frame, mask_to_frame, stack_frames
@@ -24,6 +24,7 @@ from diffseg_cli.loading import checkpoint_image_size, edge_size, load_backbone,
 from diffseg_cli.models.attention import AttentionMaps, OnLayer, score_maps
 from diffseg_cli.models.backbone import Backbone, Control
 from diffseg_cli.models.hed import HED, load_hed
+from diffseg_cli.models.hed_student import HedStudent, load_hed_student
 from diffseg_cli.models.knowledge import FEATURE_KNOWLEDGE, knowledge_scores
 from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput, SupportFeatures
@@ -45,13 +46,13 @@ class Segmenter:
     Args:
         backbone: frozen, in eval mode.
         trained: SCM and PAM, what is optimised, saved and loaded; either may be absent.
-        hed: edge detector; needed when SCM is there.
+        hed: edge detector or its student; needed when SCM is there.
         head: "pam" decodes PAM's latents; "attention" takes the score map as it is, without trained modules.
         settings: fusion, timesteps and threshold.
         presence: calibration of the presence score, or None for none.
         mask_gamma: exponent of the predicted picture. Things unlike the training classes come out fainter
             than those; chosen on held-out classes, it puts their best cut at 0.5. 1 when training.
-        edge_size: size HED runs at.
+        edge_size: size the edge detector runs at.
         knowledge: what the score map is made of, of `models.knowledge.KNOWLEDGE`.
     """
 
@@ -60,7 +61,7 @@ class Segmenter:
         *,
         backbone: Backbone,
         trained: nn.ModuleDict,
-        hed: HED | None,
+        hed: HED | HedStudent | None,
         head: str,
         settings: SegmentConfig | None = None,
         presence: PresenceCalibration | None = None,
@@ -100,7 +101,7 @@ class Segmenter:
         return f"{what} on {describe_device(self.device)} in {dtype}, with {how}"
 
     def find_edges(self, images: Tensor) -> Tensor | None:
-        """images (b 3 S S) in [0, 1] -> HED edges (b 1 E E) in [0, 1], or None when nothing reads them."""
+        """images (b 3 S S) in [0, 1] -> edges (b 1 E E) in [0, 1], or None when nothing reads them."""
         if self.hed is None or "scm" not in self.trained:
             return None
         shrunk = F.interpolate(images.float(), size=(self.edge_size, self.edge_size), mode="area")
@@ -366,6 +367,7 @@ def load_segmenter(
         checkpoint = find_weights(COMPACT_MODULES)
     used = Path(checkpoint) if checkpoint is not None and head != "attention" else None
     place = resolve_device(device)
+    limit_threads()
     number_format = resolve_dtype(dtype, place)
     image_size = checkpoint_image_size(used) if used else None
     backbone = load_backbone(model, place, number_format, offload, image_size)
@@ -375,7 +377,11 @@ def load_segmenter(
             f"Head 'pam' needs a trained PAM, and there is none for {backbone.name}.",
             "Give a checkpoint that has one, train one with `diffseg train`, or use --head attention.",
         )
-    hed = load_hed().to(device=place, dtype=number_format) if "scm" in trained else None
+    hed: HED | HedStudent | None = None
+    if "scm" in trained:
+        # HED itself would be four fifths of the compact model's work, and nothing of Kandinsky's.
+        hed = load_hed_student() if backbone.name == "compact" else load_hed()
+        hed = hed.to(device=place, dtype=number_format)
     return Segmenter(
         backbone=backbone,
         trained=trained.to(device=place, dtype=number_format),
