@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffseg_cli.bench.random_kandinsky import random_networks
 from diffseg_cli.errors import ExitCode, WeightsError
 from diffseg_cli.models import kandinsky_files
 from diffseg_cli.models.attention import AttentionMaps, LayerAttention, split_joint_attention
 from diffseg_cli.models.kandinsky import KandinskyBackbone, crop_supports, load_kandinsky
 from diffseg_cli.models.kandinsky_attention import Recorder, recording
-from diffseg_cli.models.kandinsky_files import KandinskyNetworks
 from diffseg_cli.models.spatial_control import SpatialControl
 
 CPU = torch.device("cpu")
@@ -481,19 +481,13 @@ def test_without_offload_nothing_moves(backbone: KandinskyBackbone, latents: Ten
 
 
 def test_the_full_configuration() -> None:
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-    with torch.device("meta"):
-        networks = tiny.networks(tiny.UNET, tiny.MOVQ, tiny.CLIP)
-    counts = [sum(p.numel() for p in network.parameters()) / 1e6 for network in networks]
+    networks = random_networks(device=torch.device("meta"))
+    parts = (networks.unet, networks.movq, networks.image_encoder)
+    counts = [sum(p.numel() for p in part.parameters()) / 1e6 for part in parts]
     assert [round(count, 2) for count in counts] == [1253.06, 67.83, 1844.91]
-    scheduler = DDPMScheduler.from_config(tiny.SCHEDULER)
-    mean, std = tiny.IMAGE_PROCESSOR["image_mean"], tiny.IMAGE_PROCESSOR["image_std"]
-    full = KandinskyBackbone(
-        KandinskyNetworks(*networks, scheduler, tuple(mean), tuple(std), ""),
-        device=torch.device("meta"),
-        support_crop=None,
-    )
+    assert list(networks.pixel_mean) == tiny.IMAGE_PROCESSOR["image_mean"]
+    assert list(networks.pixel_std) == tiny.IMAGE_PROCESSOR["image_std"]
+    full = KandinskyBackbone(networks, device=torch.device("meta"), support_crop=None)
     assert (full.image_size, full.latent_channels, full.latent_groups) == (512, 4, (4,))
     assert full.scale_widths == (768, 1152, 1536)
 

@@ -44,6 +44,7 @@ RANKS = {
     "advice.py": 10,
     "doctor.py": 10,
     "training/": 10,
+    "bench/": 10,
     "serve/": 11,
     "cli/": 12,
 }

@@ -7,7 +7,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from diffseg_cli.cli import attn, batch, console, doctor, edges, evaluate, mask, segment, serve, train, watch
+from diffseg_cli.cli import (
+    attn,
+    batch,
+    bench,
+    console,
+    doctor,
+    edges,
+    evaluate,
+    mask,
+    segment,
+    serve,
+    train,
+    watch,
+)
 from diffseg_cli.cli.concept import concept_app
 from diffseg_cli.cli.models import models_app
 from diffseg_cli.errors import DiffsegError, ExitCode
@@ -64,6 +77,7 @@ app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=watch.EXAMPLES)(watch.watch)
 app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.add_typer(concept_app, name="concept")
 app.add_typer(models_app, name="models")
 

@@ -1,0 +1,131 @@
+"""diffseg bench."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffseg_cli.cli import console, options
+
+EXAMPLES = """Examples:
+
+  diffseg bench --repeats 20 --out bench/
+
+  diffseg bench --model kandinsky-2-2 --random-weights --device cuda --batch-size 8 --json"""
+
+WORK = "Work"  # panel of the help
+
+
+def bench(
+    model: options.Model = "compact",
+    random_weights: Annotated[
+        bool,
+        typer.Option(
+            "--random-weights",
+            help="Build the model at full size without its files; its answers mean nothing.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = False,
+    checkpoint: options.Checkpoint = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    offload: options.Offload = False,
+    timesteps: options.Timesteps = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="S",
+            help="Size in pixels the model sees pictures at, a multiple of 64; default its own.",
+            rich_help_panel=options.MODEL,
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Queries at once.", rich_help_panel=WORK)] = 1,
+    shots: Annotated[int, typer.Option(min=1, help="Supports.", rich_help_panel=WORK)] = 1,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Runs that are timed, after one to warm up.", rich_help_panel=WORK)
+    ] = 10,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Record and chart.", rich_help_panel=options.OUTPUT),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=options.OUTPUT)
+    ] = False,
+) -> None:
+    """Time every stage, beside what it computes and what this machine could do.
+
+    Figures are of one support and one query: read from a file, searched, and
+    written as `diffseg segment` does. The undivided run of the same work tells
+    what timing the stages apart costs. FLOP are those of matrix products and
+    convolutions, the ceiling is the best square matrix product of the same
+    device, format and run.
+    """
+    if out:
+        from diffseg_cli.results.render import check_folder
+
+        check_folder(out)
+    with console.working("Measuring"):
+        from diffseg_cli.bench.measure import measure
+        from diffseg_cli.bench.subject import prepare_segmenter
+
+        segmenter = prepare_segmenter(
+            model,
+            device=device,
+            dtype=dtype,
+            checkpoint=checkpoint,
+            random_weights=random_weights,
+            offload=offload,
+            image_size=image_size,
+            timesteps=options.split_timesteps(timesteps),
+        )
+        console.say(f"Using {segmenter.description}.")
+        record = measure(
+            segmenter, shots=shots, batch_size=batch_size, repeats=repeats, random_weights=random_weights
+        )
+    _show(record, as_json=json)
+    if out:
+        _write(record, out)
+
+
+def _show(record: dict[str, Any], *, as_json: bool) -> None:
+    """One JSON object, or a table a half of the work."""
+    if as_json:
+        console.result_json(record)
+        return
+    from diffseg_cli.bench.chart import form_flop, form_seconds, summary
+
+    ceiling = record["ceiling"]
+    console.result(summary(record))
+    console.result(f"ceiling {form_flop(ceiling['flop_per_second'])}/s, median of {record['repeats']} runs")
+    for half in ("support", "query"):
+        figures = record[half]
+        total = figures["sum"]["seconds"]
+        console.result(
+            f"\n{f'one {half}':<12}{'time':>10}  {'middle half':<21}{'share':>6}"
+            f"{'FLOP':>14}{'of ceiling':>12}{'peak':>10}"
+        )
+        rows = [
+            *((row["stage"], row) for row in figures["stages"]),
+            ("sum", figures["sum"]),
+            ("undivided", figures["whole"]),
+        ]
+        for name, row in rows:
+            spread = f"{form_seconds(row['low'])} to {form_seconds(row['high'])}"
+            work = f"{form_flop(row['flop']):>14}{row['ceiling_share']:>12.1%}" if row["flop"] else " " * 26
+            peak = row.get("peak_bytes")
+            memory = f"{peak / 2**20:>6.0f} MiB" if peak else ""
+            console.result(
+                f"  {name:<10}{form_seconds(row['seconds']):>10}  {spread:<21}{row['seconds'] / total:>6.1%}"
+                f"{work}{memory}".rstrip()
+            )
+
+
+def _write(record: dict[str, Any], out: Path) -> None:
+    from diffseg_cli.bench.chart import draw_chart
+    from diffseg_cli.results.annotations import json_bytes
+    from diffseg_cli.results.render import write_picture, write_whole
+
+    write_whole(out / "bench.json", json_bytes(record, indent=2))
+    write_picture(out / "bench.png", draw_chart(record))
+    for name in ("bench.json", "bench.png"):
+        console.say(f"Wrote {out / name}.")
