@@ -10,13 +10,13 @@ import torch
 from diffseg_cli.config import CompactConfig, PamConfig, ScmConfig
 from diffseg_cli.loading import build_compact, build_modules
 from diffseg_cli.models.hed import HED
+from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.segmenter import Segmenter
 
 SMALL = CompactConfig(variant=0, taps=(4, 7, 10, 14, 15), image_size=128)
 
 
-@pytest.fixture(scope="session")
-def small_segmenter() -> Segmenter:
+def make_small_segmenter() -> Segmenter:
     """Compact backbone, HED, SCM and PAM with seeded random weights at 128 px; SCM's outputs are not zero."""
     torch.manual_seed(0)
     backbone = build_compact(SMALL)
@@ -28,3 +28,19 @@ def small_segmenter() -> Segmenter:
     return Segmenter(
         backbone=backbone, trained=trained.eval().requires_grad_(False), hed=hed, head="pam", edge_size=64
     )
+
+
+def make_swift_segmenter(small: Segmenter) -> Segmenter:
+    """Its backbone with the attention head and a presence score: for runs over many pictures."""
+    return Segmenter(
+        backbone=small.backbone,
+        trained=torch.nn.ModuleDict(),
+        hed=None,
+        head="attention",
+        presence=PresenceCalibration((2.0, 1.0, 1.0), -1.0),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_segmenter() -> Segmenter:
+    return make_small_segmenter()

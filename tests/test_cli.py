@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from diffseg_cli import segmenter as segmenter_module
+from diffseg_cli.batch import runner as runner_module
 from diffseg_cli.cli import console, main
 from diffseg_cli.concept import source_of, write_concept
 from diffseg_cli.segmenter import Segmenter
@@ -82,6 +84,7 @@ def loads(small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> Loads:
     backbone, trained = small_segmenter.backbone, small_segmenter.trained
     loads = Loads(Segmenter(backbone=backbone, trained=trained, hed=None, head="attention"))
     monkeypatch.setattr(segmenter_module, "load_segmenter", loads)
+    monkeypatch.setattr(runner_module, "load_segmenter", loads)
     return loads
 
 
@@ -487,7 +490,7 @@ def test_a_name_of_any_bytes_comes_out_as_it_went_in(
 
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize(
-    "verb", [(), ("segment",), ("attn",), ("edges",), ("concept", "make"), ("concept", "check")]
+    "verb", [(), ("segment",), ("batch",), ("attn",), ("edges",), ("concept", "make"), ("concept", "check")]
 )
 def test_help_fits_the_terminal_and_ends_with_two_examples(verb: tuple[str, ...], columns: int) -> None:
     result = run(*verb, "--help", columns=columns)
@@ -499,9 +502,9 @@ def test_help_fits_the_terminal_and_ends_with_two_examples(verb: tuple[str, ...]
     assert all(example.startswith(" ".join(["diffseg", *verb])) for example in examples)
 
 
-@pytest.mark.parametrize("verb", ["segment", "attn", "edges"])
+@pytest.mark.parametrize("verb", ["segment", "batch", "attn", "edges"])
 def test_examples_of_the_help_are_valid(loads: Loads, verb: str) -> None:
-    for name in ("dog.jpg", "c.jpg", "d.jpg", "a.jpg", "b.jpg", "photos/c.jpg"):
+    for name in ("dog.jpg", "c.jpg", "d.jpg", "a.jpg", "b.jpg", "photos/c.jpg", "photos/cc/c.jpg"):
         Path(name).parent.mkdir(exist_ok=True)
         picture(1, (240, 400)).save(name)
     picture(2, (240, 400)).save("scene.jpg")
@@ -515,7 +518,7 @@ def test_examples_of_the_help_are_valid(loads: Loads, verb: str) -> None:
     examples = re.findall(r"^ +diffseg (.*)$", sys.modules[f"diffseg_cli.cli.{verb}"].EXAMPLES, re.MULTILINE)
     assert len(examples) == 2
     for example in examples:
-        result = run(*example.replace("*", "c").split())
+        result = run(*shlex.split(example.replace("*", "c")))
         assert result.exit_code == 0, result.output
 
 

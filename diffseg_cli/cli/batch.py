@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """Examples:
 
-  diffseg batch --support dog.jpg --mask dog.png --queries photos/ --out results/
+  diffseg batch --support dog.jpg --mask dog.png --queries photos/ --out out/
 
-  diffseg batch -c dog.dsc --queries 'photos/**/*.jpg' -f mask -f coco --out results/"""
+  diffseg batch -c dog.dsc -q 'photos/**/*.jpg' -f mask -f coco --out out/"""
 
 RUN = "Run"  # panel of the help
 MOST_WORKERS = 8
@@ -289,9 +289,6 @@ def _work(
             session.record(outcome)
             if as_json:
                 console.result_json(outcome_row(outcome, session.store.root))
-                continue
-            for note in outcome.notes:
-                console.note(f"{outcome.item.path}: {note}; the mask is empty.")
     return tally
 
 

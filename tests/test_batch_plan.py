@@ -1,0 +1,123 @@
+"""Which pictures a batch takes, where their results go, and what is refused before anything runs."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffseg_cli.batch.plan import Item, Part, check_outputs, find_items
+from diffseg_cli.errors import InputError, UsageError
+
+SUFFIXES = {"mask": "_mask.png"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        *("photos/b.jpg", "photos/a.PNG", "photos/day1/c.webp", "photos/day1/deep/d.jpeg"),
+        *("photos/notes.md", "photos/.hidden.jpg", "photos/.thumbs/e.jpg", "other/f.jpg"),
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"")
+    return tmp_path
+
+
+def keys(*sources: str, recursive: bool = False, out: str = "out", stdin: bytes = b"") -> list[str]:
+    items = find_items(sources, recursive=recursive, out=Path(out), read_stdin=lambda: stdin)
+    assert all(item.path.exists() for item in items)
+    return [item.key for item in items]
+
+
+def test_folders_are_mirrored_and_hidden_things_passed_over() -> None:
+    assert keys("photos") == keys("photos/") == ["a.PNG", "b.jpg"]
+    assert keys("photos", recursive=True) == ["a.PNG", "b.jpg", "day1/c.webp", "day1/deep/d.jpeg"]
+    assert keys("photos", "photos/b.jpg", "other") == ["a.PNG", "b.jpg", "f.jpg"]
+
+
+def test_patterns_start_at_their_first_wildcard() -> None:
+    assert keys("photos/*.jpg") == ["b.jpg"]
+    assert keys("photos/**/*.*e*") == ["day1/c.webp", "day1/deep/d.jpeg"]
+    assert keys("*/day?/*") == ["photos/day1/c.webp"]
+
+
+def test_lists_keep_the_folders_they_name(tmp_path: Path) -> None:
+    Path("list.txt").write_text("photos/day1/c.webp\r\n\nother/f.jpg\n")
+    assert keys("list.txt") == ["other/f.jpg", "photos/day1/c.webp"]
+    assert keys("-", stdin=b"photos/b.jpg\0./other/f.jpg\0") == ["other/f.jpg", "photos/b.jpg"]
+    os.chdir("other")
+    assert keys("-", stdin=b"../photos/b.jpg\n../photos/day1/c.webp\n") == ["b.jpg", "day1/c.webp"]
+    assert keys("-", stdin=f"{tmp_path}/other/f.jpg\n".encode()) == ["f.jpg"]
+
+
+def test_results_of_an_earlier_run_are_not_searched() -> None:
+    Path("photos/out/sub").mkdir(parents=True)
+    Path("photos/out/sub/x_mask.png").write_bytes(b"")
+    assert keys("photos", recursive=True, out="photos/out") == keys("photos/**/*", out="photos/out")
+    assert "out/sub/x_mask.png" in keys("photos", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("sources", "says"),
+    [
+        (("none",), "none is no folder, picture, pattern or list."),
+        (("empty.txt",), "empty.txt cannot be read"),
+        (("photos/*.gif",), "There are no pictures in photos/*.gif."),
+        (("-",), "There are no pictures in -."),
+    ],
+)
+def test_nothing_to_do_is_an_error(sources: tuple[str, ...], says: str) -> None:
+    with pytest.raises(InputError) as raised:
+        keys(*sources)
+    assert raised.value.message.startswith(says)
+
+
+def test_one_key_for_two_pictures_is_refused() -> None:
+    Path("other/b.jpg").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"would both be written as b\.jpg"):
+        keys("photos", "other")
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("a.jpg", "a.png"), "a.jpg and a.png would both be written to"),
+        (("x/A.jpg", "x/a.JPG"), "would both be written to"),
+        (("caf\u00e9.jpg", "cafe\u0301.png"), "would both be written to"),
+        (("index.jpg",), None),
+        (("manifest.jpg",), "the run itself and manifest.jpg would both"),
+    ],
+)
+def test_results_that_would_meet_are_refused(names: tuple[str, ...], says: str | None) -> None:
+    items = [Item(Path("photos", name), name) for name in names]
+    suffixes = SUFFIXES | ({"odd": ".jsonl"} if "manifest.jpg" in names else {})
+    taken = ["manifest.jsonl", "index.html"]
+    if says is None:
+        check_outputs(items, suffixes, Path("out"), taken=taken, read=[])
+        return
+    with pytest.raises(UsageError, match=says):
+        check_outputs(items, suffixes, Path("out"), taken=taken, read=[])
+
+
+def test_a_result_never_replaces_what_is_read() -> None:
+    items = [Item(Path("photos/b.jpg"), "b.jpg"), Item(Path("photos/b_mask.png"), "b_mask.png")]
+    with pytest.raises(UsageError, match="would be overwritten"):
+        check_outputs(items, SUFFIXES, Path("photos"), taken=[], read=[])
+    with pytest.raises(UsageError, match="would be overwritten"):
+        check_outputs(items[:1], SUFFIXES, Path("out"), taken=[], read=[Path("out/b_mask.png")])
+
+
+@given(st.lists(st.text(min_size=1), unique=True), st.integers(1, 9))
+def test_parts_share_a_plan_without_gap_or_overlap(names: list[str], count: int) -> None:
+    items = [Item(Path("photos", "x"), name) for name in names]
+    shares = [[item for item in items if Part(k, count).takes(item)] for k in range(1, count + 1)]
+    assert sorted(item.key for share in shares for item in share) == sorted(names)
+
+
+def test_parts_are_about_equal_and_stay_when_pictures_are_added() -> None:
+    items = [Item(Path("x"), f"day{index % 7}/{index:05}.jpg") for index in range(4000)]
+    sizes = [sum(Part(k, 8).takes(item) for item in items) for k in range(1, 9)]
+    assert min(sizes) > 400 and max(sizes) < 600
+    assert (Part().tag, Part(3, 8).tag) == ("", "-3-of-8") and all(Part().takes(item) for item in items)
