@@ -19,10 +19,11 @@ from watchdog.observers.api import BaseObserver
 
 from diffseg_cli.batch import runner as runner_module
 from diffseg_cli.batch.arrivals import PATIENCE, Arrivals
+from diffseg_cli.batch.plan import Item
 from diffseg_cli.cli import main
 from diffseg_cli.segmenter import Segmenter
 
-SETTLE = 0.15
+SETTLE = 0.25
 QUICK = ("--settle", str(SETTLE), "--rescan", "0.5", "--workers", "1", "-f", "mask")
 
 
@@ -33,7 +34,7 @@ def picture(seed: int) -> bytes:
     return stream.getvalue()
 
 
-def until(true: Callable[[], object], seconds: float = 15) -> None:
+def until(true: Callable[[], object], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
@@ -154,17 +155,25 @@ def test_a_broken_picture_is_given_up_and_taken_when_it_is_mended() -> None:
 
 
 def test_a_pause_in_the_middle_of_a_picture_is_no_failure() -> None:
-    """Longer than the settling time, shorter than the patience."""
+    """Longer than the settling time, shorter than the patience; and a last try when nothing more comes."""
     content = picture(5)
+    with Arrivals(Path("inbox"), recursive=False, out=Path("out"), settle=0.4, rescan=60) as arrivals:
 
-    def work() -> None:
+        def next_item() -> Item:
+            items: list[Item] = []
+            until(lambda: items.extend(arrivals.take()) or items)
+            return items[0]
+
         with Path("inbox/paused.png").open("wb", buffering=0) as file:
             file.write(content[:500])
-            time.sleep(SETTLE * PATIENCE / 2)
+            assert arrivals.expects(next_item())
             file.write(content[500:])
-        until(there("paused_mask.png"))
-
-    assert states(watch_while(work, "--json")) == {"paused.png": ["done"]}
+            whole = next_item()
+            assert whole.path.stat().st_size == len(content)
+        assert arrivals.expects(whole)
+        asked = time.monotonic()
+        assert not arrivals.expects(next_item()) and time.monotonic() - asked > PATIENCE * 0.4 / 2
+        assert arrivals.take() == []
 
 
 def test_folders_that_come_are_searched_and_results_among_them_are_not() -> None:

@@ -188,7 +188,7 @@ class Engine:
         return Reply(mask_png([made]), PNG, {"X-Diffseg-Area": f"{made.mean():.6f}"})
 
     def _keep(self, order: ConceptOrder) -> Concept:
-        taken = {name.casefold() for name in self.concepts}
+        taken = {name.casefold() for name in list(self.concepts)}  # another thread may delete one
         if order.name.casefold() in taken:
             raise Refusal(
                 HTTPStatus.CONFLICT,
