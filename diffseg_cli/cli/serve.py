@@ -17,7 +17,7 @@ EXAMPLES = """Examples:
 
   diffseg serve
 
-  DIFFSEG_TOKEN=... diffseg serve --host 0.0.0.0 --concept dog.dsc --concept sofa.dsc"""
+  diffseg serve --port 8080 --concept dog.dsc --concept sofa.dsc"""
 
 SERVER, LIMITS = "Server", "Limits"  # panels of the help
 TOKEN_VARIABLE = "DIFFSEG_TOKEN"
