@@ -54,7 +54,7 @@ def cache(
 ) -> FeatureCache:
     folder = tmp_path_factory.mktemp("cache")
     built = FeatureCache(folder, shapes, small_segmenter.backbone, small_segmenter.hed, views=2, edge_size=64)
-    assert [done for done, _ in built.build()] == [8, 16]
+    assert [done for done, _ in built.build()] == [8, 16, 24]
     return built
 
 
@@ -64,8 +64,9 @@ def make_trainer(cache: FeatureCache, folder: Path, config: TrainConfig = CONFIG
 
 
 def test_cached_rows_are_what_the_backbone_says(cache: FeatureCache, small_segmenter: Segmenter) -> None:
-    image, mask = cache.load_view(6)  # sample 3, view 0
-    batch = cache.read([6, 6], [False, True])
+    row = cache.row(3)
+    image, mask = cache.load_view(row)
+    batch = cache.read([row, row], [False, True])
     latents = small_segmenter.backbone.encode(image[None])
     # bfloat16 encoder, half precision on disk
     assert (batch.latents[:1] - latents).abs().mean() < 0.01
@@ -75,13 +76,24 @@ def test_cached_rows_are_what_the_backbone_says(cache: FeatureCache, small_segme
     assert batch.edges.shape == (2, 1, 64, 64) and 0 <= batch.edges.min() < batch.edges.max() <= 1
 
 
+def test_supports_are_cached_as_the_segmenter_sees_them(
+    cache: FeatureCache, small_segmenter: Segmenter
+) -> None:
+    sample = cache.dataset.samples[5]
+    seen = small_segmenter.encode_support([(sample.image, sample.mask)])
+    batch = cache.read([cache.support_row(5)], [False])
+    assert (batch.latents - seen.latents[0]).abs().mean() < 0.01
+    whole = cache.read([cache.row(5)], [False])
+    assert float(batch.masks.mean()) > 1.5 * float(whole.masks.mean())  # seen from near
+
+
 def test_interrupted_cache_goes_on(
     shapes: FewShotDataset, small_segmenter: Segmenter, tmp_path: Path
 ) -> None:
     def fresh() -> FeatureCache:
         return FeatureCache(tmp_path, shapes, small_segmenter.backbone, None, views=1)
 
-    assert len(list(fresh().build())) == 1
+    assert len(list(fresh().build())) == 2
     assert list(fresh().build()) == []  # nothing is left to do
     other = dataclasses.replace(shapes, samples=shapes.samples[::-1])
     assert FeatureCache(tmp_path, other, small_segmenter.backbone, None, views=1).folder != fresh().folder
@@ -102,7 +114,7 @@ def test_steps_are_pure_and_supports_differ_from_the_query(cache: FeatureCache) 
         rows, again = draw_step(cache, CONFIG, step), draw_step(cache, CONFIG, step)
         assert np.array_equal(rows.query, again.query) and np.array_equal(rows.support, again.support)
         for query, supports in zip(rows.query, rows.support, strict=True):
-            samples = [row // cache.views for row in (query, *supports)]
+            samples = [row // cache.stride for row in (query, *supports)]
             assert len(set(samples)) == len(samples)
             assert len({cache.dataset.samples[s].class_name for s in samples}) == 1
 

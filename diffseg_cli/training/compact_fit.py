@@ -95,7 +95,7 @@ def train_decoder(
 
 def _class_rows(cache: FeatureCache) -> list[Sequence[int]]:
     return [
-        [index * cache.views + view for index in members for view in range(cache.views)]
+        [cache.row(index, view) for index in members for view in range(cache.views)]
         for members in cache.dataset.by_class.values()
     ]
 

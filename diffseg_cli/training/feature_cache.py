@@ -1,7 +1,8 @@
 """Frozen results of training pictures on disk, so that an epoch costs no encoder.
 
 A cache is a folder of memory-mapped arrays, one row a (sample, view). View 0 is the picture as it is; the
-others are random crops with changed colours, a pure function of (seed, sample, view). Mirroring is done on
+others are random crops with changed colours, a pure function of (seed, sample, view). Where the backbone
+crops supports to their object, one more row a sample holds it as a support. Mirroring is done on
 the latents when they are read.
 
 Letters: r rows, v views, S picture size, H W = S/8, c latent channels, t prompt tokens.
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffseg_cli.datasets.episode import FewShotDataset
-from diffseg_cli.frames import mask_to_frame, to_frame
+from diffseg_cli.frames import crop_to_object, mask_to_frame, to_frame
 from diffseg_cli.loading import edge_size as default_edge_size
 from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.hed import HED
@@ -91,7 +92,7 @@ class FeatureCache:
         dataset: whose samples the rows follow, sample-major.
         backbone: frozen, its fingerprint names the cache.
         hed: frozen edge detector, or None for a cache without edges.
-        views: rows a sample.
+        views: rows a sample, without the one as a support.
         edge_size: E; default what the backbone's SCM is used with.
         seed: of the augmentation.
     """
@@ -109,11 +110,13 @@ class FeatureCache:
     ) -> None:
         self.dataset, self.backbone, self.hed = dataset, backbone, hed
         self.views, self.seed = views, seed
+        self.stride = views + (backbone.support_margin is not None)
         self.edge_size = edge_size or default_edge_size(backbone)
         listing = "\n".join(sample.image.as_posix() for sample in dataset.samples)
         parts = [
             latents_hash(backbone),
             backbone.image_size,
+            backbone.support_margin,
             listing,
             views,
             self.edge_size,
@@ -122,8 +125,16 @@ class FeatureCache:
         ]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         self.folder = folder / key
-        self.rows = len(dataset.samples) * views
+        self.rows = len(dataset.samples) * self.stride
         self._arrays: dict[str, NDArray[Any]] = {}
+
+    def row(self, sample: int, view: int = 0) -> int:
+        """Of a view of a sample."""
+        return sample * self.stride + view
+
+    def support_row(self, sample: int) -> int:
+        """Of a sample as the backbone sees supports."""
+        return self.row(sample, self.views if self.backbone.support_margin is not None else 0)
 
     def build(self) -> Iterator[tuple[int, int]]:
         """Compute the rows that are missing; yields (rows done, rows in all) and can be interrupted."""
@@ -148,10 +159,12 @@ class FeatureCache:
 
     def load_view(self, row: int) -> tuple[Tensor, Tensor]:
         """Picture (3 S S) and mask (1 S S) of a row, in [0, 1]."""
-        index, view = divmod(row, self.views)
+        index, view = divmod(row, self.stride)
         sample = self.dataset.samples[index]
         image, mask = read_image(sample.image), read_mask(sample.mask)
-        if view:
+        if view == self.views and self.backbone.support_margin is not None:
+            image, mask = crop_to_object(image, mask, self.backbone.support_margin)
+        elif view:
             image, mask = augment(image, mask, np.random.Generator(np.random.PCG64([self.seed, index, view])))
         return to_frame(image, self.backbone.image_size), mask_to_frame(mask, self.backbone.image_size)
 
@@ -180,7 +193,11 @@ class FeatureCache:
         if self.hed is not None:
             size = (self.edge_size, self.edge_size)
             shrunk = torch.nn.functional.interpolate(images, size=size, mode="area")
-            arrays["edges"] = (self.hed(shrunk).float() * 255).round().byte().cpu().numpy()
+            queries = [row % self.stride < self.views for row in rows]  # supports need no edges
+            edges = torch.zeros_like(shrunk[:, :1])
+            if any(queries):
+                edges[queries] = self.hed(shrunk[queries]).float()
+            arrays["edges"] = (edges * 255).round().byte().cpu().numpy()
         return arrays
 
     def read(self, rows: Sequence[int], mirrored: Sequence[bool]) -> CachedBatch:

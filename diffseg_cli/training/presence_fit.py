@@ -72,8 +72,8 @@ def sample_presence(
     features = []
     for start in range(0, episodes, 8):
         chunk = [episode for episode, _ in drawn[start : start + 8]]
-        query = cache.read([episode.query * cache.views for episode in chunk], [False] * len(chunk))
-        rows = np.array([episode.support for episode in chunk]) * cache.views
+        query = cache.read([cache.row(episode.query) for episode in chunk], [False] * len(chunk))
+        rows = np.array([[cache.support_row(i) for i in episode.support] for episode in chunk])
         support = read_supports(cache, rows, np.zeros_like(rows, dtype=bool))
         output = segmenter.forward(query.latents, query.edges, support)
         features.append(presence_features(output, query.latents, support).cpu())

@@ -70,11 +70,19 @@ def draw_step(cache: FeatureCache, config: TrainConfig, step: int) -> StepRows:
         weights[~synthetic] *= (1 - config.synthetic_share) / weights[~synthetic].sum()
     chosen = generator.choice(len(names), size=config.batch_size, p=weights / weights.sum())
     members = [generator.permutation(dataset.by_class[names[index]])[: shots + 1] for index in chosen]
-    samples = np.stack(members) * cache.views + generator.integers(
-        cache.views, size=(config.batch_size, shots + 1)
-    )
+    views = generator.integers(cache.views, size=(config.batch_size, shots + 1))
     mirrored = generator.random((config.batch_size, shots + 1)) < 0.5
-    return StepRows(samples[:, 0], samples[:, 1:], mirrored[:, 0], mirrored[:, 1:])
+    # Half the supports as a user's are seen, half as any picture is: the object's size then tells nothing.
+    near = generator.random((config.batch_size, shots)) < 0.5
+    query = [cache.row(picked[0], view[0]) for picked, view in zip(members, views, strict=True)]
+    support = [
+        [
+            cache.support_row(sample) if close else cache.row(sample, view)
+            for sample, view, close in zip(picked[1:], seen[1:], nearby, strict=True)
+        ]
+        for picked, seen, nearby in zip(members, views, near, strict=True)
+    ]
+    return StepRows(np.array(query), np.array(support), mirrored[:, 0], mirrored[:, 1:])
 
 
 def read_supports(
@@ -258,9 +266,9 @@ def validation_episodes(
     drawn = [draw_episode(dataset, index, shots=shots, seed=VALIDATION_SEED) for index in range(count)]
     for start in range(0, count, 8):
         chunk = drawn[start : start + 8]
-        queries = [episode.query * cache.views for episode in chunk]
+        queries = [cache.row(episode.query) for episode in chunk]
         query = cache.read(queries, [False] * len(chunk))
-        rows = np.array([episode.support for episode in chunk]) * cache.views
+        rows = np.array([[cache.support_row(i) for i in episode.support] for episode in chunk])
         support = read_supports(cache, rows, np.zeros_like(rows, dtype=bool))
         with torch.autocast(query.latents.device.type, torch.bfloat16):
             output = segmenter.forward(query.latents, query.edges, support)
