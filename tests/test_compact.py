@@ -51,9 +51,9 @@ def test_batch_does_not_change_a_picture(backbone: CompactBackbone) -> None:
 def plain_block(block: Block, x: torch.Tensor) -> torch.Tensor:
     """A block as its paper has it, with TensorFlow's padding written out and nothing done in place."""
     y = x if block.expand is None else F.relu6(block.expand(x))
-    total = block.kernel - block.stride  # sizes here are even
-    y = F.pad(y, [total // 2, total - total // 2] * 2)
     depthwise = block.depthwise
+    total = depthwise.kernel_size[0] - block.stride  # sizes here are even
+    y = F.pad(y, [total // 2, total - total // 2] * 2)
     y = F.relu6(F.conv2d(y, depthwise.weight, depthwise.bias, block.stride, groups=depthwise.groups))
     y = block.project(y)
     return x + y if block.residual else y
@@ -64,7 +64,7 @@ def test_the_encoder_is_the_plain_network(backbone: CompactBackbone) -> None:
     images = torch.rand(3, 3, SIZE, SIZE)
     x = (images * 255 - 127) / 128
     encoder, expected = backbone.encoder, []
-    x = F.relu6(encoder.stem(F.pad(x, [0, 1, 0, 1])))
+    x = F.relu6(F.conv2d(F.pad(x, [0, 1, 0, 1]), encoder.stem.weight, encoder.stem.bias, 2))
     for index, block in enumerate(encoder.blocks):
         x = plain_block(block, x)
         expected += [x] if index in encoder.taps else []

@@ -32,13 +32,14 @@ def _round_width(width: float) -> int:
     return rounded + 8 if rounded < 0.9 * width else rounded
 
 
-def _pad_same(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """TensorFlow's SAME padding of a strided convolution: the odd pixel goes to the right and the bottom."""
-    pads = []
-    for size in (x.shape[-1], x.shape[-2]):
-        total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-        pads += [total // 2, total - total // 2]
-    return F.pad(x, pads)
+def _convolve_strided(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution of stride 2 with TensorFlow's SAME padding; x (b c h w) with even h and w.
+
+    SAME puts the odd pixel of padding to the right and the bottom. Zeros above and left of the kernel do the
+    same under symmetric padding, which needs no padded copy of x.
+    """
+    kernel = F.pad(conv.weight, (1, 0, 1, 0))
+    return F.conv2d(x, kernel, conv.bias, 2, conv.weight.shape[-1] // 2, groups=conv.groups)
 
 
 class Block(nn.Module):
@@ -48,18 +49,16 @@ class Block(nn.Module):
         super().__init__()
         inner = width_in * expansion
         self.expand = nn.Conv2d(width_in, inner, 1) if expansion != 1 else None
-        # Without stride, SAME is the same on all sides and the convolution pads by itself: no copy.
-        padding = kernel // 2 if stride == 1 else 0
-        self.depthwise = nn.Conv2d(inner, inner, kernel, stride, padding, groups=inner)
+        self.depthwise = nn.Conv2d(inner, inner, kernel, stride, padding=kernel // 2, groups=inner)
         self.project = nn.Conv2d(inner, width_out, 1)
-        self.kernel, self.stride = kernel, stride
+        self.stride = stride
         self.residual = stride == 1 and width_in == width_out
 
     def forward(self, x: Tensor) -> Tensor:
         # In place throughout: the time goes into memory, not into arithmetic.
         y = x if self.expand is None else F.relu6(self.expand(x), inplace=True)
-        y = y if self.stride == 1 else _pad_same(y, self.kernel, self.stride)
-        y = F.relu6(self.depthwise(y), inplace=True)
+        y = self.depthwise(y) if self.stride == 1 else _convolve_strided(self.depthwise, y)
+        y = F.relu6(y, inplace=True)
         out: Tensor = self.project(y)
         return out.add_(x) if self.residual else out
 
@@ -106,7 +105,7 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images (b 3 S S), normalised -> the tapped blocks' outputs, each (b width S/stride S/stride)."""
-        x = F.relu6(self.stem(_pad_same(images, 3, 2)), inplace=True)
+        x = F.relu6(_convolve_strided(self.stem, images), inplace=True)
         tapped = []
         for index, block in enumerate(self.blocks):
             x = block(x)
