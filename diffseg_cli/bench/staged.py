@@ -78,7 +78,7 @@ def staged_queries(
         edges = segmenter.find_edges(frames)
     with stage("encode"):
         latents = backbone.encode(frames)
-    output = _staged_forward(segmenter, latents, edges, support, stage)
+    output = staged_forward(segmenter, latents, edges, support, stage)
     with stage("presence"):
         presences: list[float] | list[None] = [None] * len(images)
         if segmenter.presence is not None:
@@ -102,7 +102,7 @@ def staged_queries(
     return predictions
 
 
-def _staged_forward(
+def staged_forward(
     segmenter: Segmenter, latents: Tensor, edges: Tensor | None, support: SupportFeatures, stage: Stage
 ) -> SegmenterOutput:
     """`Segmenter.forward` in stages."""

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from diffseg_cli.bench.random_kandinsky import FULL_SIZE, KandinskyConfigs, random_networks
-from diffseg_cli.compute import resolve_device, resolve_dtype
+from diffseg_cli.compute import limit_threads, resolve_device, resolve_dtype
 from diffseg_cli.config import PamConfig, ScmConfig, SegmentConfig
 from diffseg_cli.errors import UsageError
 from diffseg_cli.loading import build_compact, build_modules, edge_size
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.hed import HED
+from diffseg_cli.models.hed_student import HedStudent
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 
 PICTURE_HW = (480, 640)  # most pictures of COCO
@@ -53,6 +54,7 @@ def prepare_segmenter(
     if random_weights and checkpoint is not None:
         raise UsageError("--random-weights and --checkpoint contradict each other.", "Give one of them.")
     if random_weights:
+        limit_threads()
         place = resolve_device(device)
         segmenter = random_segmenter(model, device=place, dtype=resolve_dtype(dtype, place), offload=offload)
         segmenter.settings = replace(
@@ -92,7 +94,7 @@ def random_segmenter(
         torch.manual_seed(seed)
         backbone = _random_backbone(model, device, dtype, offload, configs, seed)
         trained = build_modules(backbone, ScmConfig(), PamConfig())
-        hed = HED()
+        hed = HedStudent() if model == "compact" else HED()
     for module in (trained, hed):
         module.eval().requires_grad_(False).to(device=device, dtype=dtype)
     return Segmenter(backbone=backbone, trained=trained, hed=hed, head="pam", edge_size=edge_size(backbone))
