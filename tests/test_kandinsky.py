@@ -470,6 +470,16 @@ def test_with_offload_clip_and_unet_are_never_on_the_device_together(
     assert all(torch.equal(maps.cross[grid_hw], cross) for grid_hw, cross in expected.cross.items())
 
 
+def test_with_offload_movq_takes_pictures_one_by_one(folder: Path, backbone: KandinskyBackbone) -> None:
+    small = load_kandinsky(folder, device=CPU, dtype=torch.float32, offload=True)
+    counted = Counted(encoder=small.movq.encoder, decoder=small.movq.decoder)
+    latents = small.encode(pictures(3))
+    masks = small.decode_mask(latents)
+    assert counted.close() == {"encoder": 3, "decoder": 3}
+    torch.testing.assert_close(latents, backbone.encode(pictures(3)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(masks, backbone.decode_mask(latents), atol=1e-5, rtol=1e-5)
+
+
 def test_without_offload_nothing_moves(backbone: KandinskyBackbone, latents: Tensor) -> None:
     assert not backbone.offload
     backbone.unet.to = None  # moving would fail
