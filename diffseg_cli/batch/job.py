@@ -76,7 +76,8 @@ def sign(job: Job, segmenter: "Segmenter", encoded: Sequence[Encoded], more: dic
     """
     record = settings_record(segmenter, job.choices) | more
     record |= {"device": segmenter.device.type, "timesteps": list(segmenter.settings.timesteps)}
-    record |= {"edge_size": segmenter.edge_size, "matting": job.matting}
+    record |= {"image_size": segmenter.backbone.image_size, "edge_size": segmenter.edge_size}
+    record |= {"matting": job.matting}
     record["things"] = [
         {
             "name": each.name,
