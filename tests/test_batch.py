@@ -283,6 +283,24 @@ def test_a_torn_manifest_and_leftovers_are_mended() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"key": 5}, {"input": []}, {"input": {}}, {"outputs": {"mask": "a_mask.png"}}, {"outputs": [1]}),
+        *({"found": {}}, {"found": {"mask_area": "all"}}, {"time": "now"}, {"unknown": 1}, {"seconds": None}),
+        {"shapes": 3},
+    ],
+)
+def test_lines_that_somebody_edited_are_done_again(changes: dict[str, Any]) -> None:
+    batch("-f", "mask", "-f", "coco")
+    path = Path("out/manifest.jsonl")
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    edited = [line | (changes if line.get("key") == "a.png" else {}) for line in lines]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in [*edited, [], 7, "text"]))
+    now = states(batch("-f", "mask", "-f", "coco", "--json"))
+    assert now == {"a": "done", "b": "skipped", "c": "skipped", "d": "skipped"}
+
+
 def test_a_second_run_of_the_same_part_is_refused(folder: Path) -> None:
     with ManifestWriter(folder / "out"):
         result = batch(code=2)

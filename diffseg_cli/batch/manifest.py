@@ -61,13 +61,17 @@ class Row:
 
 
 def _parse(line: bytes) -> Row | None:
-    """None for a line that is damaged or no row."""
+    """None for a line that is damaged or no row; what somebody edited is damaged too."""
     try:
-        content = json.loads(line)
-        if "key" not in content:
-            return None
-        return Row(**content)
-    except (ValueError, TypeError):
+        row = Row(**json.loads(line))
+        files = [row.input, *row.outputs.values()]
+        hashes = [str(file["path"]) and file["sha256"] for file in files if row.error is None]
+        dicts = (row.input, row.found, row.shapes, row.seconds)
+        whole = isinstance(row.key, str) and isinstance(row.time, float | int)
+        whole = whole and all(isinstance(each, dict) for each in dicts)
+        whole = whole and all(isinstance(each, str) for each in hashes)
+        return row if whole and (row.error is not None or row.found["mask_area"] >= 0) else None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
