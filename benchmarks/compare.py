@@ -27,13 +27,15 @@ WARM_UPS = 2
 ON_CPU = ("compact", "prototype")  # the others take minutes a picture there
 
 
-def measure_contender(contender: Contender, device: torch.device, repeats: int) -> dict[str, Any]:
+def measure_contender(
+    contender: Contender, device: torch.device, repeats: int, *, processor: bool = False
+) -> dict[str, Any]:
     """Medians a picture, FLOP a picture, and the peak while queries run, weights included."""
     with torch.inference_mode():
         for _ in range(WARM_UPS):
             support = contender.support()
             contender.query(support)
-        read, peak = read_time(device), read_peak(device)
+        read, peak = read_time(device, processor=processor), read_peak(device)
         spent: dict[str, list[float]] = {"support": [], "query": []}
         for _ in range(repeats):
             read()
@@ -59,14 +61,16 @@ def measure_contender(contender: Contender, device: torch.device, repeats: int) 
         }
 
 
-def compare(setting: Setting, names: Sequence[str], repeats: int) -> dict[str, Any]:
+def compare(
+    setting: Setting, names: Sequence[str], repeats: int, *, processor: bool = False
+) -> dict[str, Any]:
     """The record of all, in the order given; one that does not fit the memory says so."""
-    ceiling = measure_ceiling(setting.device, setting.dtype)
+    ceiling = measure_ceiling(setting.device, setting.dtype, processor=processor)
     rows: dict[str, Any] = {}
     for name in names:
         try:
             contender = CONTENDERS[name](setting)
-            rows[name] = measure_contender(contender, setting.device, repeats)
+            rows[name] = measure_contender(contender, setting.device, repeats, processor=processor)
         except torch.OutOfMemoryError:
             rows[name] = {"error": "out of memory"}
         contender = None
@@ -80,6 +84,7 @@ def compare(setting: Setting, names: Sequence[str], repeats: int) -> dict[str, A
         "batch_size": setting.batch_size,
         "tiny": setting.tiny,
         "repeats": repeats,
+        "clock": "processor" if processor else "wall",
         "ceiling_flop_per_second": max(ceiling.values()),
         "contenders": rows,
     }
@@ -119,13 +124,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--only", action="append", choices=list(CONTENDERS))
     parser.add_argument("--tiny", action="store_true", help="small networks of the same classes, for a try")
+    parser.add_argument("--processor-time", action="store_true", help="as of diffseg bench")
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args(arguments)
     limit_threads()
     device = resolve_device(chosen.device)
     dtype = resolve_dtype(chosen.dtype, device)
     names = chosen.only or (list(CONTENDERS) if device.type != "cpu" or chosen.tiny else list(ON_CPU))
-    record = compare(Setting(device, dtype, chosen.batch_size, chosen.tiny), names, chosen.repeats)
+    setting = Setting(device, dtype, chosen.batch_size, chosen.tiny)
+    record = compare(setting, names, chosen.repeats, processor=chosen.processor_time)
     print(markdown(record), end="")
     if chosen.out:
         chosen.out.mkdir(parents=True, exist_ok=True)

@@ -87,11 +87,13 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return sum((x - mean_x) * (y - mean_y) for x, y in kept) / spread
 
 
-def measure_point(value: int, work: Callable[[], object], device: torch.device, repeats: int) -> Point:
-    """Median time of a few runs after one to warm up."""
+def measure_point(
+    value: int, work: Callable[[], object], device: torch.device, repeats: int, *, processor: bool = False
+) -> Point:
+    """Median time of a few runs after one to warm up; `processor` as of `read_time`."""
     work()
     peak = read_peak(device)
-    read, times = read_time(device), []
+    read, times = read_time(device, processor=processor), []
     for _ in range(repeats):
         read()
         work()
@@ -100,7 +102,9 @@ def measure_point(value: int, work: Callable[[], object], device: torch.device, 
     return Point(value, statistics.median(times), count_flop(work), peak_bytes)
 
 
-def walk(axis: str, segmenter: Segmenter, values: Sequence[int], repeats: int) -> Iterator[Point]:
+def walk(
+    axis: str, segmenter: Segmenter, values: Sequence[int], repeats: int, *, processor: bool = False
+) -> Iterator[Point]:
     """Measure an axis on a segmenter, from small to large; the segmenter is changed and changed back."""
     own_size, own_edges, own_settings = segmenter.backbone.image_size, segmenter.edge_size, segmenter.settings
     for value in values:
@@ -114,7 +118,8 @@ def walk(axis: str, segmenter: Segmenter, values: Sequence[int], repeats: int) -
             if axis == "timesteps":
                 levels = tuple(50 + 10 * index for index in range(value))
                 segmenter.settings = replace(segmenter.settings, timesteps=levels)
-            yield measure_point(value, _work(axis, value, segmenter, Path(folder)), segmenter.device, repeats)
+            work = _work(axis, value, segmenter, Path(folder))
+            yield measure_point(value, work, segmenter.device, repeats, processor=processor)
     segmenter.backbone.image_size, segmenter.edge_size, segmenter.settings = own_size, own_edges, own_settings
 
 
@@ -150,9 +155,11 @@ def _measure_folder(count: int, folder: Path, device: torch.device) -> Point:
     return Point(count, time.perf_counter() - start, 0, float(done.stderr.split()[-1]) * 1024)
 
 
-def measure_axis(axis: str, segmenter: Segmenter, values: Sequence[int], repeats: int) -> dict[str, Any]:
+def measure_axis(
+    axis: str, segmenter: Segmenter, values: Sequence[int], repeats: int, *, processor: bool = False
+) -> dict[str, Any]:
     """The record of one axis: its points, slopes, and the law they are held against."""
-    points = list(walk(axis, segmenter, values, repeats))
+    points = list(walk(axis, segmenter, values, repeats, processor=processor))
     figures: dict[str, Any] = {"law": AXES[axis].law, "points": [asdict(point) for point in points]}
     figures["time_slope"] = slope([(p.value, p.seconds) for p in points])
     if all(p.peak_bytes for p in points):
@@ -182,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--processor-time", action="store_true", help="as of diffseg bench")
     parser.add_argument("--out", type=Path, help="folder of growth.json and a picture an axis")
     chosen = parser.parse_args(arguments)
     limit_threads()
@@ -195,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     records = []
     for axis in chosen.axis or [name for name in AXES if name != "folder"]:
         values = [int(v) for v in chosen.values.split(",")] if chosen.values else AXES[axis].values
-        records.append(measure_axis(axis, segmenter, values, chosen.repeats))
+        records.append(measure_axis(axis, segmenter, values, chosen.repeats, processor=chosen.processor_time))
         print(table(records[-1]), flush=True)
     if chosen.out:
         chosen.out.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def measure(
     batch_size: int = 1,
     repeats: int = 10,
     random_weights: bool = False,
+    processor_time: bool = False,
     folder: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a segmenter on pictures drawn for it.
@@ -74,6 +76,7 @@ def measure(
         batch_size: queries at once.
         repeats: of support and query each, after one run to warm up.
         random_weights: for the record.
+        processor_time: see `read_time`.
         folder: for the pictures and results, kept; default one that is removed.
 
     Returns:
@@ -88,14 +91,16 @@ def measure(
                 batch_size=batch_size,
                 repeats=repeats,
                 random_weights=random_weights,
+                processor_time=processor_time,
                 folder=Path(temporary),
             )
     pairs, queries = draw_pictures(folder, shots=shots, batch_size=batch_size)
-    ceiling = measure_ceiling(segmenter.device, segmenter.dtype)
+    ceiling = measure_ceiling(segmenter.device, segmenter.dtype, processor=processor_time)
+    clock = partial(read_time, segmenter.device, processor=processor_time)
     best = max(ceiling.values())
     support = segmenter.encode_support(pairs)
     halves = {
-        half.name: _measure_half(half, segmenter.device, best, repeats)
+        half.name: _measure_half(half, segmenter.device, clock, best, repeats)
         for half in (
             _support_half(segmenter, pairs),
             _query_half(segmenter, queries, support, folder / "out"),
@@ -109,6 +114,7 @@ def measure(
         "shots": shots,
         "batch_size": batch_size,
         "repeats": repeats,
+        "clock": "processor" if processor_time else "wall",
         "ceiling": {"flop_per_second": best, "by_side": {str(side): rate for side, rate in ceiling.items()}},
         **halves,
         "peak_bytes": max([half["whole"]["peak_bytes"] or process_peak() for half in halves.values()]),
@@ -181,9 +187,11 @@ def _query_half(segmenter: Segmenter, queries: list[Path], support: SupportFeatu
     )
 
 
-def _measure_half(half: Half, device: torch.device, ceiling: float, repeats: int) -> dict[str, Any]:
+def _measure_half(
+    half: Half, device: torch.device, clock: Callable[[], Callable[[], float]], ceiling: float, repeats: int
+) -> dict[str, Any]:
     """First run, operations, memory, and then times: staged and undivided in turn."""
-    read = read_time(device)
+    read = clock()
     half.whole()
     first = read()
     with FlopCounter() as counter:
@@ -194,14 +202,14 @@ def _measure_half(half: Half, device: torch.device, ceiling: float, repeats: int
     runs: list[dict[str, float]] = []
     wholes: list[float] = []
     for _ in range(repeats):
-        clock = Stages(read_time(device))
-        half.staged(clock)
-        runs.append(clock.spent)
+        stages = Stages(clock())
+        half.staged(stages)
+        runs.append(stages.spent)
         read()
         half.whole()
         wholes.append(read())
     n = half.pictures
-    stages = [
+    rows = [
         {
             "stage": name,
             **_times([run[name] / n for run in runs]),
@@ -214,7 +222,7 @@ def _measure_half(half: Half, device: torch.device, ceiling: float, repeats: int
     whole_times = _times([seconds / n for seconds in wholes])
     sums = _times([sum(run.values()) / n for run in runs])
     return {
-        "stages": stages,
+        "stages": rows,
         "sum": {**sums, **_work(sum(flop.spent.values()) / n, sums["seconds"], ceiling)},
         "whole": {
             **whole_times,

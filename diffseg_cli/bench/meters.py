@@ -65,14 +65,21 @@ class Stages:
             self.spent[name] = self._combine(self.spent[name], value) if name in self.spent else value
 
 
-def read_time(device: torch.device) -> Callable[[], float]:
-    """A meter of seconds, the device's own work included."""
-    last = time.perf_counter()
+def read_time(device: torch.device, *, processor: bool = False) -> Callable[[], float]:
+    """A meter of seconds.
+
+    Args:
+        device: whose work is waited for.
+        processor: count seconds of the process on the processor, all threads together, instead of wall time:
+            what else runs on the machine then counts less. Of no use for a GPU.
+    """
+    clock = time.process_time if processor else time.perf_counter
+    last = clock()
 
     def read() -> float:
         nonlocal last
         synchronise(device)
-        before, last = last, time.perf_counter()
+        before, last = last, clock()
         return last - before
 
     return read
@@ -140,8 +147,8 @@ def process_peak() -> float:
     return float(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def measure_ceiling(device: torch.device, dtype: torch.dtype) -> dict[int, float]:
-    """FLOP a second of products of square matrices: what no stage can exceed.
+def measure_ceiling(device: torch.device, dtype: torch.dtype, *, processor: bool = False) -> dict[int, float]:
+    """FLOP a second of products of square matrices: what no stage can exceed. Arguments as of `read_time`.
 
     Returns:
         Side -> best rate of a few runs.
@@ -150,7 +157,7 @@ def measure_ceiling(device: torch.device, dtype: torch.dtype) -> dict[int, float
     generator = torch.Generator(device).manual_seed(0)
     for side in CEILING_SIZES:
         left = torch.randn(side, side, device=device, generator=generator).to(dtype)
-        read, best = read_time(device), float("inf")
+        read, best = read_time(device, processor=processor), float("inf")
         for _ in range(CEILING_RUNS):
             read()
             torch.mm(left, left)

@@ -157,5 +157,5 @@ def _draw_picture(seed: int) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.ui
     centre_y, centre_x = generator.uniform(0.35, 0.65, 2) * (h, w)
     inside = ((y - centre_y) / (0.22 * h)) ** 2 + ((x - centre_x) / (0.2 * w)) ** 2 < 1
     image[inside] = 0.4 * image[inside] + 0.6 * np.array((200, 120, 40), dtype=np.float32)
-    image += generator.normal(0, 12, image.shape)
+    image += generator.normal(0, 5, image.shape)
     return image.clip(0, 255).astype(np.uint8), np.where(inside, np.uint8(255), np.uint8(0))

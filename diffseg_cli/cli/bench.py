@@ -44,6 +44,14 @@ def bench(
     repeats: Annotated[
         int, typer.Option(min=1, help="Runs that are timed, after one to warm up.", rich_help_panel=WORK)
     ] = 10,
+    processor_time: Annotated[
+        bool,
+        typer.Option(
+            "--processor-time",
+            help="Count seconds on the processor, for a CPU that has other work too.",
+            rich_help_panel=WORK,
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Record and chart.", rich_help_panel=options.OUTPUT),
@@ -80,7 +88,12 @@ def bench(
         )
         console.say(f"Using {segmenter.description}.")
         record = measure(
-            segmenter, shots=shots, batch_size=batch_size, repeats=repeats, random_weights=random_weights
+            segmenter,
+            shots=shots,
+            batch_size=batch_size,
+            repeats=repeats,
+            random_weights=random_weights,
+            processor_time=processor_time,
         )
     _show(record, as_json=json)
     if out:
@@ -96,7 +109,10 @@ def _show(record: dict[str, Any], *, as_json: bool) -> None:
 
     ceiling = record["ceiling"]
     console.result(summary(record))
-    console.result(f"ceiling {form_flop(ceiling['flop_per_second'])}/s, median of {record['repeats']} runs")
+    console.result(
+        f"ceiling {form_flop(ceiling['flop_per_second'])}/s, median of {record['repeats']} runs, "
+        f"{record['clock']} time"
+    )
     for half in ("support", "query"):
         figures = record[half]
         total = figures["sum"]["seconds"]
