@@ -10,6 +10,7 @@ and the UNet as far as the probabilities of its last attention layer; for a supp
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from diffseg_cli.bench.meters import FlopCounter, Stages, count_flop
 from diffseg_cli.bench.random_kandinsky import FULL_SIZE, TINY, KandinskyConfigs, random_networks
 from diffseg_cli.bench.staged import staged_forward
 from diffseg_cli.bench.subject import random_segmenter
+from tools.account_memory import peak_of
 
 META = torch.device("meta")
 ON_META = ("diffseg", "straightforward", "seggpt-l", "dinov2-l+sam-h")
+MEASURED = ON_META[:2]  # whose memory is counted too
 
 
 def floor_of_unet(configs: KandinskyConfigs) -> dict[str, int]:
@@ -119,25 +122,32 @@ def floor_table(batch_size: int = 1, configs: KandinskyConfigs = FULL_SIZE) -> l
     return rows + [{"part": name, "floor": must[name], "computed": takes[name]} for name in supports]
 
 
-def contender_flop(tiny: bool = False) -> dict[str, dict[str, Any]]:
-    """FLOP of one support and one query of every contender that runs on meta tensors."""
+def contender_costs(batch_size: int = 1, *, tiny: bool = False) -> dict[str, dict[str, Any]]:
+    """FLOP of one support and one query of every contender that runs on meta tensors.
+
+    Of both ways to run Kandinsky also the bytes its weights take in float16, and those the tensors of a batch
+    take at most; the others' fused attention needs less than can be counted here.
+    """
     rows = {}
     for name in ON_META:
-        contender = CONTENDERS[name](Setting(META, torch.float32, tiny=tiny))
+        contender = CONTENDERS[name](Setting(META, torch.float16, batch_size, tiny))
         with torch.inference_mode():
             support = contender.support()
             rows[name] = {
                 "what": contender.what,
-                "parameters": contender.weights_bytes // 4,
+                "parameters": contender.weights_bytes // 2,
                 "support": count_flop(contender.support),
-                "query": count_flop(lambda c=contender, s=support: c.query(s)),  # type: ignore[misc]
+                "query": count_flop(partial(contender.query, support)) / batch_size,
             }
+        if name in MEASURED:
+            rows[name]["weights_bytes"] = contender.weights_bytes
+            rows[name]["tensor_bytes"] = peak_of(partial(contender.query, support))[1]
     return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch-size", type=int, default=1, help="of the floor's table")
+    parser.add_argument("--batch-size", type=int, default=1, help="queries at once")
     parser.add_argument("--tiny", action="store_true", help="small networks of the same classes, for a try")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
@@ -145,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     record = {
         "floor": floor_table(chosen.batch_size, configs),
         "unet": floor_of_unet(configs),
-        "contenders": contender_flop(chosen.tiny),
+        "contenders": contender_costs(chosen.batch_size, tiny=chosen.tiny),
     }
     if chosen.json:
         print(json.dumps(record, indent=2))
@@ -161,6 +171,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"| {name}: {row['what']} | {row['parameters'] / 1e6:.0f} M | {form_flop(row['support'])} "
             f"| {form_flop(row['query'])} | {row['query'] / own:.2f} |"
         )
+    print("\n| float16, GB | weights | tensors | together |\n|---|---|---|---|")
+    for name in MEASURED:
+        row = record["contenders"][name]
+        weights, tensors = row["weights_bytes"] / 1e9, row["tensor_bytes"] / 1e9
+        print(f"| {name} | {weights:.2f} | {tensors:.2f} | {weights + tensors:.2f} |")
 
 
 if __name__ == "__main__":
