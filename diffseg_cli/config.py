@@ -1,6 +1,6 @@
 """Every default number of the method, with what it does and where it comes from. No torch here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class PamConfig:
 class ModulesConfig:
     """What is trained, and what it reads: all a checkpoint needs to be built again."""
 
-    scm: ScmConfig | None
-    pam: PamConfig | None  # without it the answer is the score map
+    scm: ScmConfig | None = field(default_factory=ScmConfig)
+    pam: PamConfig | None = field(default_factory=PamConfig)  # without it the answer is the score map
     knowledge: str = "self+cross"  # what the score map is made of (models/knowledge.py)
     image_size: int | None = None  # None: the backbone's own
 
@@ -80,7 +80,19 @@ class TrainConfig:
     synthetic_share: float = 0.15  # of episodes from pasted cut-outs
     synthetic_source: str = "tuxpaint_composites/"  # how the names of their classes begin
     validate_every: int = 1000
+    save_every: int = 100  # steps between states, what a kill costs at most
+    precision: str = "bf16"  # of autocast; "fp32" for none
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """What differs when training goes on from given weights on few pictures: little and carefully."""
+
+    steps: int = 300
+    lr: float = 2e-4
+    warmup_steps: int = 20
+    validate_every: int = 50
 
 
 @dataclass(frozen=True)

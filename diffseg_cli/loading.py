@@ -13,6 +13,8 @@ from diffseg_cli.config import CompactConfig, PamConfig, ScmConfig
 from diffseg_cli.errors import UsageError, WeightsError
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.compact import CompactBackbone
+from diffseg_cli.models.hed import HED, load_hed
+from diffseg_cli.models.hed_student import HedStudent, load_hed_student
 from diffseg_cli.models.knowledge import KNOWLEDGE
 from diffseg_cli.models.perceptual_attention import PerceptualAttention
 from diffseg_cli.models.spatial_control import SpatialControl
@@ -157,7 +159,18 @@ def edge_size(backbone: Backbone) -> int:
     return CompactConfig.edge_size * backbone.image_size // CompactConfig.image_size
 
 
-def checkpoint_image_size(checkpoint: Path) -> int | None:
+def load_edge_detector(backbone: Backbone) -> HED | HedStudent:
+    """What finds the edges SCM reads, for this backbone, in training and in use.
+
+    Raises:
+        WeightsError: its weights are missing or damaged.
+    """
+    # HED itself would be four fifths of the compact model's work, and nothing of Kandinsky's.
+    hed = load_hed_student() if backbone.name == "compact" else load_hed()
+    return hed.to(device=backbone.device, dtype=backbone.dtype)
+
+
+def trained_size(checkpoint: Path) -> int | None:
     """The picture size a checkpoint was trained at; None for the backbone's own.
 
     Raises:

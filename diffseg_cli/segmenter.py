@@ -20,11 +20,11 @@ from diffseg_cli.compute import describe_device, limit_threads, resolve_device, 
 from diffseg_cli.config import CompactConfig, SegmentConfig
 from diffseg_cli.errors import InputError, UsageError, WeightsError
 from diffseg_cli.frames import crop_to_object, from_frame, mask_to_frame, stack_frames
-from diffseg_cli.loading import checkpoint_image_size, edge_size, load_backbone, load_modules
+from diffseg_cli.loading import edge_size, load_backbone, load_edge_detector, load_modules, trained_size
 from diffseg_cli.models.attention import AttentionMaps, OnLayer, score_maps
 from diffseg_cli.models.backbone import Backbone, Control
-from diffseg_cli.models.hed import HED, load_hed
-from diffseg_cli.models.hed_student import HedStudent, load_hed_student
+from diffseg_cli.models.hed import HED
+from diffseg_cli.models.hed_student import HedStudent
 from diffseg_cli.models.knowledge import FEATURE_KNOWLEDGE, knowledge_scores
 from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput, SupportFeatures
@@ -92,9 +92,8 @@ class Segmenter:
     @property
     def description(self) -> str:
         """One sentence: model, device, number format, head."""
-        what = {"compact": "the compact model (a small stand-in, not a diffusion model)"}.get(
-            self.model, self.model
-        )
+        stand_in = "the compact model (a small stand-in, not a diffusion model)"
+        what = stand_in if self.model == "compact" else self.model
         modules = " and ".join(name.upper() for name in self.trained if self.head == "pam" or name == "scm")
         how = modules or "attention alone, without trained modules"
         dtype = str(self.dtype).removeprefix("torch.")
@@ -132,7 +131,14 @@ class Segmenter:
         )
 
     def forward(
-        self, latents: Tensor, edges: Tensor | None, support: SupportFeatures, noise: Tensor | None = None
+        self,
+        latents: Tensor,
+        edges: Tensor | None,
+        support: SupportFeatures,
+        noise: Tensor | None = None,
+        *,
+        drops: tuple[Tensor, Tensor] | None = None,
+        decode: bool = True,
     ) -> SegmenterOutput:
         """From encoded queries to their mask pictures; differentiable in SCM and PAM.
 
@@ -141,6 +147,8 @@ class Segmenter:
             edges: (b 1 E E) of the queries in [0, 1], any size; None leaves SCM out.
             support: of the queries, with b or 1 rows.
             noise: (b c H W) unit normal, for a backbone that adds noise.
+            drops: what PAM leaves out when training, see there.
+            decode: False leaves `picture` empty, where a loss does not read it.
         """
         support = support.fused(self.settings.fusion)
         b = latents.shape[0]
@@ -156,7 +164,10 @@ class Segmenter:
             support.latents.expand(b, -1, -1, -1, -1).to(latents),
             support.masks.expand(b, -1, -1, -1, -1).to(latents),
             scores.score_map.to(latents),
+            drops,
         )
+        if not decode:
+            return SegmenterOutput(maps, scores, predicted, predicted.new_empty(0))
         picture = self.backbone.decode_mask(predicted)
         if self.mask_gamma != 1:
             picture = picture.clamp(0, 1) ** self.mask_gamma
@@ -369,23 +380,17 @@ def load_segmenter(
     place = resolve_device(device)
     limit_threads()
     number_format = resolve_dtype(dtype, place)
-    image_size = checkpoint_image_size(used) if used else None
-    backbone = load_backbone(model, place, number_format, offload, image_size)
+    backbone = load_backbone(model, place, number_format, offload, trained_size(used) if used else None)
     trained, config = load_modules(used, backbone) if used else (nn.ModuleDict(), {})
     if head == "pam" and "pam" not in trained:
         raise WeightsError(
             f"Head 'pam' needs a trained PAM, and there is none for {backbone.name}.",
             "Give a checkpoint that has one, train one with `diffseg train`, or use --head attention.",
         )
-    hed: HED | HedStudent | None = None
-    if "scm" in trained:
-        # HED itself would be four fifths of the compact model's work, and nothing of Kandinsky's.
-        hed = load_hed_student() if backbone.name == "compact" else load_hed()
-        hed = hed.to(device=place, dtype=number_format)
     return Segmenter(
         backbone=backbone,
         trained=trained.to(device=place, dtype=number_format),
-        hed=hed,
+        hed=load_edge_detector(backbone) if "scm" in trained else None,
         head=head or ("pam" if "pam" in trained else "attention"),
         settings=SegmentConfig(fusion=fusion or SegmentConfig.fusion, timesteps=timesteps),
         presence=PresenceCalibration.from_config(config.get("presence")),

@@ -16,8 +16,8 @@ from diffseg_cli.loading import load_compact, load_modules
 from diffseg_cli.models.knowledge import KNOWLEDGE
 from diffseg_cli.prediction import SegmenterOutput
 from diffseg_cli.segmenter import Segmenter, load_segmenter
-from diffseg_cli.training.jobs import choose_modules
-from diffseg_cli.training.trainer import MODULES
+from diffseg_cli.training.run_state import MODULES
+from diffseg_cli.training.switches import choose_modules
 from tools import ablate
 
 

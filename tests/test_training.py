@@ -20,9 +20,11 @@ from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 from diffseg_cli.training.compact_fit import fit_basis, spread_samples, train_decoder
+from diffseg_cli.training.draws import draw_step
 from diffseg_cli.training.feature_cache import FeatureCache, augment
-from diffseg_cli.training.jobs import calibrate_checkpoint
-from diffseg_cli.training.trainer import LOG, MODULES, Trainer, draw_step, new_segmenter
+from diffseg_cli.training.presence_fit import calibrate_checkpoint
+from diffseg_cli.training.run_state import LOG, MODULES
+from diffseg_cli.training.trainer import Trainer, new_segmenter
 
 CONFIG = TrainConfig(steps=6, batch_size=2, validate_every=3, warmup_steps=2, max_shots=2)
 PAM = PamConfig(width=16, head_width=8)
@@ -159,7 +161,7 @@ def test_checkpoint_says_what_it_is_and_loads(cache: FeatureCache, tmp_path: Pat
     modules, config = load_modules(tmp_path / MODULES, cache.backbone)
     assert config["scm"]["width"] == 8
     assert set(modules) == {"scm", "pam"} and not any(p.requires_grad for p in modules.parameters())
-    assert len((tmp_path / LOG).read_text().splitlines()) == 2
+    assert len((tmp_path / LOG).read_text().splitlines()) == 3
     cache.backbone.fingerprint, kept = "other", cache.backbone.fingerprint
     with pytest.raises(WeightsError, match="other weights"):
         load_modules(tmp_path / MODULES, cache.backbone)
@@ -206,7 +208,8 @@ def test_fitting_the_backbone(shapes: FewShotDataset, cache: FeatureCache) -> No
 
 def test_checkpoint_gets_a_presence_score(cache: FeatureCache, tmp_path: Path) -> None:
     list(make_trainer(cache, tmp_path).run())
-    figures = calibrate_checkpoint(tmp_path / MODULES, cache)
+    figures, rows = calibrate_checkpoint(tmp_path / MODULES, cache)
+    assert sum(share for _, _, share in rows) == pytest.approx(1)
     assert 0 <= figures["auc all"] <= 1 and 0 <= figures["calibration error"] <= 1
     calibration = PresenceCalibration.from_config(
         load_modules(tmp_path / MODULES, cache.backbone)[1]["presence"]

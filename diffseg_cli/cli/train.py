@@ -6,49 +6,141 @@ from typing import Annotated, Literal
 import typer
 
 from diffseg_cli.cli import console, options
-from diffseg_cli.config import PamConfig, TrainConfig
+from diffseg_cli.config import FineTuneConfig, PamConfig, TrainConfig
 
 EXAMPLES = """Examples:
 
   diffseg train --root my_classes/ --out runs/mine
 
-  diffseg train --stage backbone --root data/fewshot --split train --out runs/backbone"""
+  diffseg train --dataset pascal-5i --fold 0 --root VOCdevkit --val-split test --out runs/fold0"""
 
-ABLATIONS = "Ablations of the paper"  # panel of the help
+DATA, TRAINING, ABLATIONS = "Data", "Training", "Ablations of the paper"  # panels of the help
 
 
 def train(
-    root: Annotated[
-        Path, typer.Option(help="Folder with one folder a class: NAME.jpg and its mask NAME.png.")
+    root: Annotated[Path, typer.Option(help="Where the data set lies.", rich_help_panel=DATA)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="State, log, curves and the best checkpoint; a stopped run with the same folder goes on.",
+            rich_help_panel=options.OUTPUT,
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for caches, state, log and the best checkpoint.")],
-    stage: Annotated[
-        str, typer.Option(help="modules (SCM and PAM) or backbone (what compact fits to its encoder).")
-    ] = "modules",
-    split: Annotated[str | None, typer.Option(help="Rows of index.csv to train on.")] = None,
-    val_split: Annotated[str | None, typer.Option(help="Rows of index.csv to validate on.")] = None,
-    val_sources: Annotated[
-        str | None, typer.Option(help="Validate on these sources only, comma separated.")
+    dataset: Annotated[
+        Literal["folder", "pascal-5i", "coco-20i", "coco-40-20-20", "fss-1000"],
+        typer.Option(
+            help="folder: one folder a class, NAME.jpg and its mask NAME.png.", rich_help_panel=DATA
+        ),
+    ] = "folder",
+    fold: Annotated[
+        int | None, typer.Option(min=0, max=3, help="Whose classes are left out.", rich_help_panel=DATA)
     ] = None,
-    recipe: Annotated[
-        str, typer.Option(help="default (AdamW, averaged weights) or paper (SGD, eq. 10 alone).")
-    ] = "default",
-    steps: Annotated[int, typer.Option(min=1, help="Optimisation steps.")] = TrainConfig.steps,
-    batch_size: Annotated[int, typer.Option(min=1, help="Episodes a step.")] = TrainConfig.batch_size,
-    lr: Annotated[float, typer.Option(help="Highest learning rate of the default recipe.")] = TrainConfig.lr,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Part to train on; default train, or all of a folder. Of a folder, rows of its index.csv.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    val_split: Annotated[
+        str | None,
+        typer.Option(
+            help="Part to validate on; default val where there is one, of a folder without index.csv a "
+            "quarter of its pictures.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    val_sources: Annotated[
+        str | None,
+        typer.Option(help="Validate on these sources only, comma separated.", rich_help_panel=DATA),
+    ] = None,
+    views: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Views of a picture in the cache; the first is as it is.", rich_help_panel=DATA
+        ),
+    ] = 2,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Frozen results, may be shared by runs; default OUT/cache.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    stage: Annotated[
+        Literal["modules", "backbone"],
+        typer.Option(
+            help="modules (SCM and PAM) or backbone (what compact fits to its encoder).",
+            rich_help_panel=TRAINING,
+        ),
+    ] = "modules",
     init: Annotated[
         str | None,
-        typer.Option(help="Start from these modules: 'shipped' or a checkpoint. Default: from nothing."),
+        typer.Option(
+            metavar="shipped|none|FILE",
+            help="First weights; default shipped for a folder of your own and the compact model, else none.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
+    recipe: Annotated[
+        Literal["default", "paper"],
+        typer.Option(
+            help="default (AdamW, averaged weights) or paper (SGD, eq. 10 alone).", rich_help_panel=TRAINING
+        ),
+    ] = "default",
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Default {TrainConfig.steps}, from given weights {FineTuneConfig.steps}.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help=f"Of the default recipe; {TrainConfig.lr:g}, from given weights {FineTuneConfig.lr:g}.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Episodes a step, of all processes.", rich_help_panel=TRAINING)
+    ] = TrainConfig.batch_size,
     channel_dropout: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of latent channels PAM loses while training.")
+        float,
+        typer.Option(
+            min=0, max=0.9, help="Latent channels PAM loses while training.", rich_help_panel=TRAINING
+        ),
     ] = PamConfig.channel_dropout,
     query_dropout: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of episodes PAM trains without the query's latents.")
+        float,
+        typer.Option(
+            min=0, max=0.9, help="Episodes without the query's own latents.", rich_help_panel=TRAINING
+        ),
     ] = PamConfig.query_dropout,
-    views: Annotated[
-        int, typer.Option(min=1, help="Cached views a picture; the first is the picture itself.")
-    ] = 2,
+    validate_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Steps; default {TrainConfig.validate_every} or {FineTuneConfig.validate_every}.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    save_every: Annotated[
+        int, typer.Option(min=1, help="Steps a kill costs at most.", rich_help_panel=TRAINING)
+    ] = TrainConfig.save_every,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.", rich_help_panel=TRAINING)] = 0,
+    precision: Annotated[
+        Literal["bf16", "fp32"], typer.Option(help="Of autocast.", rich_help_panel=TRAINING)
+    ] = "bf16",
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Scalars in OUT/tensorboard.", rich_help_panel=options.OUTPUT),
+    ] = False,
     modules: Annotated[
         Literal["scm+pam", "pam", "scm"],
         typer.Option(
@@ -83,40 +175,46 @@ def train(
             metavar="PX", help="Picture size, a multiple of 64; default 384.", rich_help_panel=ABLATIONS
         ),
     ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Frozen results, may be shared by runs; default OUT/cache."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    model: options.Model = "compact",
     device: options.Device = "auto",
+    dtype: options.Dtype = None,
 ) -> None:
-    """Train SCM and PAM on labelled pictures; an interrupted run goes on where it was."""
-    from diffseg_cli.training.jobs import backbone_job, choose_modules, modules_job
+    """Train SCM and PAM on labelled pictures, or improve the shipped ones on classes of your own."""
+    from diffseg_cli.training.jobs import TrainPlan, backbone_job, modules_job
+    from diffseg_cli.training.switches import choose_modules
 
     if stage == "backbone":
-        job = backbone_job(root, out, split=split, steps=steps, seed=seed, device=device)
-    else:
-        config = TrainConfig(recipe=recipe, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
-        pam = PamConfig(channel_dropout=channel_dropout, query_dropout=query_dropout)
-        job = modules_job(
-            root,
-            out,
-            config=config,
-            modules=choose_modules(
-                modules,
-                knowledge,
-                pam_attentions,
-                scm_scales,
-                scm_separate,
-                pam=pam,
-                image_size=image_size,
-            ),
-            init=init,
-            split=split,
-            val_split=val_split,
-            val_sources=val_sources,
-            views=views,
-            device=device,
-            cache_folder=cache,
-        )
-    console.show_training(job)
+        count = steps or TrainConfig.steps
+        job = backbone_job(root, out, split=split, steps=count, seed=seed, device=device)
+        console.show_training(job)
+        return
+    pam = PamConfig(channel_dropout=channel_dropout, query_dropout=query_dropout)
+    chosen = choose_modules(
+        modules, knowledge, pam_attentions, scm_scales, scm_separate, pam=pam, image_size=image_size
+    )
+    plan = TrainPlan(
+        root=root,
+        out=out,
+        dataset=dataset,
+        fold=fold,
+        split=split,
+        val_split=val_split,
+        val_sources=val_sources,
+        model=model,
+        modules=chosen,
+        init=init,
+        recipe=recipe,
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed,
+        views=views,
+        save_every=save_every,
+        validate_every=validate_every,
+        precision=precision,
+        device=device,
+        dtype=dtype,
+        cache=cache,
+        tensorboard=tensorboard,
+    )
+    console.show_training(modules_job(plan))

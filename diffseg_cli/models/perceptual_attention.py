@@ -274,14 +274,26 @@ class PerceptualAttention(nn.Module):
             nn.Conv2d(width, latent_channels, 1),  # linear: latents are signed
         )
 
-    def _drop_channels(self, query: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.training or self.channel_dropout == 0:
-            return query, support
-        kept = 1 - self.channel_dropout
-        keep = torch.empty(query.shape[0], query.shape[1], device=query.device).bernoulli_(kept) / kept
-        return query * keep[:, :, None, None].to(query), support * keep[:, None, :, None, None].to(support)
+    def draw_drops(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """What is left out in each of `count` episodes when training.
 
-    def forward(self, query: Tensor, support: Tensor, masks: Tensor, score_map: Tensor) -> Tensor:
+        Returns:
+            (count c) factors of the latent channels of query and support, 0 or 1 / (1 - share); (count)
+            factors of the query's own latents in L_3, 0 or 1. On the CPU.
+        """
+        kept = 1 - self.channel_dropout
+        channels = torch.rand(count, self.query_in.in_features, generator=generator) < kept
+        query = torch.rand(count, generator=generator) >= self.query_dropout
+        return channels.float() / kept, query.float()
+
+    def forward(
+        self,
+        query: Tensor,
+        support: Tensor,
+        masks: Tensor,
+        score_map: Tensor,
+        drops: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Predict the latents of the query's mask picture.
 
         Args:
@@ -289,15 +301,20 @@ class PerceptualAttention(nn.Module):
             support: (b k c H W) latents of their supports (k = 1 after fusion by mean).
             masks: (b k 1 H W) support masks at the size of the latents, in [0, 1].
             score_map: (b 1 H W) `M_a` in [0, 1].
+            drops: what `draw_drops` gave; None draws when training and leaves nothing out otherwise.
 
         Returns:
             (b c H W) `L_pre`.
         """
-        query, support = self._drop_channels(query, support)
+        if drops is None and self.training:
+            drops = self.draw_drops(len(query))
+        if drops is not None:
+            channels = drops[0].to(query)
+            query, support = query * channels[:, :, None, None], support * channels[:, None, :, None, None]
         grid_hw = (query.shape[2], query.shape[3])
         itself = self.query_in(to_tokens(query))
-        if self.training and self.query_dropout > 0:
-            itself = itself * (torch.rand(query.shape[0], 1, 1, device=query.device) > self.query_dropout)
+        if drops is not None:
+            itself = itself * drops[1].to(itself)[:, None, None]
         sources = [to_grid(itself, grid_hw)]
         if isinstance(self.attention_1, SupportAttention):
             sources.append(self.attention_1(query, support, masks))

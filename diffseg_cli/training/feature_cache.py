@@ -1,15 +1,16 @@
 """Frozen results of training pictures on disk, so that an epoch costs no encoder.
 
 A cache is a folder of memory-mapped arrays, one row a (sample, view). View 0 is the picture as it is; the
-others are random crops with changed colours, a pure function of (seed, sample, view). Where the backbone
-crops supports to their object, one more row a sample holds it as a support. Mirroring is done on
-the latents when they are read.
+others are random crops with changed colours, a pure function of (seed, sample, view). Where the backbone sees
+supports otherwise than queries (cropped to their object, or on black), one more row a sample holds it as a
+support. Mirroring is done on the latents when they are read.
 
-Letters: r rows, v views, S picture size, H W = S/8, c latent channels, t prompt tokens.
+Letters: r rows, v views, S picture size, E edge size, H W = S/8, c latent channels, t prompt tokens.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +18,25 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import FewShotDataset
+from diffseg_cli.errors import InputError
 from diffseg_cli.frames import crop_to_object, mask_to_frame, to_frame
 from diffseg_cli.loading import edge_size as default_edge_size
+from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.hed import HED
-from diffseg_cli.reading.image_io import read_image, read_mask
+from diffseg_cli.models.hed_student import HedStudent
+from diffseg_cli.prediction import SupportFeatures
+from diffseg_cli.reading.image_io import check_pair, read_image
 
 BATCH = 8
+LAYOUT = 2  # of the arrays; another one is another cache
+DONE = "rows_done"
 
 
 @dataclass(frozen=True)
@@ -39,14 +48,12 @@ class CachedBatch:
         targets: (r c H W) of the mask pictures (white object on black), the target of eq. 10.
         masks: (r 1 S/2 S/2) in [0, 1].
         edges: (r 1 E E) HED edges in [0, 1].
-        image_embeds: (r t d).
     """
 
     latents: Tensor
     targets: Tensor
     masks: Tensor
     edges: Tensor
-    image_embeds: Tensor
 
 
 def augment(
@@ -75,34 +82,60 @@ def augment(
     return np.clip(pixels, 0, 255).astype(np.uint8), mask
 
 
-def latents_hash(backbone: CompactBackbone) -> str:
-    """Of everything latents depend on, at the precision it is stored in; not of scalars or decoder."""
+def latents_hash(backbone: Backbone) -> str:
+    """Of everything latents and prompts depend on; of compact not the decoder, so that it can be refitted."""
+    if not isinstance(backbone, CompactBackbone):
+        return f"{backbone.fingerprint} {backbone.dtype}"
     digest = hashlib.sha256()
     for name, value in sorted(backbone.state_dict().items()):
         if name.startswith(("encoder.", "mean_", "std_", "basis_")):
             digest.update(value.half().cpu().numpy().tobytes())
+    prompt = (backbone.object_tokens, backbone.background_tokens)
+    return f"{digest.hexdigest()} {prompt}"
+
+
+def dataset_hash(dataset: FewShotDataset) -> str:
+    """Of names, sizes and times of all files of a data set, so that a changed mask is encoded again.
+
+    Raises:
+        InputError: a file is missing.
+    """
+    digest = hashlib.sha256(dataset.name.encode())
+    for sample in dataset.samples:
+        for path in (sample.image, sample.mask):
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise InputError(
+                    f"{path} is missing.", "Restore it, or take its picture out of the data set."
+                ) from error
+            line = (dataset.relative(path), sample.label, status.st_size, status.st_mtime_ns)
+            digest.update(repr(line).encode())
     return digest.hexdigest()
 
 
 class FeatureCache:
-    """Rows of frozen results; `open` builds what is missing.
+    """Rows of frozen results; `build` computes what is missing.
 
     Args:
-        folder: where the arrays are.
+        folder: where caches are; this one takes a folder in it named by a hash of all that decides its rows.
         dataset: whose samples the rows follow, sample-major.
-        backbone: frozen, its fingerprint names the cache.
+        backbone: frozen.
         hed: frozen edge detector, or None for a cache without edges.
         views: rows a sample, without the one as a support.
         edge_size: E; default what the backbone's SCM is used with.
         seed: of the augmentation.
+
+    Raises:
+        InputError: a file of the data set is missing.
     """
 
     def __init__(
         self,
         folder: Path,
         dataset: FewShotDataset,
-        backbone: CompactBackbone,
-        hed: HED | None,
+        backbone: Backbone,
+        hed: HED | HedStudent | None,
         *,
         views: int,
         edge_size: int | None = None,
@@ -110,19 +143,11 @@ class FeatureCache:
     ) -> None:
         self.dataset, self.backbone, self.hed = dataset, backbone, hed
         self.views, self.seed = views, seed
-        self.stride = views + (backbone.support_margin is not None)
+        self.own_supports = backbone.support_margin is not None or backbone.masks_support
+        self.stride = views + self.own_supports
         self.edge_size = edge_size or default_edge_size(backbone)
-        listing = "\n".join(sample.image.as_posix() for sample in dataset.samples)
-        parts = [
-            latents_hash(backbone),
-            backbone.image_size,
-            backbone.support_margin,
-            listing,
-            views,
-            self.edge_size,
-            seed,
-            hed is not None,
-        ]
+        parts = [LAYOUT, backbone.name, latents_hash(backbone), backbone.image_size, backbone.support_margin]
+        parts += [dataset_hash(dataset), views, self.edge_size, seed, type(hed).__name__]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         self.folder = folder / key
         self.rows = len(dataset.samples) * self.stride
@@ -134,94 +159,145 @@ class FeatureCache:
 
     def support_row(self, sample: int) -> int:
         """Of a sample as the backbone sees supports."""
-        return self.row(sample, self.views if self.backbone.support_margin is not None else 0)
+        return self.row(sample, self.views if self.own_supports else 0)
 
     def build(self) -> Iterator[tuple[int, int]]:
-        """Compute the rows that are missing; yields (rows done, rows in all) and can be interrupted."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        progress = self.folder / "rows_done"
-        done = int(progress.read_text()) if progress.is_file() else 0
-        for start in range(done, self.rows, BATCH):
-            rows = range(start, min(start + BATCH, self.rows))
-            for name, values in self._compute(rows).items():
-                self._array(name, values.shape[1:], values.dtype)[rows.start : rows.stop] = values
-            progress.write_text(str(rows.stop))
-            yield rows.stop, self.rows
+        """Compute the rows that are missing; yields (rows done, rows in all) and can be killed at any time.
 
-    def _array(self, name: str, shape: Sequence[int], dtype: Any) -> NDArray[Any]:
+        Raises:
+            InputError: a picture or mask cannot be used, or the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            progress = self.folder / DONE
+            done = int(progress.read_text()) if progress.is_file() else 0
+            for start in range(done, self.rows, BATCH):
+                rows = range(start, min(start + BATCH, self.rows))
+                for name, values in self._compute(rows).items():
+                    array = self._array(name, (values.shape[1:], values.dtype), anew=start == 0)
+                    array[rows.start : rows.stop] = values
+                for array in self._arrays.values():
+                    array.flush()  # type: ignore[attr-defined]  # a memmap
+                partial = progress.with_suffix(f".{os.getpid()}")
+                partial.write_text(str(rows.stop))
+                partial.replace(progress)  # after the rows: what is counted is there
+                yield rows.stop, self.rows
+        except OSError as error:
+            raise InputError(
+                f"{self.folder} cannot be written: {error.strerror}.", "Choose another folder with --cache."
+            ) from error
+
+    def _array(
+        self, name: str, form: tuple[Sequence[int], Any] | None = None, *, anew: bool = False
+    ) -> NDArray[Any]:
+        """An array of this cache; made anew with a row's `form` (shape, dtype)."""
         if name not in self._arrays:
             path = self.folder / f"{name}.npy"
-            mode: Any = "r+" if path.is_file() else "w+"
-            self._arrays[name] = np.lib.format.open_memmap(
-                path, mode=mode, dtype=dtype, shape=None if mode == "r+" else (self.rows, *shape)
-            )
+            if anew and form:  # a file left by a run that was killed in its first rows may lack its header
+                array = np.lib.format.open_memmap(path, mode="w+", dtype=form[1], shape=(self.rows, *form[0]))
+            else:
+                array = np.lib.format.open_memmap(path, mode="r+" if form else "r")
+            self._arrays[name] = array
         return self._arrays[name]
 
-    def load_view(self, row: int) -> tuple[Tensor, Tensor]:
-        """Picture (3 S S) and mask (1 S S) of a row, in [0, 1]."""
+    def _load(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Picture (h w 3) and mask (h w) of a row, at their own size."""
         index, view = divmod(row, self.stride)
-        sample = self.dataset.samples[index]
-        image, mask = read_image(sample.image), read_mask(sample.mask)
-        if view == self.views and self.backbone.support_margin is not None:
-            image, mask = crop_to_object(image, mask, self.backbone.support_margin)
-        elif view:
+        sample, margin = self.dataset.samples[index], self.backbone.support_margin
+        image, mask = read_image(sample.image), read_truth(self.dataset.name, sample).mask
+        check_pair(image, mask, sample.image, sample.mask)
+        if not mask.any():
+            raise InputError(
+                f"{sample.mask} marks nothing of {sample.class_name}.", "Mark it, or remove the pair."
+            )
+        if view == self.views:
+            return (image, mask) if margin is None else crop_to_object(image, mask, margin)
+        if view:
             image, mask = augment(image, mask, np.random.Generator(np.random.PCG64([self.seed, index, view])))
+        return image, mask
+
+    def load_view(self, row: int) -> tuple[Tensor, Tensor]:
+        """Picture (3 S S) and mask (1 S S) of a row, in [0, 1].
+
+        Raises:
+            InputError: one of them cannot be used.
+        """
+        image, mask = self._load(row)
         return to_frame(image, self.backbone.image_size), mask_to_frame(mask, self.backbone.image_size)
 
     @torch.inference_mode()
     def _compute(self, rows: range) -> dict[str, NDArray[Any]]:
+        backbone, size = self.backbone, self.backbone.image_size
         pairs = [self.load_view(row) for row in rows]
-        images = torch.stack([image for image, _ in pairs]).to(self.backbone.device)
-        masks = torch.stack([mask for _, mask in pairs]).to(self.backbone.device)
-        with torch.autocast(
-            self.backbone.device.type, torch.bfloat16
-        ):  # twice as fast; the result is stored in half
-            blocks = self.backbone.encode_blocks(images)
-            targets = self.backbone.encode_blocks(masks.expand(-1, 3, -1, -1))
-        embeds = self.backbone.embed(
-            images, masks, self.backbone.stack_blocks([block.float() for block in blocks])
-        )
-        half = self.backbone.image_size // 2
-        small_masks = torch.nn.functional.interpolate(masks, size=(half, half), mode="area")
+        images = torch.stack([image for image, _ in pairs]).to(backbone.device)
+        masks = torch.stack([mask for _, mask in pairs]).to(backbone.device)
+        as_support = torch.tensor([row % self.stride == self.views for row in rows], device=images.device)
+        seen = images
+        if backbone.masks_support:  # eq. 3
+            seen = torch.where(as_support[:, None, None, None], images * masks, images)
+        blocks = {"latents": self._encode(seen), "targets": self._encode(masks.expand(-1, 3, -1, -1))}
+        latents = self._stack([block.float() for block in blocks["latents"]])
         arrays = {
-            "image_embeds": embeds.half().cpu().numpy(),
-            "masks": (small_masks * 255).round().byte().cpu().numpy(),
+            "image_embeds": backbone.embed(images, masks, latents).half().cpu().numpy(),
+            "masks": _to_bytes(F.interpolate(masks, size=(size // 2, size // 2), mode="area")),
         }
-        for index, (block, target) in enumerate(zip(blocks, targets, strict=True)):
-            arrays[f"block_{index}"] = block.half().cpu().numpy()
-            arrays[f"target_{index}"] = target.half().cpu().numpy()
+        for name, values in blocks.items():
+            arrays |= {f"{name}_{i}": block.half().cpu().numpy() for i, block in enumerate(values)}
         if self.hed is not None:
-            size = (self.edge_size, self.edge_size)
-            shrunk = torch.nn.functional.interpolate(images, size=size, mode="area")
-            queries = [row % self.stride < self.views for row in rows]  # supports need no edges
+            shrunk = F.interpolate(images, size=(self.edge_size, self.edge_size), mode="area")
             edges = torch.zeros_like(shrunk[:, :1])
-            if any(queries):
-                edges[queries] = self.hed(shrunk[queries]).float()
-            arrays["edges"] = (edges * 255).round().byte().cpu().numpy()
+            if not as_support.all():  # supports need no edges
+                edges[~as_support] = self.hed(shrunk[~as_support]).float()
+            arrays["edges"] = _to_bytes(edges)
         return arrays
+
+    def _encode(self, images: Tensor) -> list[Tensor]:
+        """Latents as they are stored: of compact in blocks at their own strides, a fifth of the size."""
+        if not isinstance(self.backbone, CompactBackbone):
+            return [self.backbone.encode(images)]
+        with torch.autocast(images.device.type, torch.bfloat16):  # twice as fast, and stored in half
+            return self.backbone.encode_blocks(images)
+
+    def _stack(self, blocks: list[Tensor]) -> Tensor:
+        """Latents (r c H W) of what `_encode` gave."""
+        return self.backbone.stack_blocks(blocks) if isinstance(self.backbone, CompactBackbone) else blocks[0]
+
+    def _gather(self, name: str, rows: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
+        array = self._array(name)
+        picked = [
+            array[row][..., ::-1] if flip else array[row] for row, flip in zip(rows, mirrored, strict=True)
+        ]
+        tensor = torch.from_numpy(np.ascontiguousarray(np.stack(picked))).to(self.backbone.device)
+        return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
+
+    def _latents(self, name: str, rows: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
+        parts = len(self.backbone.latent_groups) if isinstance(self.backbone, CompactBackbone) else 1
+        return self._stack([self._gather(f"{name}_{index}", rows, mirrored) for index in range(parts)])
 
     def read(self, rows: Sequence[int], mirrored: Sequence[bool]) -> CachedBatch:
         """Rows as tensors on the backbone's device, some of them mirrored left to right."""
-
-        def gather(name: str) -> Tensor:
-            array = self._array(name, (), None)
-            picked = np.stack(
-                [
-                    array[row][..., ::-1] if flip else array[row]
-                    for row, flip in zip(rows, mirrored, strict=True)
-                ]
-            )
-            tensor = torch.from_numpy(np.ascontiguousarray(picked)).to(self.backbone.device)
-            return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
-
-        taps = range(len(self.backbone.latent_groups))
-        embeds = self._array("image_embeds", (), None)
         return CachedBatch(
-            latents=self.backbone.stack_blocks([gather(f"block_{index}") for index in taps]),
-            targets=self.backbone.stack_blocks([gather(f"target_{index}") for index in taps]),
-            masks=gather("masks"),
-            edges=gather("edges") if self.hed is not None else torch.empty(0),
-            image_embeds=torch.from_numpy(np.stack([embeds[row] for row in rows]))
-            .to(self.backbone.device)
-            .float(),
+            latents=self._latents("latents", rows, mirrored),
+            targets=self._latents("targets", rows, mirrored),
+            masks=self._gather("masks", rows, mirrored),
+            edges=self._gather("edges", rows, mirrored) if self.hed is not None else torch.empty(0),
         )
+
+    def read_targets(self, rows: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
+        """`read(...).targets` alone."""
+        return self._latents("targets", rows, mirrored)
+
+    def read_supports(self, rows: NDArray[np.int64], mirrored: NDArray[np.bool_]) -> SupportFeatures:
+        """Supports of b episodes, rows (b k), as the segmenter reads them; prompts are never mirrored."""
+        flat, flips = rows.ravel().tolist(), mirrored.ravel().tolist()
+        latents, masks = self._latents("latents", flat, flips), self._gather("masks", flat, flips)
+        grid = F.interpolate(masks, size=latents.shape[-2:], mode="area")
+        embeds = self._gather("image_embeds", flat, [False] * len(flat))
+        latents, grid, embeds = (values.unflatten(0, rows.shape) for values in (latents, grid, embeds))
+        return SupportFeatures(self.backbone.name, self.backbone.fingerprint, latents, grid, embeds)
+
+
+def _to_bytes(values: Tensor) -> NDArray[np.uint8]:
+    """[0, 1] -> uint8."""
+    stored: NDArray[np.uint8] = (values * 255).round().byte().cpu().numpy()
+    return stored

@@ -1,24 +1,36 @@
-"""The two training runs from folder to weights, as generators of progress."""
+"""The two training runs from pictures to weights, as generators of progress."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
-from diffseg_cli.compute import resolve_device
-from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig, TrainConfig
-from diffseg_cli.datasets.episode import read_folder
+from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint
+from diffseg_cli.compute import resolve_device, resolve_dtype
+from diffseg_cli.config import FineTuneConfig, ModulesConfig, PamConfig, TrainConfig
+from diffseg_cli.datasets import PROTOCOLS, load_dataset
+from diffseg_cli.datasets.episode import FewShotDataset, read_folder
 from diffseg_cli.errors import UsageError
-from diffseg_cli.evaluation.summary import class_groups
-from diffseg_cli.loading import COMPACT_ENCODER, build_compact, load_compact, load_encoder, load_modules
-from diffseg_cli.models.hed import load_hed
-from diffseg_cli.models.perceptual_attention import MODES
-from diffseg_cli.segmenter import COMPACT_MODULES, Segmenter
+from diffseg_cli.loading import (
+    COMPACT_ENCODER,
+    build_compact,
+    load_backbone,
+    load_edge_detector,
+    load_encoder,
+)
+from diffseg_cli.models.backbone import Backbone
+from diffseg_cli.models.knowledge import FEATURE_KNOWLEDGE
+from diffseg_cli.segmenter import COMPACT_MODULES
 from diffseg_cli.training.compact_fit import fit_backbone
 from diffseg_cli.training.feature_cache import FeatureCache
-from diffseg_cli.training.presence_fit import EPISODES, calibrate, presence_report, sample_presence
-from diffseg_cli.training.trainer import MODULES, Trainer, new_segmenter
+from diffseg_cli.training.own_classes import check_folder, hold_out
+from diffseg_cli.training.pictures import RELIABILITY, Board, write_curves, write_reliability
+from diffseg_cli.training.presence_fit import calibrate_checkpoint
+from diffseg_cli.training.run_state import MODULES
+from diffseg_cli.training.team import Team, find_team, team_device
+from diffseg_cli.training.trainer import Trainer, new_segmenter
 from diffseg_cli.weights import find_weights, load_strict
+
+RECIPES, PRECISIONS = ("default", "paper"), ("bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -32,47 +44,142 @@ class Progress:
     milestone: bool = False  # worth a line of its own where there is no bar
 
 
-def choose_modules(
-    which: str,
-    knowledge: str,
-    pam_attentions: str,
-    scm_scales: str,
-    scm_separate: bool,
-    *,
-    pam: PamConfig,
-    image_size: int | None = None,
-) -> ModulesConfig:
-    """What is trained, from the switches of the paper's ablations.
+@dataclass(frozen=True)
+class TrainPlan:
+    """What to train, on what, from where.
 
-    Args:
-        which: "scm+pam", "pam", "scm" or "none" (table 3). "pam" compares latents alone: the paper leaves the
-            attention maps out with SCM, and so attention 2.
-        knowledge: of `models.knowledge.KNOWLEDGE` (table 4).
-        pam_attentions: three of "attention", "conv", "none", with commas (table 5).
-        scm_scales: "all", "none" or numbers of scales, the finest 0, with commas (table 6).
-        scm_separate: a trunk for each scale (table 6).
-        pam: its other numbers.
-        image_size: S, or None for the backbone's own.
+    Attributes:
+        root: where the data set lies.
+        out: for state, log and checkpoint; a run that was stopped goes on from it.
+        dataset: a key of `datasets.PROTOCOLS`.
+        fold: of the data set, where it has folds.
+        split: part to train on; None: "train", or all of a folder.
+        val_split: part to validate on; None: "val" where the protocol has one, of a folder without index.csv
+            a quarter of each class's pictures, elsewhere nothing.
+        val_sources: of a folder with index.csv, validate on these sources only.
+        model: "compact", "kandinsky-2-2" or a folder that holds it.
+        modules: which modules, and what they read.
+        init: "shipped", a checkpoint, or "none" for random weights; None: "shipped" for a folder of one's own
+            and the compact model as it is, else "none".
+        recipe: "default" or "paper".
+        steps: None: as `TrainConfig`, or as `FineTuneConfig` from given weights.
+        lr: highest, of the default recipe; None as `steps`.
+        batch_size: episodes a step, of all processes together.
+        seed: of every draw.
+        views: cached views a picture.
+        save_every: steps between states; None as `TrainConfig`.
+        validate_every: None as `steps`.
+        precision: of autocast, "bf16" or "fp32".
+        device: "auto", "cpu", "cuda" or "mps".
+        dtype: of a frozen diffusion backbone; None what suits the device.
+        cache: folder of frozen results, may be shared by runs; None: `out/cache`.
+        tensorboard: write its scalars.
+    """
+
+    root: Path
+    out: Path
+    dataset: str = "folder"
+    fold: int | None = None
+    split: str | None = None
+    val_split: str | None = None
+    val_sources: str | None = None
+    model: str = "compact"
+    modules: ModulesConfig = field(default_factory=ModulesConfig)
+    init: str | None = None
+    recipe: str = "default"
+    steps: int | None = None
+    lr: float | None = None
+    batch_size: int = TrainConfig.batch_size
+    seed: int = 0
+    views: int = 2
+    save_every: int | None = None
+    validate_every: int | None = None
+    precision: str = "bf16"
+    device: str = "auto"
+    dtype: str | None = None
+    cache: Path | None = None
+    tensorboard: bool = False
+
+    @property
+    def own_classes(self) -> bool:
+        """Whether the pictures are a folder of one's own, without an index of splits."""
+        return self.dataset == "folder" and not (self.root / "index.csv").is_file()
+
+    @property
+    def start(self) -> str | None:
+        """What the weights start from, None for random ones."""
+        as_shipped = replace(self.modules, pam=PamConfig()) == ModulesConfig()
+        if self.init is None and self.own_classes and self.model == "compact" and as_shipped:
+            return "shipped"
+        return None if self.init in (None, "none") else self.init
+
+    def train_config(self) -> TrainConfig:
+        """The numbers of the training."""
+        usual = FineTuneConfig() if self.start else TrainConfig()
+        return TrainConfig(
+            recipe=self.recipe,
+            steps=self.steps or usual.steps,
+            batch_size=self.batch_size,
+            lr=self.lr or usual.lr,
+            warmup_steps=usual.warmup_steps,
+            validate_every=self.validate_every or usual.validate_every,
+            save_every=self.save_every or TrainConfig.save_every,
+            precision=self.precision,
+            seed=self.seed,
+        )
+
+
+def check_plan(plan: TrainPlan) -> None:
+    """Refuse what cannot work before anything slow starts.
 
     Raises:
-        UsageError: a switch that says none of these.
+        UsageError: words that mean nothing, or that contradict each other.
     """
-    modes = tuple(pam_attentions.split(","))
-    if len(modes) != 3 or not set(modes) <= set(MODES):
+    for what, value, known in (("recipe", plan.recipe, RECIPES), ("precision", plan.precision, PRECISIONS)):
+        if value not in known:
+            raise UsageError(f"Unknown {what} '{value}'.", f"Use {' or '.join(known)}.")
+    if plan.modules.scm is None and plan.modules.pam is None:
         raise UsageError(
-            f"'{pam_attentions}' does not say what PAM's three attentions are.",
-            "Give three of attention, conv and none, like attention,conv,none.",
+            "Without SCM and PAM there is nothing to train.", "Measure it: diffseg evaluate --head attention."
         )
-    if scm_scales not in ("all", "none") and not all(part.isdecimal() for part in scm_scales.split(",")):
-        raise UsageError(f"'{scm_scales}' names no scales.", "Give all, none, or numbers like 0 or 0,1.")
-    scm = None
-    if which in ("scm+pam", "scm") and scm_scales != "none":
-        scales = None if scm_scales == "all" else tuple(int(part) for part in scm_scales.split(","))
-        scm = ScmConfig(shared=not scm_separate, scales=scales)
-    if which == "pam":
-        modes = (modes[0], "none", modes[2])
-    chosen = replace(pam, modes=(modes[0], modes[1], modes[2])) if which in ("scm+pam", "pam") else None
-    return ModulesConfig(scm, chosen, knowledge, image_size)
+    if plan.own_classes and (plan.val_split or plan.val_sources):
+        raise UsageError(
+            f"{plan.root} has no index.csv, so it has no splits and sources.",
+            "Leave --val-split and --val-sources out: a quarter of each class is held out.",
+        )
+    folds = PROTOCOLS[plan.dataset].folds
+    if folds and plan.fold is None:
+        raise UsageError(f"{plan.dataset} is trained one fold at a time.", f"Give --fold 0 to {folds - 1}.")
+    if plan.fold is not None and not 0 <= plan.fold < max(folds, 1):
+        raise UsageError(f"{plan.dataset} has no fold {plan.fold}.", "Leave --fold out, or give 0 to 3.")
+    if plan.model != "compact" and plan.modules.knowledge in FEATURE_KNOWLEDGE:
+        raise UsageError(
+            f"Knowledge '{plan.modules.knowledge}' is a stand-in made of the compact model's features.",
+            "Use self+cross, cross or self.",
+        )
+    if plan.model != "compact" and plan.modules.image_size:
+        raise UsageError("Only the compact model can see at another size.", "Leave --image-size out.")
+
+
+def read_pictures(plan: TrainPlan) -> tuple[FewShotDataset, FewShotDataset | None]:
+    """Pictures to train on, and pictures to validate on or None.
+
+    Raises:
+        InputError: they are not there, or cannot be used.
+        UsageError: a split the data set does not have.
+    """
+    if plan.own_classes:
+        dataset = load_dataset("folder", plan.root, split=plan.split)
+        check_folder(plan.root, dataset)
+        return hold_out(dataset, plan.seed)
+    splits = PROTOCOLS[plan.dataset].splits
+    split = plan.split or ("train" if splits else None)
+    dataset = load_dataset(plan.dataset, plan.root, fold=plan.fold, split=split)
+    val_split = plan.val_split or ("val" if "val" in splits else None)
+    if val_split is None:
+        return dataset, None
+    sources = tuple(plan.val_sources.split(",")) if plan.val_sources else ()
+    return dataset, load_dataset(plan.dataset, plan.root, fold=plan.fold, split=val_split, sources=sources)
 
 
 def backbone_job(
@@ -86,105 +193,81 @@ def backbone_job(
         yield Progress(step.stage, step.step, step.steps, {"loss": step.loss}, step.step == step.steps)
 
 
-def modules_job(
-    root: Path,
-    out: Path,
-    *,
-    config: TrainConfig,
-    modules: ModulesConfig,
-    init: str | None,
-    split: str | None,
-    val_split: str | None,
-    val_sources: str | None,
-    views: int,
-    device: str,
-    cache_folder: Path | None = None,
-) -> Iterator[Progress]:
-    """Train SCM and PAM on the compact backbone; writes `out/modules.safetensors` when validation improves.
+def modules_job(plan: TrainPlan) -> Iterator[Progress]:
+    """Train SCM and PAM; writes `out/modules.safetensors` whenever validation improves.
 
-    Args:
-        root: folder of classes, see `read_folder`.
-        out: for caches, state, log and checkpoint; a run that was stopped goes on from it.
-        config: numbers of the training.
-        modules: which of the two are trained, and on what.
-        init: "shipped" or a checkpoint to start from; None for random weights.
-        split: rows of `index.csv` to train on.
-        val_split: rows of `index.csv` to validate on, or None for no validation.
-        val_sources: validate on these sources only, comma separated.
-        views: cached views a picture.
-        device: "auto", "cpu", "cuda" or "mps".
-        cache_folder: of frozen results, may be shared by runs; default `out/cache`.
+    Of several processes the first one alone tells of its progress.
 
     Raises:
-        UsageError: an unknown recipe, or nothing to train.
-        InputError: no pictures at `root`.
+        UsageError: the plan contradicts itself.
+        InputError: pictures that cannot be used, or a folder that holds another run.
+        WeightsError: weights that are missing or do not fit.
+        MissingDependency: accelerate or tensorboard is needed and not installed.
     """
-    if config.recipe not in ("default", "paper"):
-        raise UsageError(f"Unknown recipe '{config.recipe}'.", "Use default or paper.")
-    if modules.scm is None and modules.pam is None:
-        raise UsageError(
-            "Without SCM and PAM there is nothing to train.", "Measure it: diffseg evaluate --head attention."
-        )
-    backbone = load_compact(device=resolve_device(device), image_size=modules.image_size)
+    check_plan(plan)
+    config, team = plan.train_config(), find_team()
+    team.share(config.batch_size)
+    board = Board(plan.out) if plan.tensorboard and team.leads else None
+    dataset, held_out = read_pictures(plan)
+    device = resolve_device(team_device(plan.device))
+    dtype = resolve_dtype("float32" if plan.model == "compact" else plan.dtype, device)
+    backbone = load_backbone(plan.model, device, dtype, False, plan.modules.image_size)
+    _check_scales(plan.modules, backbone)
+    hed, folder = load_edge_detector(backbone), plan.cache or plan.out / "cache"
+    cache = FeatureCache(folder, dataset, backbone, hed, views=plan.views, seed=plan.seed)
+    validation = None
+    if held_out is not None:
+        validation = FeatureCache(folder, held_out, backbone, hed, views=1, seed=plan.seed)
+    for name, each in (("cache", cache), ("validation cache", validation)):
+        for done, rows in each.build() if each and team.leads else ():
+            yield Progress(name, done, rows, {}, done == rows)
+    team.wait()
+    trainer = _make_trainer(plan, config, cache, validation, team)
+    for step in trainer.run():
+        if board:
+            board.add(step)
+        if team.leads:
+            figures = {**step.losses, **(step.validation or {})}
+            yield Progress(f"training {MODULES}", step.step, config.steps, figures, bool(step.validation))
+    if board:
+        board.close()
+    if team.leads:
+        write_curves(plan.out)
+        report, rows_of = calibrate_checkpoint(plan.out / MODULES, validation or cache)
+        if rows_of:
+            write_reliability(rows_of, plan.out / RELIABILITY)
+            yield Progress("presence", 1, 1, report, True)
+    team.wait()
+
+
+def _make_trainer(
+    plan: TrainPlan, config: TrainConfig, cache: FeatureCache, validation: FeatureCache | None, team: Team
+) -> Trainer:
+    """Modules with their first weights, and all the checkpoint will say about them."""
+    backbone, modules = cache.backbone, plan.modules
+    segmenter, settings = new_segmenter(cache, modules.scm, modules.pam, plan.seed, modules.knowledge)
+    if plan.start is not None:
+        start = find_weights(COMPACT_MODULES) if plan.start == "shipped" else Path(plan.start)
+        tensors, info = read_checkpoint(start, backbone=backbone.name, fingerprint=backbone.fingerprint)
+        load_strict(segmenter.trained, {name: value.float() for name, value in tensors.items()}, start)
+        settings |= {name: info.config[name] for name in ("presence", "mask_gamma") if name in info.config}
+    record = {
+        "data": plan.root.name,
+        "dataset": plan.dataset,
+        "fold": plan.fold,
+        "split": plan.split,
+        "pictures": len(cache.dataset.samples),
+        "classes": len(cache.dataset.classes),
+        "held_out_pictures": len(validation.dataset.samples) if validation else 0,
+        "views": plan.views,
+        "processes": team.size,
+        "init": Path(plan.start).name if plan.start else None,
+    }
+    info = CheckpointInfo(backbone.name, backbone.fingerprint, settings, record)
+    return Trainer(segmenter, cache, validation, config, plan.out, info, team)
+
+
+def _check_scales(modules: ModulesConfig, backbone: Backbone) -> None:
     there = len(backbone.scale_widths)
     if modules.scm and max(modules.scm.scales or (0,)) >= there:
         raise UsageError(f"{backbone.name} has no such scale.", f"Its scales are 0 to {there - 1}.")
-    hed = load_hed().to(backbone.device)
-    dataset = read_folder(root, split=split)
-    cache_folder = cache_folder or out / "cache"
-    cache = FeatureCache(cache_folder, dataset, backbone, hed, views=views, seed=config.seed)
-    validation = None
-    if val_split:
-        held_out = read_folder(root, split=val_split, sources=val_sources.split(",") if val_sources else None)
-        validation = FeatureCache(cache_folder, held_out, backbone, hed, views=1, seed=config.seed)
-    for name, each in (("cache", cache), ("validation cache", validation)):
-        for done, rows in each.build() if each else ():
-            yield Progress(name, done, rows, {}, done == rows)
-    segmenter, settings = new_segmenter(cache, modules.scm, modules.pam, config.seed, modules.knowledge)
-    if init is not None:
-        start = find_weights(COMPACT_MODULES) if init == "shipped" else Path(init)
-        tensors, _ = read_checkpoint(start, backbone=backbone.name, fingerprint=backbone.fingerprint)
-        load_strict(segmenter.trained, {name: value.float() for name, value in tensors.items()}, start)
-    record = {
-        "data": root.name,
-        "split": split,
-        "pictures": len(dataset.samples),
-        "classes": len(dataset.classes),
-        "init": init,
-    }
-    info = CheckpointInfo(backbone.name, backbone.fingerprint, settings, record)
-    for step in Trainer(segmenter, cache, validation, config, out, info).run():
-        figures = {**step.losses, **(step.validation or {})}
-        yield Progress(f"training {MODULES}", step.step, config.steps, figures, step.validation is not None)
-    figures = calibrate_checkpoint(out / MODULES, validation or cache)
-    yield Progress("presence", 1, 1, figures, True)
-
-
-def calibrate_checkpoint(checkpoint: Path, cache: FeatureCache) -> dict[str, float]:
-    """Fit the presence score of a checkpoint on held-out classes and write it into the file.
-
-    Args:
-        checkpoint: of `modules_job`; rewritten in place.
-        cache: of classes it was not trained on, where there are any.
-
-    Returns:
-        `presence_report`, each half of the classes scored by the other.
-    """
-    backbone = cache.backbone
-    tensors, info = read_checkpoint(checkpoint, backbone=backbone.name, fingerprint=backbone.fingerprint)
-    modules = load_modules(checkpoint, backbone)[0].to(backbone.device)
-    segmenter = Segmenter(
-        backbone=backbone,
-        trained=modules,
-        hed=cache.hed,
-        head="pam" if "pam" in modules else "attention",
-        knowledge=info.config.get("knowledge", "self+cross"),
-    )
-    episodes = min(EPISODES, 4 * len(cache.dataset.samples))  # more would repeat the same few pictures
-    sample = sample_presence(segmenter, cache, episodes=episodes)
-    calibration, scores = calibrate(sample)
-    figures = presence_report(scores, sample, class_groups(cache.dataset.classes))
-    config = {**info.config, "presence": asdict(calibration)}
-    metrics = {**info.metrics, "presence": figures}
-    write_checkpoint(checkpoint, tensors, replace(info, config=config, metrics=metrics))
-    return figures

@@ -1,17 +1,20 @@
 """Fit and judge the presence score on cached episodes, half of them without the object."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffseg_cli.checkpoint import read_checkpoint, write_checkpoint
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
+from diffseg_cli.evaluation.summary import class_groups
+from diffseg_cli.loading import load_modules
 from diffseg_cli.presence import PresenceCalibration, fit_calibration, presence_features, roc_auc
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training.feature_cache import FeatureCache
-from diffseg_cli.training.trainer import read_supports
 
 EPISODES = 400
 BINS = 10
@@ -74,8 +77,9 @@ def sample_presence(
         chunk = [episode for episode, _ in drawn[start : start + 8]]
         query = cache.read([cache.row(episode.query) for episode in chunk], [False] * len(chunk))
         rows = np.array([[cache.support_row(i) for i in episode.support] for episode in chunk])
-        support = read_supports(cache, rows, np.zeros_like(rows, dtype=bool))
-        output = segmenter.forward(query.latents, query.edges, support)
+        support = cache.read_supports(rows, np.zeros_like(rows, dtype=bool))
+        noise = segmenter.make_noise(query.latents, seed)
+        output = segmenter.forward(query.latents, query.edges, support, noise)
         features.append(presence_features(output, query.latents, support).cpu())
     present = torch.tensor([float(flag) for _, flag in drawn])
     return PresenceSample(torch.cat(features), present, [episode.class_name for episode, _ in drawn])
@@ -128,3 +132,41 @@ def reliability(scores: Tensor, present: Tensor) -> list[tuple[float, float, flo
             share = float(inside.float().mean())
             rows.append((float(scores[inside].mean()), float(present[inside].mean()), share))
     return rows
+
+
+def calibrate_checkpoint(
+    checkpoint: Path, cache: FeatureCache
+) -> tuple[dict[str, float], list[tuple[float, float, float]]]:
+    """Fit the presence score of a checkpoint on held-out classes and write it into the file.
+
+    Where no episode lacks the object (a single class), the score the checkpoint has is left as it is.
+
+    Args:
+        checkpoint: of a training run; rewritten in place.
+        cache: of classes it was not trained on, where there are any.
+
+    Returns:
+        `presence_report` and `reliability`, each half of the classes scored by the other; both empty where
+        nothing could be fitted.
+    """
+    backbone = cache.backbone
+    tensors, info = read_checkpoint(checkpoint, backbone=backbone.name, fingerprint=backbone.fingerprint)
+    modules = load_modules(checkpoint, backbone)[0].to(backbone.device)
+    segmenter = Segmenter(
+        backbone=backbone,
+        trained=modules,
+        hed=cache.hed,
+        head="pam" if "pam" in modules else "attention",
+        mask_gamma=info.config.get("mask_gamma", 1.0),
+        knowledge=info.config.get("knowledge", "self+cross"),
+    )
+    episodes = min(EPISODES, 4 * len(cache.dataset.samples))  # more would repeat the same few pictures
+    sample = sample_presence(segmenter, cache, episodes=episodes)
+    if sample.present.all():
+        return {}, []
+    calibration, scores = calibrate(sample)
+    figures = presence_report(scores, sample, class_groups(cache.dataset.classes))
+    config = {**info.config, "presence": asdict(calibration)}
+    metrics = {**info.metrics, "presence": figures}
+    write_checkpoint(checkpoint, tensors, replace(info, config=config, metrics=metrics))
+    return figures, reliability(scores, sample.present)

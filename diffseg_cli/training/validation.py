@@ -1,0 +1,55 @@
+"""Quick figures on cached episodes while training; those to publish come from `evaluation`."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from diffseg_cli.datasets.episode import draw_episode
+from diffseg_cli.evaluation.metrics import IouCounts, count_pixels
+from diffseg_cli.evaluation.summary import class_groups
+from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.training.feature_cache import FeatureCache
+
+EPISODES = 10  # a class
+SEED = 1234
+
+
+@torch.inference_mode()
+def validation_episodes(
+    segmenter: Segmenter, cache: FeatureCache, *, shots: int, episodes: int
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Class and `metrics.count_pixels` of `episodes` episodes a class at half size, always the same."""
+    dataset = cache.dataset.with_enough(shots)
+    count = episodes * len(dataset.classes)
+    drawn = [draw_episode(dataset, index, shots=shots, seed=SEED) for index in range(count)]
+    for start in range(0, count, 8):
+        chunk = drawn[start : start + 8]
+        queries = [cache.row(episode.query) for episode in chunk]
+        query = cache.read(queries, [False] * len(chunk))
+        rows = np.array([[cache.support_row(i) for i in episode.support] for episode in chunk])
+        support = cache.read_supports(rows, np.zeros_like(rows, dtype=bool))
+        noise = segmenter.make_noise(query.latents, SEED)
+        with torch.autocast(query.latents.device.type, torch.bfloat16):
+            output = segmenter.forward(query.latents, query.edges, support, noise)
+        picture = F.interpolate(output.picture.float(), size=query.masks.shape[-2:], mode="area")
+        predicted, truth = (picture > 0.5).cpu().numpy(), (query.masks > 0.5).cpu().numpy()
+        for episode, mine, theirs in zip(chunk, predicted, truth, strict=True):
+            yield episode.class_name, count_pixels(mine[0], theirs[0])
+
+
+def validate(
+    segmenter: Segmenter, cache: FeatureCache, *, shots: int = 1, episodes: int = EPISODES
+) -> dict[str, float]:
+    """Mean IoU.
+
+    Returns:
+        Source (the part of the class name before "/") -> mean IoU over its classes, and "all".
+    """
+    counts = IouCounts()
+    for name, pixels in validation_episodes(segmenter, cache, shots=shots, episodes=episodes):
+        counts.add_counts(name, pixels)
+    groups = class_groups(list(counts.counts))
+    return {group: counts.mean_iou(names) for group, names in groups.items()}
