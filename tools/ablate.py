@@ -25,12 +25,13 @@ from diffseg_cli.config import ModulesConfig, PamConfig, TrainConfig
 from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.evaluation.metrics import RESAMPLES
 from diffseg_cli.evaluation.summary import EpisodeResult, summarise
-from diffseg_cli.loading import load_compact, load_modules
-from diffseg_cli.models.hed import load_hed
+from diffseg_cli.loading import load_compact, load_edge_detector, load_modules
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training.feature_cache import FeatureCache
-from diffseg_cli.training.jobs import choose_modules
-from diffseg_cli.training.trainer import MODULES, Trainer, new_segmenter, validation_episodes
+from diffseg_cli.training.run_state import MODULES
+from diffseg_cli.training.switches import choose_modules
+from diffseg_cli.training.trainer import Trainer, new_segmenter
+from diffseg_cli.training.validation import validation_episodes
 
 FULL = "full"
 SHOTS = (1, 5)
@@ -171,7 +172,7 @@ def run_tables(options: argparse.Namespace) -> None:
     """Every row of the tables asked for that is not there yet."""
     torch.set_num_threads(options.threads)
     backbone = load_compact(device=torch.device("cpu"), image_size=options.image_size)
-    hed, folder = load_hed(), options.out / "cache"
+    hed, folder = load_edge_detector(backbone), options.out / "cache"
     sources = options.val_sources.split(",")
     train = FeatureCache(
         folder,
