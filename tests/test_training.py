@@ -1,6 +1,7 @@
 """Training end to end at small size: cache, steps, resume, checkpoint, evaluation."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from diffseg_cli.training.feature_cache import FeatureCache, augment
 from diffseg_cli.training.presence_fit import calibrate_checkpoint
 from diffseg_cli.training.run_state import LOG, MODULES
 from diffseg_cli.training.trainer import Trainer, new_segmenter
+from diffseg_cli.training.validation import CUTS, fit_gamma, validate
 
 CONFIG = TrainConfig(steps=6, batch_size=2, validate_every=3, warmup_steps=2, max_shots=2)
 PAM = PamConfig(width=16, head_width=8)
@@ -216,6 +218,28 @@ def test_checkpoint_gets_a_presence_score(cache: FeatureCache, tmp_path: Path) -
     )
     assert calibration is not None and len(calibration.weights) == 3
     assert read_checkpoint_info(tmp_path / MODULES).metrics["presence"] == figures
+
+
+def test_gamma_brings_the_best_cut_to_a_half(
+    cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(cache, tmp_path)
+    segmenter = trainer.segmenter
+    segmenter.trained.eval()
+
+    def at_half() -> float:
+        return validate(segmenter, cache, episodes=4)["all"]
+
+    segmenter.mask_gamma = gamma = fit_gamma(segmenter, cache, episodes=4)
+    best = at_half()
+    for cut in CUTS:
+        segmenter.mask_gamma = math.log(0.5) / math.log(cut)
+        assert at_half() <= best + 1e-3, f"{cut} is better than what {gamma} stands for"
+    monkeypatch.setattr("diffseg_cli.training.presence_fit.GAMMA_CLASSES", 2)
+    list(trainer.run())
+    calibrate_checkpoint(tmp_path / MODULES, cache)
+    config = load_modules(tmp_path / MODULES, cache.backbone)[1]
+    assert 0.5 ** (1 / config["mask_gamma"]) in [pytest.approx(cut) for cut in CUTS]
 
 
 def test_train_command_improves_the_shipped_modules(shapes: FewShotDataset, tmp_path: Path) -> None:

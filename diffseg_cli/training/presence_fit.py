@@ -15,9 +15,11 @@ from diffseg_cli.loading import load_modules
 from diffseg_cli.presence import PresenceCalibration, fit_calibration, presence_features, roc_auc
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training.feature_cache import FeatureCache
+from diffseg_cli.training.validation import fit_gamma
 
 EPISODES = 400
 BINS = 10
+GAMMA_CLASSES = 8  # with fewer, the gamma of the start is the better guess
 
 
 @dataclass(frozen=True)
@@ -137,9 +139,9 @@ def reliability(scores: Tensor, present: Tensor) -> list[tuple[float, float, flo
 def calibrate_checkpoint(
     checkpoint: Path, cache: FeatureCache
 ) -> tuple[dict[str, float], list[tuple[float, float, float]]]:
-    """Fit the presence score of a checkpoint on held-out classes and write it into the file.
+    """Fit gamma and presence score of a checkpoint on held-out classes and write them into the file.
 
-    Where no episode lacks the object (a single class), the score the checkpoint has is left as it is.
+    Where no episode lacks the object (a single class), the checkpoint is left as it is.
 
     Args:
         checkpoint: of a training run; rewritten in place.
@@ -157,16 +159,17 @@ def calibrate_checkpoint(
         trained=modules,
         hed=cache.hed,
         head="pam" if "pam" in modules else "attention",
-        mask_gamma=info.config.get("mask_gamma", 1.0),
         knowledge=info.config.get("knowledge", "self+cross"),
     )
+    enough = segmenter.head == "pam" and len(cache.dataset.classes) >= GAMMA_CLASSES
+    segmenter.mask_gamma = fit_gamma(segmenter, cache) if enough else info.config.get("mask_gamma", 1.0)
     episodes = min(EPISODES, 4 * len(cache.dataset.samples))  # more would repeat the same few pictures
     sample = sample_presence(segmenter, cache, episodes=episodes)
     if sample.present.all():
         return {}, []
     calibration, scores = calibrate(sample)
     figures = presence_report(scores, sample, class_groups(cache.dataset.classes))
-    config = {**info.config, "presence": asdict(calibration)}
+    config = {**info.config, "presence": asdict(calibration), "mask_gamma": segmenter.mask_gamma}
     metrics = {**info.metrics, "presence": figures}
     write_checkpoint(checkpoint, tensors, replace(info, config=config, metrics=metrics))
     return figures, reliability(scores, sample.present)

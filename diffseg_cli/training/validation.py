@@ -1,5 +1,6 @@
 """Quick figures on cached episodes while training; those to publish come from `evaluation`."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,13 +16,15 @@ from diffseg_cli.training.feature_cache import FeatureCache
 
 EPISODES = 10  # a class
 SEED = 1234
+GAMMA_EPISODES = 40  # a class
+CUTS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 
 
 @torch.inference_mode()
-def validation_episodes(
+def _answers(
     segmenter: Segmenter, cache: FeatureCache, *, shots: int, episodes: int
-) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """Class and `metrics.count_pixels` of `episodes` episodes a class at half size, always the same."""
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.bool_]]]:
+    """Class, predicted picture and truth, each (S/2 S/2), of `episodes` episodes a class, always the same."""
     dataset = cache.dataset.with_enough(shots)
     count = episodes * len(dataset.classes)
     drawn = [draw_episode(dataset, index, shots=shots, seed=SEED) for index in range(count)]
@@ -35,9 +38,17 @@ def validation_episodes(
         with torch.autocast(query.latents.device.type, torch.bfloat16):
             output = segmenter.forward(query.latents, query.edges, support, noise)
         picture = F.interpolate(output.picture.float(), size=query.masks.shape[-2:], mode="area")
-        predicted, truth = (picture > 0.5).cpu().numpy(), (query.masks > 0.5).cpu().numpy()
+        predicted, truth = picture.cpu().numpy(), (query.masks > 0.5).cpu().numpy()
         for episode, mine, theirs in zip(chunk, predicted, truth, strict=True):
-            yield episode.class_name, count_pixels(mine[0], theirs[0])
+            yield episode.class_name, mine[0], theirs[0]
+
+
+def validation_episodes(
+    segmenter: Segmenter, cache: FeatureCache, *, shots: int, episodes: int
+) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Class and `metrics.count_pixels` of `episodes` episodes a class at half size, always the same."""
+    for name, picture, truth in _answers(segmenter, cache, shots=shots, episodes=episodes):
+        yield name, count_pixels(picture > 0.5, truth)
 
 
 def validate(
@@ -53,3 +64,19 @@ def validate(
         counts.add_counts(name, pixels)
     groups = class_groups(list(counts.counts))
     return {group: counts.mean_iou(names) for group, names in groups.items()}
+
+
+def fit_gamma(segmenter: Segmenter, cache: FeatureCache, *, episodes: int = GAMMA_EPISODES) -> float:
+    """The `mask_gamma` that brings the cut of highest mean IoU to 0.5.
+
+    Args:
+        segmenter: with a gamma of 1.
+        cache: of classes it was not trained on.
+        episodes: a class; with ten the best cut still jumps about.
+    """
+    counts = {cut: IouCounts() for cut in CUTS}
+    for name, picture, truth in _answers(segmenter, cache, shots=1, episodes=episodes):
+        for cut, sums in counts.items():
+            sums.add_counts(name, count_pixels(picture > cut, truth))
+    best = max(CUTS, key=lambda cut: counts[cut].mean_iou(list(counts[cut].counts)))
+    return math.log(0.5) / math.log(best)
