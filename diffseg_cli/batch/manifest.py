@@ -7,16 +7,19 @@ readers. Lines stay on disk: in memory is only where they are.
 
 import json
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from diffseg_cli.batch.store import unwritable
 from diffseg_cli.errors import UsageError
+from diffseg_cli.places import is_elsewhere
 
 try:
     import fcntl
@@ -75,10 +78,19 @@ def _parse(line: bytes) -> Row | None:
         return None
 
 
+def _fetched(path: Path) -> BinaryIO:
+    """A copy on this machine's disk: lines are looked up one by one."""
+    copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - the reader closes it
+    with path.open("rb") as stream:
+        shutil.copyfileobj(stream, copy)
+    copy.seek(0)
+    return copy
+
+
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Wait until no other process is in a block like this with the same folder."""
-    handle = os.open(folder, os.O_RDONLY) if fcntl else None
+    handle = os.open(folder, os.O_RDONLY) if fcntl and not is_elsewhere(folder) else None
     try:
         if handle is not None:
             with suppress(OSError):  # a file system without locks
@@ -100,12 +112,12 @@ class ManifestReader:
         self._files: list[BinaryIO] = []
         self._places: dict[str, list[tuple[int, int]]] = {}  # key -> (file, offset), the latest of each file
         self._lock = threading.Lock()
-        for path in sorted(out.glob(f"{NAME}*.jsonl")):
+        for path in sorted(out.glob(f"{NAME}*.jsonl"), key=str):
             self._index(path)
 
     def _index(self, path: Path) -> None:
         try:
-            file = path.open("rb")
+            file = _fetched(path) if is_elsewhere(path) else path.open("rb")
         except OSError as error:
             raise unwritable(path, error) from error
         number, offset = len(self._files), 0

@@ -6,12 +6,14 @@ A picture's key is its path below the folder it was found in, with forward slash
 import glob
 import hashlib
 import os
+import posixpath
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from diffseg_cli.errors import InputError, UsageError
+from diffseg_cli.places import SIGN, asking, files_below, is_elsewhere, matching, place, true_name
 
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"),
@@ -50,7 +52,7 @@ def find_items(
 
     Args:
         sources: folders, patterns such as "photos/**/*.jpg", text files with a path a line, pictures, or "-"
-            for a list on stdin.
+            for a list on stdin; all but the last may be URLs, as in `places`.
         recursive: look into the folders of folders.
         out: results go there, and pictures in it are never taken from a folder or pattern.
         read_stdin: gives the list of "-".
@@ -77,9 +79,12 @@ def find_items(
 
 
 def _items_of(source: str, *, recursive: bool, out: Path, read_stdin: Callable[[], bytes]) -> Iterable[Item]:
-    path = Path(source)
     if source == STREAM:
         return _listed(read_stdin())
+    path = place(source)
+    if is_elsewhere(path):
+        with asking(path):
+            return _elsewhere(source, path, recursive=recursive, out=out)
     if path.is_dir():
         return (Item(p, p.relative_to(path).as_posix()) for p in pictures_in(path, recursive, out))
     if path.suffix.lower() == ".txt":
@@ -137,8 +142,11 @@ def _listed(content: bytes) -> Iterable[Item]:
     That is the current one where it does, so that lists of relative paths keep their folders.
     """
     separator = b"\0" if b"\0" in content else b"\n"
-    names = [os.fsdecode(line.rstrip(b"\r")) for line in content.split(separator)]
-    paths = [Path(name) for name in names if name.strip()]
+    lines = [os.fsdecode(line.rstrip(b"\r")) for line in content.split(separator)]
+    names = [line for line in lines if line.strip()]
+    if any(SIGN in name for name in names):
+        return _listed_elsewhere([name.strip() for name in names])
+    paths = [Path(name) for name in names]
     whole = [Path(os.path.normpath(path.absolute())) for path in paths]
     root = Path.cwd()
     if not all(root in path.parents for path in whole):
@@ -147,6 +155,38 @@ def _listed(content: bytes) -> Iterable[Item]:
         except ValueError as error:  # two drives
             raise UsageError("The list names pictures on several drives.", "Run them apart.") from error
     return [Item(path, full.relative_to(root).as_posix()) for path, full in zip(paths, whole, strict=True)]
+
+
+def _elsewhere(source: str, path: Path, *, recursive: bool, out: Path) -> list[Item]:
+    """As `_items_of`, of a URL. A folder there is whatever has files below it."""
+    if path.is_dir():
+        folder, names = path, files_below(path, recursive=recursive)
+    elif path.suffix.lower() == ".txt":
+        return list(_listed(path.read_bytes()))
+    elif path.exists():
+        return [Item(path, path.name)]
+    elif glob.has_magic(source):
+        folder, names = matching(source)
+    else:
+        raise InputError(f"{source} is no folder, picture, pattern or list.", "Check the name.")
+    root = f"{str(out).rstrip('/')}/"
+    return [
+        Item(folder / name, name)
+        for name in names
+        if PurePosixPath(name).suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in name.split("/"))
+        and not str(folder / name).startswith(root)
+    ]
+
+
+def _listed_elsewhere(names: Sequence[str]) -> list[Item]:
+    """URLs of a list, below the folder that holds all of them."""
+    halves = [name.partition(SIGN)[::2] for name in names]
+    if len({protocol for protocol, _ in halves}) > 1:
+        raise UsageError("The list names pictures on several file systems.", "Run them apart.")
+    root = posixpath.commonpath([posixpath.dirname(rest) for _, rest in halves])
+    keys = [rest[len(root) :].lstrip("/") for _, rest in halves]
+    return [Item(place(name), key) for name, key in zip(names, keys, strict=True)]
 
 
 # --- checks --------------------------------------------------------------------------------------------
@@ -165,9 +205,9 @@ class Claims:
     def __init__(
         self, suffixes: Mapping[str, str], out: Path, *, taken: Iterable[str], read: Iterable[Path]
     ) -> None:
-        self._suffixes, self._out, self._root = suffixes, out, os.path.realpath(out)
+        self._suffixes, self._out, self._root = suffixes, out, true_name(out)
         self._owner = {_folded(name): "the run itself" for name in taken}
-        self._inputs = {_folded(os.path.realpath(path)) for path in read}
+        self._inputs = {_folded(true_name(path)) for path in read}
 
     def add(self, item: Item) -> None:
         """Claim the names of a picture's results.

@@ -7,7 +7,6 @@ threads (`exact_threads`, `sizing.py`).
 
 import hashlib
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ from diffseg_cli.batch.manifest import Row
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.store import PlaceLost, Store
 from diffseg_cli.errors import DiffsegError, InputError
-from diffseg_cli.finding import Answer, encode_things, find_in, scene_record
+from diffseg_cli.finding import Answer, Encoded, encode_things, find_in, scene_record
+from diffseg_cli.places import way_between
 from diffseg_cli.prediction import SupportFeatures
 from diffseg_cli.reading.image_io import read_image_bytes
 from diffseg_cli.results.outputs import Scene, result_bytes, run_shapes
@@ -88,21 +88,35 @@ class Runner:
         job: what to do.
         store: where results go.
         rows: what earlier runs say of a key, the latest last; None does everything again.
+        encoded: the things, where another runner with the same model has encoded them.
 
     Raises:
         UsageError: a presence score is asked for, and the model has none.
         WeightsError: a concept was made with another model.
     """
 
-    def __init__(self, segmenter: Segmenter, job: Job, store: Store, rows: Rows | None = None) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        job: Job,
+        store: Store,
+        rows: Rows | None = None,
+        encoded: Sequence[Encoded] | None = None,
+    ) -> None:
         self.segmenter, self.job, self.store = segmenter, job, store
         self._rows = rows
         segmenter.check_presence(job.choices["min_presence"])
-        with exact_threads(segmenter):
-            encoded = encode_things(segmenter, job.things, job.pairs)
-        self.encoded = [replace(each, support=_aligned(each.support)) for each in encoded]
+        if encoded is None:
+            with exact_threads(segmenter):
+                encoded = encode_things(segmenter, job.things, job.pairs)
+        self.encoded = moved(encoded, segmenter.device)
         more = {} if shares_a_cpu(segmenter) else {"threads": _threads(segmenter)}
         self.signature: Signature = sign(job, segmenter, self.encoded, more)
+
+    @property
+    def description(self) -> str:
+        """The model in a few words."""
+        return self.segmenter.description
 
     # --- read ---
 
@@ -115,7 +129,7 @@ class Runner:
         watch = Watch()
         content = _read_file(item.path)
         digest = hashlib.sha256(content).hexdigest()
-        source = {"path": self._way_to(item.path), "sha256": digest, "bytes": len(content)}
+        source = {"path": way_between(self.store.root, item.path), "sha256": digest, "bytes": len(content)}
         for row in reversed(self._rows(item.key) if self._rows else []):
             if row.error is None and row.input == source and self._agrees(row, item):
                 return Outcome(item, row, skipped=True)
@@ -142,13 +156,6 @@ class Runner:
             and all(what in row.shapes for what in self.job.run_files if what.startswith("coco"))
             and all(self.store.sha256(file["path"]) == file["sha256"] for file in row.outputs.values())
         )
-
-    def _way_to(self, path: Path) -> str:
-        """A picture as seen from the output folder, so that both can move together."""
-        try:
-            return Path(os.path.relpath(path, self.store.root)).as_posix()
-        except ValueError:  # another drive
-            return path.absolute().as_posix()
 
     # --- find ---
 
@@ -213,7 +220,7 @@ class Runner:
                     self.store.remove(file["path"])
         row = Row(
             item.key,
-            {"path": self._way_to(item.path)},
+            {"path": way_between(self.store.root, item.path)},
             self.signature.settings,
             self.signature.weights,
             time=round(time.time(), 3),
@@ -283,12 +290,15 @@ def exact_threads(segmenter: Segmenter) -> Iterator[None]:
         cv2.setNumThreads(cv_before)
 
 
-def _aligned(support: SupportFeatures) -> SupportFeatures:
-    """A copy in memory of torch's own: what lies in a file starts anywhere, and last bits depend on that."""
-    return replace(
-        support,
-        **{what: getattr(support, what).clone() for what in ("latents", "masks", "image_embeds")},
-    )
+def moved(encoded: Sequence[Encoded], device: torch.device) -> list[Encoded]:
+    """Copies on a device, in memory of torch's own: what lies in a file starts anywhere, and last bits depend
+    on that."""
+
+    def copy(support: SupportFeatures) -> SupportFeatures:
+        parts = {what: getattr(support, what) for what in ("latents", "masks", "image_embeds")}
+        return replace(support, **{what: part.to(device, copy=True) for what, part in parts.items()})
+
+    return [replace(each, support=copy(each.support)) for each in encoded]
 
 
 # --- helpers -------------------------------------------------------------------------------------------
@@ -326,7 +336,8 @@ def _read_file(path: Path) -> bytes:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist any more.", "Check the name.") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.", "Check who may read it.") from error
+        reason = error.strerror or error
+        raise InputError(f"{path} cannot be read: {reason}.", "Check who may read it.") from error
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:

@@ -1,20 +1,35 @@
 """A batch with its files open: what an engine needs before, while and after it works on pictures."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Generic, Protocol, TypeVar
 
 from diffseg_cli.batch.finish import finish
-from diffseg_cli.batch.job import Job
-from diffseg_cli.batch.manifest import ManifestReader, ManifestWriter
+from diffseg_cli.batch.job import Job, Signature
+from diffseg_cli.batch.manifest import ManifestReader
+from diffseg_cli.batch.manifest_pieces import open_writer
 from diffseg_cli.batch.plan import Item, Part
-from diffseg_cli.batch.runner import Outcome, Runner, load_runner
+from diffseg_cli.batch.runner import Outcome, Rows
 from diffseg_cli.batch.store import Store
+from diffseg_cli.finding import Encoded
 
 
-class Session:
+class Loaded(Protocol):
+    """A model, here (`Runner`) or on other machines (`Fleet`)."""
+
+    @property
+    def encoded(self) -> Sequence[Encoded]: ...
+    @property
+    def signature(self) -> Signature: ...
+
+
+M = TypeVar("M", bound=Loaded, covariant=True)
+
+
+class Session(Generic[M]):
     """One share of a plan on its way; use it in a `with` block.
 
     Args:
@@ -22,6 +37,7 @@ class Session:
         items: the whole plan.
         share: which of it is this session's.
         out: folder of the results.
+        load: makes the model.
         resume: whether what earlier runs did counts.
         dry: write nothing.
 
@@ -33,7 +49,7 @@ class Session:
     Raises:
         UsageError: another run is at work on the same share.
         InputError: the folder cannot be written.
-        DiffsegError: as `load_runner`.
+        DiffsegError: as `load`.
     """
 
     def __init__(
@@ -42,6 +58,7 @@ class Session:
         items: Sequence[Item],
         share: Part,
         out: Path,
+        load: Callable[[Job, Store, Rows | None], M],
         *,
         resume: bool = True,
         dry: bool = False,
@@ -49,11 +66,11 @@ class Session:
         self.job, self.items, self.store = job, items, Store(out, share.tag)
         self.own = [item for item in items if share.takes(item)]
         with ExitStack() as stack:
-            self._writer = None if dry else stack.enter_context(ManifestWriter(out, share.tag))
+            self._writer = None if dry else stack.enter_context(open_writer(out, share.tag))
             reader = stack.enter_context(ManifestReader(out))
             if not dry:
                 self.store.clean(name for item in items for name in item.outputs(job.suffixes).values())
-            self.runner: Runner = load_runner(job, self.store, reader.rows if resume else None)
+            self.runner = load(job, self.store, reader.rows if resume else None)
             self._sign(reader)
             self._files = stack.pop_all()
 
@@ -85,7 +102,7 @@ class Session:
             self._writer.add_record(written)
         return [self.store.root / name for name in written["files"]]
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> "Session[M]":
         return self
 
     def __exit__(

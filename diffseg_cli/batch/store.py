@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffseg_cli.errors import InputError
-from diffseg_cli.results.render import replace_file
+from diffseg_cli.places import OBJECT_STORES, asking, follow, is_elsewhere, put
+from diffseg_cli.results.render import check_folder, replace_file
 
 # What is wrong with the whole place and not with one file: going on would fail for every picture.
 OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 ABANDONED = 3600  # seconds after which a part that another machine began is taken for dead
 CHUNK = 2**20
+PROBE = ".diffseg-batch-probe"
 
 
 class PlaceLost(InputError):
@@ -31,11 +33,11 @@ class Store:
     """
 
     def __init__(self, root: Path, tag: str = "") -> None:
-        self.root = root
+        self.root, self.tag = root, tag
         self._prefix = f".diffseg-batch{tag or '-all'}-"
 
     def write(self, name: str, content: bytes) -> str:
-        """Write a file under a temporary name and rename it.
+        """Write a file under a temporary name and rename it; to an object store with one request.
 
         Args:
             name: below the folder, with forward slashes.
@@ -51,16 +53,19 @@ class Store:
         path = self.root / name
         partial = path.with_name(f"{self._prefix}{os.getpid()}-{threading.get_ident()}.partial")
         try:
-            replace_file(path, content, partial)
+            if is_elsewhere(path):
+                put(path, content, partial)
+            else:
+                replace_file(path, content, partial)
         except OSError as error:
             raise unwritable(path, error) from error
         return hashlib.sha256(content).hexdigest()
 
     def sha256(self, name: str) -> str | None:
-        """Of a file; None where it is not there or cannot be read."""
+        """Of a file below the folder, or anywhere; None where it is not there or cannot be read."""
         digest = hashlib.sha256()
         try:
-            with (self.root / name).open("rb") as stream:
+            with follow(self.root, name).open("rb") as stream:
                 while chunk := stream.read(CHUNK):
                     digest.update(chunk)
         except OSError:
@@ -74,12 +79,29 @@ class Store:
 
     def clean(self, names: Iterable[str]) -> None:
         """Delete what killed runs left in the folders of these files."""
+        if getattr(self.root, "protocol", None) in OBJECT_STORES:
+            return
         for folder in {(self.root / name).parent for name in names} | {self.root}:
             for partial in folder.glob(".diffseg-batch*.partial"):
                 with contextlib.suppress(OSError):
                     own = partial.name.startswith(self._prefix)
                     if own or time.time() - partial.stat().st_mtime > ABANDONED:
                         partial.unlink()
+
+
+def check_place(root: Path) -> None:
+    """Check that results can be written to a place; leaves nothing behind.
+
+    Raises:
+        InputError: they cannot.
+    """
+    if not is_elsewhere(root):
+        check_folder(root)
+        return
+    with asking(root):
+        store = Store(root)
+        store.write(PROBE, b"")
+        store.remove(PROBE)
 
 
 def unwritable(path: Path, error: OSError) -> InputError:

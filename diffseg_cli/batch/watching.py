@@ -8,7 +8,7 @@ from pathlib import Path
 from diffseg_cli.batch.arrivals import Arrivals
 from diffseg_cli.batch.pipeline import Pipeline
 from diffseg_cli.batch.plan import Claims, Item
-from diffseg_cli.batch.runner import Outcome
+from diffseg_cli.batch.runner import Outcome, Runner
 from diffseg_cli.batch.session import Session
 from diffseg_cli.batch.sizing import choose_batch_size
 from diffseg_cli.errors import UsageError
@@ -26,7 +26,7 @@ class Watching:
         workers: threads that read, and threads that write.
     """
 
-    def __init__(self, session: Session, arrivals: Arrivals, claims: Claims, workers: int) -> None:
+    def __init__(self, session: Session[Runner], arrivals: Arrivals, claims: Claims, workers: int) -> None:
         self._session, self._arrivals, self._claims, self._workers = session, arrivals, claims, workers
         self._known: dict[str, Item] = {}
         self._written: dict[str, list[str]] = {}  # files of the pictures that were done

@@ -10,14 +10,17 @@ import typer
 
 from diffseg_cli.cli import console, options
 from diffseg_cli.cli.batch_progress import GO_ON, Tally, shown, stop_gently
+from diffseg_cli.cli.batch_ray import choose_crew, open_fleet
 from diffseg_cli.cli.things import find_things, read_pairs
 from diffseg_cli.errors import ExitCode, InputError, PartialFailure, UsageError
 
 if TYPE_CHECKING:
+    from diffseg_cli.batch.fleet import Fleet
     from diffseg_cli.batch.job import Job
+    from diffseg_cli.batch.pipeline import Pipeline
     from diffseg_cli.batch.plan import Item, Part
-    from diffseg_cli.batch.runner import Outcome
-    from diffseg_cli.batch.session import Session
+    from diffseg_cli.batch.runner import Outcome, Runner
+    from diffseg_cli.batch.session import Loaded, Session
     from diffseg_cli.finding import Thing
 
 EXAMPLES = """Examples:
@@ -28,6 +31,12 @@ EXAMPLES = """Examples:
 
 RUN = "Run"  # panel of the help
 MOST_WORKERS = 8
+
+
+def _place(name: str | Path) -> Path:
+    from diffseg_cli.places import place
+
+    return place(str(name))
 
 
 def _batch_size(value: str) -> str:
@@ -51,7 +60,7 @@ def batch(
             "-q",
             metavar="DIR|GLOB|LIST.txt|-",
             help="Pictures to search: a folder, a pattern in quotes, a text file with a path a line, or - "
-            "for such a list on stdin; repeat it for several.",
+            "for such a list on stdin; URLs such as s3://bucket/photos too. Repeat it for several.",
             rich_help_panel=options.QUERY,
         ),
     ] = None,
@@ -83,7 +92,17 @@ def batch(
     refine: options.Refine = None,
     file_format: options.Format = None,
     matting: options.Matting = False,
-    out: options.Out = Path("diffseg_out"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR|URL",
+            parser=_place,
+            help="Folder for the results.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = Path("diffseg_out"),
     json: options.Json = False,
     batch_size: Annotated[
         str,
@@ -97,7 +116,10 @@ def batch(
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Threads that read, and threads that write.", rich_help_panel=RUN
+            min=1,
+            metavar="N",
+            help="Threads that read, and threads that write; of Ray, processes with a model each.",
+            rich_help_panel=RUN,
         ),
     ] = None,
     resume: Annotated[
@@ -114,6 +136,28 @@ def batch(
             metavar="K/N",
             callback=_part,
             help="Do the k-th of n shares; all shares may run at once into one --out.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Work here, or on the machines of a Ray cluster.", rich_help_panel=RUN),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|HOST:PORT",
+            help="Ray cluster to join; without, that of RAY_ADDRESS, or a new one on this machine.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    gpus_per_worker: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            metavar="X",
+            help="Share of a GPU a worker of Ray takes, such as 0.5 for two on each.",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -157,20 +201,20 @@ def batch(
         },
     )
     items, share = _plan(queries or [], job, out, part, recursive=recursive)
-    with open_session(job, items, share, out, resume=resume, dry=dry_run) as session:
-        if dry_run:
-            _list(session, as_json=json)
-            return
-        size = None if batch_size == "auto" else int(batch_size)
-        tally = _work(session, size, workers, stop_on_error=on_error == "stop", as_json=json)
-        tally.tell()
-        if tally.interrupted:
-            console.say(f"Interrupted; what is finished is kept. {GO_ON}")
-            raise typer.Exit(ExitCode.INTERRUPTED)
-        if not (tally.failed and on_error == "stop"):
-            files = session.finish()
-            for path in [] if json else files:
-                console.result(str(path))
+    size = None if batch_size == "auto" else int(batch_size)
+    stop = on_error == "stop"
+    crew = choose_crew(engine, address, gpus_per_worker, workers, size, stop_on_error=stop)
+    if dry_run:
+        with open_session(job, items, share, out, resume=resume, dry=True) as looking:
+            _list(looking, as_json=json)
+        return
+    if crew is None:
+        with open_session(job, items, share, out, resume=resume) as session:
+            pipeline = _pipeline(session, size, workers, stop_on_error=stop)
+            tally = _work(session, pipeline, stop_on_error=stop, as_json=json)
+    else:
+        with open_fleet(crew, address, job, items, share, out, resume=resume) as fleet:
+            tally = _work(fleet, fleet.runner, stop_on_error=stop, as_json=json)
     tally.raise_failures(stopped=on_error == "stop")
 
 
@@ -198,7 +242,7 @@ def _plan(
     from diffseg_cli.batch.finish import INDEX
     from diffseg_cli.batch.manifest import NAME
     from diffseg_cli.batch.plan import STREAM, Part, check_outputs, find_items
-    from diffseg_cli.results.render import check_folder
+    from diffseg_cli.batch.store import check_place
 
     if not queries:
         raise UsageError("There is nothing to search.", "Give --queries with a folder, a pattern or a list.")
@@ -210,22 +254,23 @@ def _plan(
     taken = [*job.run_files.values(), INDEX, f"{NAME}{share.tag}.jsonl"]
     read = [path for thing in job.things for path in thing.files]
     check_outputs(items, job.suffixes, out, taken=taken, read=read)
-    check_folder(out)
+    check_place(out)
     return items, share
 
 
 def open_session(
     job: "Job", items: "list[Item]", share: "Part", out: Path, *, resume: bool = True, dry: bool = False
-) -> "Session":
+) -> "Session[Runner]":
     with console.working("Loading the model"):
+        from diffseg_cli.batch.runner import load_runner
         from diffseg_cli.batch.session import Session
 
-        session = Session(job, items, share, out, resume=resume, dry=dry)
+        session = Session(job, items, share, out, load_runner, resume=resume, dry=dry)
     console.say(f"Using {session.runner.segmenter.description}.")
     return session
 
 
-def _list(session: "Session", *, as_json: bool) -> None:
+def _list(session: "Session[Runner]", *, as_json: bool) -> None:
     """What would be done."""
     from diffseg_cli.batch.runner import Outcome
 
@@ -271,10 +316,10 @@ def _verify(out: Path) -> None:
 # --- during --------------------------------------------------------------------------------------------
 
 
-def _work(
-    session: "Session", size: int | None, workers: int | None, *, stop_on_error: bool, as_json: bool
-) -> Tally:
-    """Do this run's share; every picture is written down as it is done."""
+def _pipeline(
+    session: "Session[Runner]", size: int | None, workers: int | None, *, stop_on_error: bool
+) -> "Pipeline":
+    """The local engine."""
     from diffseg_cli.batch.pipeline import Pipeline
     from diffseg_cli.batch.sizing import choose_batch_size
 
@@ -282,13 +327,31 @@ def _work(
     if size and chosen < min(size, len(session.own)):
         console.note(f"Batches of {size} would change last bits of results; pictures go one by one.")
     threads = workers or min(os.cpu_count() or 1, MOST_WORKERS)
-    pipeline = Pipeline(session.runner, workers=threads, batch_size=chosen, stop_on_error=stop_on_error)
+    return Pipeline(session.runner, workers=threads, batch_size=chosen, stop_on_error=stop_on_error)
+
+
+def _work(
+    session: "Session[Loaded]", engine: "Pipeline | Fleet", *, stop_on_error: bool, as_json: bool
+) -> Tally:
+    """Do this run's share and finish it; every picture is written down as it is done.
+
+    Raises:
+        Exit: it was interrupted.
+    """
     tally = Tally(len(session.own))
-    with stop_gently(pipeline, tally):
-        for outcome in shown(pipeline.run(session.own), tally):
+    with stop_gently(engine, tally):
+        for outcome in shown(engine.run(session.own), tally):
             session.record(outcome)
             if as_json:
                 console.result_json(outcome_row(outcome, session.store.root))
+    tally.tell()
+    if tally.interrupted:
+        console.say(f"Interrupted; what is finished is kept. {GO_ON}")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if not (tally.failed and stop_on_error):
+        files = session.finish()
+        for path in [] if as_json else files:
+            console.result(str(path))
     return tally
 
 

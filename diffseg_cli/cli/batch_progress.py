@@ -13,6 +13,7 @@ from diffseg_cli.cli import console
 from diffseg_cli.errors import ExitCode, PartialFailure
 
 if TYPE_CHECKING:
+    from diffseg_cli.batch.fleet import Fleet
     from diffseg_cli.batch.pipeline import Pipeline
     from diffseg_cli.batch.runner import Outcome
 
@@ -93,7 +94,7 @@ class Tally:
 
 
 @contextmanager
-def stop_gently(pipeline: "Pipeline", tally: Tally) -> Iterator[None]:
+def stop_gently(pipeline: "Pipeline | Fleet", tally: Tally) -> Iterator[None]:
     """The first Ctrl-C (or a scheduler's SIGTERM) finishes what is in hand, the second ends at once."""
 
     def stop(_number: int, _frame: object) -> None:

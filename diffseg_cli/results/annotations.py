@@ -5,7 +5,6 @@ i-th thing of a run is COCO category i, VOC label i, YOLO class i - 1.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffseg_cli.places import way_between
 from diffseg_cli.results.outlines import one_ring, outlines
 from diffseg_cli.results.palette import label_map, label_map_png, voc_color
 from diffseg_cli.version import __version__
@@ -116,15 +116,12 @@ def labelme_bytes(path: str | Path, picture: Path, masks: Masks, names: Sequence
         for mask, name in zip(masks, names, strict=True)
         for rings in outlines(mask)
     ]
-    try:
-        where = os.path.relpath(picture.absolute(), Path(path).absolute().parent)
-    except ValueError:  # another drive
-        where = str(picture.absolute())
+    folder = Path(path).parent if isinstance(path, str) else path.parent
     record = {
         "version": "5.5.0",  # of LabelMe, whose fields these are
         "flags": {},
         "shapes": shapes,
-        "imagePath": where,
+        "imagePath": way_between(folder, picture),
         "imageData": None,
         "imageHeight": masks[0].shape[0],
         "imageWidth": masks[0].shape[1],

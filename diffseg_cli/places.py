@@ -1,0 +1,140 @@
+"""Folders and files that lie elsewhere: URLs of any file system fsspec knows, such as s3://bucket/photos.
+
+Such a place is a `upath.UPath`, which has what is used of a `Path` here, and is typed as one. `file://` is a
+path like any other.
+"""
+
+import os
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+from diffseg_cli.errors import DiffsegError, InputError, MissingDependency, UsageError
+
+SIGN = "://"
+LOCAL = ("file", "local")
+# These show a file when all of it has arrived; on others it needs a temporary name until then.
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "memory"}
+
+
+def place(name: str) -> Path:
+    """A path, or a place elsewhere where the name is a URL.
+
+    Raises:
+        UsageError: nobody knows this kind of URL.
+        MissingDependency: a package for it is not installed.
+    """
+    protocol, sign, rest = name.partition(SIGN)
+    if not sign:
+        return Path(name)
+    if protocol in LOCAL:
+        return Path(rest)
+    return cast(Path, _check(protocol)(name))
+
+
+def is_elsewhere(path: str | Path) -> bool:
+    return not isinstance(path, str | Path)
+
+
+@lru_cache
+def _check(protocol: str) -> Any:
+    """What makes places of this kind."""
+    try:
+        from fsspec import get_filesystem_class
+        from upath import UPath
+
+        get_filesystem_class(protocol)
+    except ImportError as error:
+        more = "" if error.name in ("fsspec", "upath") else f"; {error}"
+        raise MissingDependency(
+            f"A package for {protocol}:// is not installed{more}.",
+            "Install it with: pip install 'diffseg[cloud]', and s3fs for s3://, gcsfs for gs://, adlfs for az://.",
+        ) from error
+    except ValueError as error:
+        raise UsageError(
+            f"There is no file system for {protocol}://.", "Use for example s3://, gs:// or a path."
+        ) from error
+    return UPath
+
+
+@contextmanager
+def asking(path: Path) -> Iterator[None]:
+    """First contact with a place: no credentials, no network and the like become an InputError."""
+    try:
+        yield
+    except DiffsegError:
+        raise
+    except Exception as error:  # every store's client has errors of its own
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"{path} cannot be reached: {reason}.", "Check the name, the credentials and the network."
+        ) from error
+
+
+# --- names ---------------------------------------------------------------------------------------------
+
+
+def true_name(path: Path) -> str:
+    """The name under which two ways to the same file are one."""
+    return str(path) if is_elsewhere(path) else os.path.realpath(path)
+
+
+def way_between(folder: Path, path: Path) -> str:
+    """How to get from a folder to a file: relative, so that both can move; whole where one is elsewhere."""
+    if is_elsewhere(path):
+        return str(path)
+    if not is_elsewhere(folder):
+        try:
+            return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+        except ValueError:  # another drive
+            pass
+    return path.absolute().as_posix()
+
+
+def follow(folder: Path, way: str) -> Path:
+    """Where a `way_between` leads."""
+    if SIGN in way:
+        return place(way)
+    return Path(way) if is_elsewhere(folder) and Path(way).is_absolute() else folder / way
+
+
+# --- listing and writing -------------------------------------------------------------------------------
+
+
+def files_below(folder: Path, *, recursive: bool) -> list[str]:
+    """Names of the files in a folder elsewhere, from there; one flat listing, whatever folders there are."""
+    there = cast(Any, folder)
+    names = there.fs.find(there.path, maxdepth=None if recursive else 1)
+    return [_below(there.path, name) for name in names]
+
+
+def matching(pattern: str) -> tuple[Path, list[str]]:
+    """The last folder of a URL before its first wildcard, and the files that match, from there."""
+    head = pattern.partition("*")[0].partition("?")[0].partition("[")[0]
+    folder = cast(Any, place(posixpath.dirname(head) if SIGN in posixpath.dirname(head) else head))
+    found = folder.fs.glob(str(place(pattern).path), detail=True)  # type: ignore[attr-defined]
+    names = [name for name, detail in found.items() if detail["type"] == "file"]
+    return folder, [_below(folder.path, name) for name in names]
+
+
+def _below(folder: str, name: str) -> str:
+    return name.lstrip("/")[len(folder.strip("/")) :].lstrip("/")
+
+
+def put(path: Path, content: bytes, partial: Path) -> None:
+    """Write a file elsewhere so that it is whole or not there. Raises OSError and what its client raises."""
+    there = cast(Any, path)
+    if there.protocol in OBJECT_STORES:
+        there.fs.pipe_file(there.path, content)
+        return
+    between = cast(Any, partial)
+    there.fs.makedirs(there.parent.path, exist_ok=True)
+    try:
+        there.fs.pipe_file(between.path, content)
+        there.fs.mv(between.path, there.path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
