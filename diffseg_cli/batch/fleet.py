@@ -33,6 +33,7 @@ GROUP = 32  # pictures a worker takes at a time, at most
 GROUPS = 4  # a worker gets so many at least, where there are few pictures
 ROUND = 200_000  # pictures that Ray Data holds the tasks of at once
 RETRIES = 3  # of a group whose worker died; then the run ends
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_LOG_LEVEL": "ERROR", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 THREADS = 4  # of a worker that read, and that write: they wait for a network most of the time
 
 
@@ -84,6 +85,8 @@ def connected(address: str | None) -> Iterator[None]:
         MissingDependency: Ray or what it needs for data is not installed.
         UsageError: there is no cluster at the address.
     """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         import ray
         import ray.data
@@ -92,7 +95,6 @@ def connected(address: str | None) -> Iterator[None]:
             "The engine ray needs Ray, which is not installed.", "Install it with: pip install 'diffseg[ray]'"
         ) from error
     own = not ray.is_initialized()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError, ImportError) as error:

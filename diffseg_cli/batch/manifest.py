@@ -231,6 +231,9 @@ class ManifestWriter:
         """Write down something about the run; it has a `time`."""
         self._write({"record": record})
 
+    def flush(self) -> None:
+        """Let readers see everything; here they do already."""
+
     def _write(self, content: dict[str, Any]) -> None:
         line = json.dumps(content).encode() + b"\n"
         try:

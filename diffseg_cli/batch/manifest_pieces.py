@@ -28,9 +28,10 @@ class PieceWriter(ManifestWriter):
     def _write(self, content: dict[str, Any]) -> None:
         self._waiting += json.dumps(content).encode() + b"\n"
         if len(self._waiting) >= MOST_BYTES or time.monotonic() - self._sent >= SECONDS:
-            self._send()
+            self.flush()
 
-    def _send(self) -> None:
+    def flush(self) -> None:
+        """Send what waits as a piece."""
         if self._waiting:
             self._store.write(f"{self._stem}-{self._number:06}.jsonl", bytes(self._waiting))
             self._waiting.clear()
@@ -40,7 +41,7 @@ class PieceWriter(ManifestWriter):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._send()
+        self.flush()
 
 
 def open_writer(out: Path, tag: str) -> ManifestWriter:

@@ -96,6 +96,8 @@ class Session(Generic[M]):
         Raises:
             InputError: one cannot be written.
         """
+        if self._writer is not None:
+            self._writer.flush()
         records = [each.record for each in self.runner.encoded]
         written = finish(self.job, self.runner.signature, self.items, self.store, records)
         if self._writer is not None:
