@@ -101,7 +101,7 @@ def follow(folder: Path, way: str) -> Path:
     return Path(way) if is_elsewhere(folder) and Path(way).is_absolute() else folder / way
 
 
-# --- listing and writing -------------------------------------------------------------------------------
+# --- files -------------------------------------------------------------------------------------------
 
 
 def files_below(folder: Path, *, recursive: bool) -> list[str]:
@@ -122,6 +122,14 @@ def matching(pattern: str) -> tuple[Path, list[str]]:
 
 def _below(folder: str, name: str) -> str:
     return name.lstrip("/")[len(folder.strip("/")) :].lstrip("/")
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a file, with one request. Raises OSError and what its client raises."""
+    if not is_elsewhere(path):
+        return path.read_bytes()
+    there = cast(Any, path)
+    return cast(bytes, there.fs.cat_file(there.path))
 
 
 def put(path: Path, content: bytes, partial: Path) -> None:

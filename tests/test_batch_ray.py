@@ -89,7 +89,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 def test_engines_give_the_same_bytes_and_go_on_with_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("photos/bad.jpg").write_bytes(b"no picture")
     batch("--part", "2/2", out="both")  # bad.jpg belongs to the other half

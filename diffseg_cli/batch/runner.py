@@ -25,7 +25,7 @@ from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.store import PlaceLost, Store
 from diffseg_cli.errors import DiffsegError, InputError
 from diffseg_cli.finding import Answer, Encoded, encode_things, find_in, scene_record
-from diffseg_cli.places import way_between
+from diffseg_cli.places import read_whole, way_between
 from diffseg_cli.prediction import SupportFeatures
 from diffseg_cli.reading.image_io import read_image_bytes
 from diffseg_cli.results.outputs import Scene, result_bytes, run_shapes
@@ -332,7 +332,7 @@ def _read_file(path: Path) -> bytes:
             raise InputError(
                 f"{path} is too large: {size // 10**6} MB of at most {MOST_BYTES // 10**6}.", "Scale it down."
             )
-        return path.read_bytes()
+        return read_whole(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist any more.", "Check the name.") from error
     except OSError as error:

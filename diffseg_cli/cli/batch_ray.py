@@ -1,10 +1,12 @@
 """diffseg batch on the machines of a Ray cluster."""
 
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from diffseg_cli.cli import console
 from diffseg_cli.errors import UsageError
@@ -16,6 +18,24 @@ if TYPE_CHECKING:
     from diffseg_cli.batch.session import Session
 
 OWN_PROCESS = "memory://"  # what lies there only the process sees that put it there
+
+
+class OwnStdout:
+    """stdout for results alone: Ray's threads print there what happens to workers, which goes to stderr.
+
+    Args:
+        stdout: the real one.
+    """
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+
+    def write(self, text: str) -> int:
+        mine = threading.current_thread() is threading.main_thread()
+        return (self._stdout if mine else sys.stderr).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stdout, name)
 
 
 def choose_crew(
@@ -66,6 +86,7 @@ def open_fleet(
         if str(place).startswith(OWN_PROCESS):
             raise UsageError(f"No other process sees {place}.", "Leave --engine ray out.")
     with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(cast(TextIO, OwnStdout(sys.stdout))))
         with console.working("Starting workers"):
             stack.enter_context(connected(address))
             session = Session(job, items, share, out, partial(Fleet, crew), resume=resume)

@@ -72,10 +72,10 @@ def source_name(source: ImageSource | MaskSource, otherwise: str) -> str:
 # --- files ---------------------------------------------------------------------------------------------
 
 
-def _open(path: Path, content: bytes | None = None) -> Image.Image:
-    """Open a picture file, or its content, and look at the header only."""
+def _open(path: str | Path, content: bytes | None = None) -> Image.Image:
+    """Open a picture file, or its content under a name for messages, and look at the header only."""
     try:
-        if content is None and path.is_dir():
+        if content is None and Path(path).is_dir():
             raise InputError(f"{path} is a folder, not a picture.", "Name one picture in it.")
         image = Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
     except FileNotFoundError as error:
@@ -93,7 +93,7 @@ def _open(path: Path, content: bytes | None = None) -> Image.Image:
     return image
 
 
-def _load(path: Path, content: bytes | None = None) -> Image.Image:
+def _load(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Decode a picture file, or its content, upright."""
     with _open(path, content) as image:
         try:
@@ -117,16 +117,16 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _too_large(path: Path, size: str = "", most: int = MAX_PIXELS) -> InputError:
+def _too_large(path: str | Path, size: str = "", most: int = MAX_PIXELS) -> InputError:
     return InputError(
         f"{path} is too large{size}: more than {most / 10**6:g} megapixels.", "Scale it down first."
     )
 
 
-def _refusal(path: Path, content: bytes | None, error: Exception) -> InputError:
+def _refusal(path: str | Path, content: bytes | None, error: Exception) -> InputError:
     """Why a file that no decoder takes is refused."""
     try:
-        with path.open("rb") if content is None else io.BytesIO(content) as stream:
+        with Path(path).open("rb") if content is None else io.BytesIO(content) as stream:
             head = stream.read(64)
     except (OSError, ValueError) as second:
         reason = getattr(second, "strerror", None) or second
@@ -159,9 +159,9 @@ def check_image_bytes(content: bytes, name: str, most_pixels: int = MAX_PIXELS) 
     Returns:
         How many pixels it has.
     """
-    with _open(Path(name), content) as image:
+    with _open(name, content) as image:
         if image.width * image.height > most_pixels:
-            raise _too_large(Path(name), f" ({image.width} x {image.height})", most_pixels)
+            raise _too_large(name, f" ({image.width} x {image.height})", most_pixels)
         return image.width * image.height
 
 
@@ -213,7 +213,7 @@ def read_image_bytes(content: bytes, name: str) -> NDArray[np.uint8]:
         content: the whole file.
         name: what messages call it.
     """
-    return _as_rgb(_load(Path(name), content), name)
+    return _as_rgb(_load(name, content), name)
 
 
 def _as_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
