@@ -138,11 +138,11 @@ def test_a_manifest_grows_by_pieces(store: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(manifest_pieces, "MOST_BYTES", 400)
     with manifest_pieces.open_writer(out, "-1-of-2") as writer:
         for number in range(7):
-            writer.add(Row(f"{number}", {}, "s", "w", time=number))
+            writer.add(Row(f"{number}", {"path": "x"}, "s", "w", time=number, error="bad"))
         sent = len(list(out.glob("manifest-1-of-2-*.jsonl")))
         assert 2 <= sent < 7
     with manifest_pieces.open_writer(out, "") as writer:
-        writer.add(Row("3", {}, "s", "w", time=9.0))
+        writer.add(Row("3", {"path": "x"}, "s", "w", time=9.0, error="bad"))
     with ManifestReader(out) as reader:
         assert reader.keys() == [f"{number}" for number in range(7)]
         assert [row.time for row in reader.rows("3")] == [3, 9.0]
