@@ -6,14 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint_info, write_checkpoint
 from diffseg_cli.datasets.episode import FewShotDataset, Sample, group_by_class
 from diffseg_cli.errors import UsageError
 from diffseg_cli.presence import PresenceCalibration, fit_calibration, presence_features, roc_auc
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.training.feature_cache import FeatureCache
+from diffseg_cli.training.pictures import write_reliability
 from diffseg_cli.training.presence_fit import (
     PresenceSample,
     calibrate,
+    calibrate_checkpoint,
     draw_presence_episode,
     presence_report,
     reliability,
@@ -111,3 +116,25 @@ def test_each_half_of_the_classes_is_judged_by_the_other() -> None:
     features = torch.stack([(2 * present - 1) * sign, torch.zeros(400), torch.zeros(400)], dim=1)
     _, scores = calibrate(PresenceSample(features, present, names))
     assert roc_auc(scores, present) < 0.1
+
+
+def test_few_classes_keep_the_score_they_started_with(small_segmenter: Segmenter, tmp_path: Path) -> None:
+    backbone = small_segmenter.backbone
+    config = {"presence": {"weights": [1.0, 2.0, 3.0], "bias": -1.0}}
+    info = CheckpointInfo(backbone.name, backbone.fingerprint, config, {"init": "shipped"})
+    path = tmp_path / "modules.safetensors"
+    write_checkpoint(path, {}, info)
+    cache = FeatureCache.__new__(FeatureCache)
+    cache.dataset, cache.backbone = dataset(), backbone
+    assert calibrate_checkpoint(path, cache) == ({}, [])
+    assert read_checkpoint_info(path).config == config
+
+
+def test_reliability_is_drawn_over_the_whole_scale(tmp_path: Path) -> None:
+    write_reliability([(0.3, 0.2, 0.5), (0.7, 0.9, 0.5)], tmp_path / "presence.png")
+    with Image.open(tmp_path / "presence.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    blue = (pixels[..., 2] - pixels[..., 0] > 80).nonzero()
+    curve = blue[1][blue[0] > 60]  # below the legend
+    width = pixels.shape[1]
+    assert 0.3 * width < curve.min() < 0.42 * width and 0.66 * width < curve.max() < 0.78 * width

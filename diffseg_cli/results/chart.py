@@ -26,6 +26,7 @@ class Chart:
         x_label: below it.
         lines: name -> points, drawn in turn through `COLOURS`.
         y_range: lowest and highest value shown; None fits the lines.
+        x_range: the same across.
         diagonal: draw y = x, faint.
         dots: name of a line drawn with a dot at each point -> areas of the dots relative to each other.
     """
@@ -34,6 +35,7 @@ class Chart:
     x_label: str
     lines: Mapping[str, Points]
     y_range: tuple[float, float] | None = None
+    x_range: tuple[float, float] | None = None
     diagonal: bool = False
     dots: Mapping[str, Sequence[float]] | None = None
 
@@ -59,7 +61,7 @@ def draw_charts(charts: Sequence[Chart]) -> NDArray[np.uint8]:
 def _draw(drawing: ImageDraw.ImageDraw, chart: Chart, offset: int) -> None:
     text, title = ImageFont.load_default(TEXT), ImageFont.load_default(TITLE)
     points = [point for line in chart.lines.values() for point in line if math.isfinite(point[1])]
-    (x_low, x_high), (y_low, y_high) = _ranges(points, chart.y_range)
+    (x_low, x_high), (y_low, y_high) = _ranges(points, chart.x_range, chart.y_range)
     box = (offset + LEFT, TOP, offset + WIDTH - RIGHT, HEIGHT - BOTTOM)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -94,13 +96,14 @@ def _draw(drawing: ImageDraw.ImageDraw, chart: Chart, offset: int) -> None:
 
 
 def _ranges(
-    points: Points, y_range: tuple[float, float] | None
+    points: Points, x_range: tuple[float, float] | None, y_range: tuple[float, float] | None
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Ends of both axes, with a little air above and below."""
     if not points:
-        return (0.0, 1.0), y_range or (0.0, 1.0)
+        return x_range or (0.0, 1.0), y_range or (0.0, 1.0)
     (x_low, x_high), (y_low, y_high) = ((min(values), max(values)) for values in zip(*points, strict=True))
     if x_low == x_high:
         x_low, x_high = x_low - 0.5, x_high + 0.5
+    x_low, x_high = x_range or (x_low, x_high)
     air = 0.06 * (y_high - y_low) or 0.05
     return (x_low, x_high), y_range or (y_low - air, y_high + air)

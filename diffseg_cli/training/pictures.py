@@ -39,8 +39,9 @@ def write_reliability(rows: Sequence[tuple[float, float, float]], path: Path) ->
     chart = Chart(
         "Presence: how often the thing is there",
         "presence score (circles: share of the episodes)",
-        {"measured": [(0.0, float("nan")), *((x, y) for x, y, _ in rows), (1.0, float("nan"))]},
+        {"measured": [(stated, true) for stated, true, _ in rows]},
         y_range=(0.0, 1.0),
+        x_range=(0.0, 1.0),
         diagonal=True,
         dots={"measured": [share for _, _, share in rows]},
     )

@@ -19,7 +19,7 @@ from diffseg_cli.training.validation import fit_gamma
 
 EPISODES = 400
 BINS = 10
-GAMMA_CLASSES = 8  # with fewer, the gamma of the start is the better guess
+ENOUGH_CLASSES = 8  # with fewer, gamma and presence score of the start are the better guess
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,8 @@ def calibrate_checkpoint(
 ) -> tuple[dict[str, float], list[tuple[float, float, float]]]:
     """Fit gamma and presence score of a checkpoint on held-out classes and write them into the file.
 
-    Where no episode lacks the object (a single class), the checkpoint is left as it is.
+    Where no episode lacks the object (a single class), or the checkpoint started from one that has a score
+    and there are too few classes for a better one, it is left as it is.
 
     Args:
         checkpoint: of a training run; rewritten in place.
@@ -151,8 +152,10 @@ def calibrate_checkpoint(
         `presence_report` and `reliability`, each half of the classes scored by the other; both empty where
         nothing could be fitted.
     """
-    backbone = cache.backbone
+    backbone, classes = cache.backbone, len(cache.dataset.classes)
     tensors, info = read_checkpoint(checkpoint, backbone=backbone.name, fingerprint=backbone.fingerprint)
+    if info.training.get("init") and info.config.get("presence") and classes < ENOUGH_CLASSES:
+        return {}, []
     modules = load_modules(checkpoint, backbone)[0].to(backbone.device)
     segmenter = Segmenter(
         backbone=backbone,
@@ -161,7 +164,7 @@ def calibrate_checkpoint(
         head="pam" if "pam" in modules else "attention",
         knowledge=info.config.get("knowledge", "self+cross"),
     )
-    enough = segmenter.head == "pam" and len(cache.dataset.classes) >= GAMMA_CLASSES
+    enough = segmenter.head == "pam" and len(cache.dataset.classes) >= ENOUGH_CLASSES
     segmenter.mask_gamma = fit_gamma(segmenter, cache) if enough else info.config.get("mask_gamma", 1.0)
     episodes = min(EPISODES, 4 * len(cache.dataset.samples))  # more would repeat the same few pictures
     sample = sample_presence(segmenter, cache, episodes=episodes)
