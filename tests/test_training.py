@@ -235,7 +235,7 @@ def test_gamma_brings_the_best_cut_to_a_half(
     for cut in CUTS:
         segmenter.mask_gamma = math.log(0.5) / math.log(cut)
         assert at_half() <= best + 1e-3, f"{cut} is better than what {gamma} stands for"
-    monkeypatch.setattr("diffseg_cli.training.presence_fit.GAMMA_CLASSES", 2)
+    monkeypatch.setattr("diffseg_cli.training.presence_fit.ENOUGH_CLASSES", 2)
     list(trainer.run())
     calibrate_checkpoint(tmp_path / MODULES, cache)
     config = load_modules(tmp_path / MODULES, cache.backbone)[1]
