@@ -91,6 +91,7 @@ def files(out: Path) -> dict[str, bytes]:
 
 
 def kill(folder: Path) -> dict[str, object]:
+    """Batches that are killed and started again, and three parts of one at once, against one left alone."""
     began = time.monotonic()
     child, begun = start(folder, "undisturbed")
     os.read(begun, 1)
@@ -112,6 +113,9 @@ def kill(folder: Path) -> dict[str, object]:
             left -= 1
         codes.add(wait(start(folder, out)[0]))
         same.append(files(folder / out) == expected)
+    for child in [start(folder, "parts", "--part", f"{part}/3")[0] for part in (1, 2, 3)]:
+        wait(child)
+    same.append(files(folder / "parts") == expected)
     return {
         "kills": kills,
         "same": same,
