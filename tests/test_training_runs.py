@@ -226,3 +226,25 @@ def test_fine_tuning_has_numbers_of_its_own(classes: Path, tmp_path: Path) -> No
     assert (tuned.steps, tuned.lr) == (300, 2e-4) and (fresh.steps, fresh.lr) == (8000, 1e-3)
     assert TrainPlan(classes, tmp_path, model="kandinsky-2-2").start is None
     assert json.dumps(TrainConfig.steps) == "8000"
+
+
+def test_a_fold_of_pascal_is_trained_with_nothing_to_validate_on(tmp_path: Path) -> None:
+    voc, generator = tmp_path / "VOC2012", np.random.default_rng(0)
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (voc / folder).mkdir(parents=True)
+    names = [f"2007_00000{index}" for index in range(6)]
+    for index, name in enumerate(names):
+        labels = np.zeros((80, 100), np.uint8)
+        labels[10:60, 20:70] = (8, 12)[index % 2]  # cat and dog, not among the five of fold 0
+        labels[60:63] = 255
+        picture = generator.integers(0, 255, (80, 100, 3), np.uint8)
+        Image.fromarray(picture).save(voc / "JPEGImages" / f"{name}.jpg")
+        Image.fromarray(labels).save(voc / "SegmentationClass" / f"{name}.png")
+    (voc / "ImageSets" / "Segmentation" / "trainaug.txt").write_text("\n".join(names))
+    words = ["train", "--dataset", "pascal-5i", "--fold", "0", "--root", str(tmp_path), *SMALL]
+    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out"), "--steps", "2"])
+    assert result.exit_code == 0, result.output
+    info = read_checkpoint_info(tmp_path / "out" / MODULES)
+    assert (info.training["dataset"], info.training["fold"], info.training["step"]) == ("pascal-5i", 0, 2)
+    assert info.training["classes"] == 2 and info.training["held_out_pictures"] == 0
+    assert load_segmenter(checkpoint=tmp_path / "out" / MODULES, device="cpu").backbone.image_size == 128
