@@ -26,7 +26,7 @@ from diffseg_cli.training.feature_cache import FeatureCache, augment
 from diffseg_cli.training.presence_fit import calibrate_checkpoint
 from diffseg_cli.training.run_state import LOG, MODULES
 from diffseg_cli.training.trainer import Trainer, new_segmenter
-from diffseg_cli.training.validation import CUTS, fit_gamma, validate
+from diffseg_cli.training.validation import CUTS, LEVEL, fit_gamma, validate
 
 CONFIG = TrainConfig(steps=6, batch_size=2, validate_every=3, warmup_steps=2, max_shots=2)
 PAM = PamConfig(width=16, head_width=8)
@@ -234,7 +234,7 @@ def test_gamma_brings_the_best_cut_to_a_half(
     best = at_half()
     for cut in CUTS:
         segmenter.mask_gamma = math.log(0.5) / math.log(cut)
-        assert at_half() <= best + 1e-3, f"{cut} is better than what {gamma} stands for"
+        assert at_half() <= best + LEVEL + 1e-3, f"{cut} is better than what {gamma} stands for"
     monkeypatch.setattr("diffseg_cli.training.presence_fit.ENOUGH_CLASSES", 2)
     list(trainer.run())
     calibrate_checkpoint(tmp_path / MODULES, cache)
