@@ -28,7 +28,7 @@ from diffseg_cli.training.presence_fit import calibrate_checkpoint
 from diffseg_cli.training.run_state import MODULES
 from diffseg_cli.training.team import Team, find_team, team_device
 from diffseg_cli.training.trainer import Trainer, new_segmenter
-from diffseg_cli.weights import find_weights, load_strict
+from diffseg_cli.weights import file_sha256, find_weights, load_strict
 
 RECIPES, PRECISIONS = ("default", "paper"), ("bf16", "fp32")
 
@@ -246,6 +246,7 @@ def _make_trainer(
     """Modules with their first weights, and all the checkpoint will say about them."""
     backbone, modules = cache.backbone, plan.modules
     segmenter, settings = new_segmenter(cache, modules.scm, modules.pam, plan.seed, modules.knowledge)
+    start = None
     if plan.start is not None:
         start = find_weights(COMPACT_MODULES) if plan.start == "shipped" else Path(plan.start)
         tensors, info = read_checkpoint(start, backbone=backbone.name, fingerprint=backbone.fingerprint)
@@ -262,6 +263,7 @@ def _make_trainer(
         "views": plan.views,
         "processes": team.size,
         "init": Path(plan.start).name if plan.start else None,
+        "init_sha256": file_sha256(start) if start else None,
     }
     info = CheckpointInfo(backbone.name, backbone.fingerprint, settings, record)
     return Trainer(segmenter, cache, validation, config, plan.out, info, team)

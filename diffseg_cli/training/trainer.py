@@ -91,7 +91,7 @@ class Trainer:
     def key(self) -> dict[str, Any]:
         """All that decides what the run does."""
         frozen = [cache.folder.name for cache in (self.cache, self.validation) if cache]
-        start = self.info.training.get("init")
+        start = self.info.training.get("init_sha256")
         return {**asdict(self.config), "pictures": frozen, "modules": self.info.config, "init": start}
 
     def learning_rate(self, step: int) -> float:
