@@ -1,6 +1,6 @@
 """Judge the presence score of a checkpoint on held-out classes and draw its reliability curve.
 
-    python -m tools.plot_presence --root data/fewshot --out weights/compact/presence.png
+    python -m tools.plot_presence --root data/fewshot --out docs/presence.png
 
 Half of the episodes lack the object. Each half of the classes is scored by a fit on the other half, so no
 episode is judged by a score it was fitted on. Nothing is written into the checkpoint.
