@@ -147,7 +147,7 @@ def batch(
         str | None,
         typer.Option(
             metavar="auto|HOST:PORT",
-            help="Ray cluster to join; without, that of RAY_ADDRESS, or a new one on this machine.",
+            help="Ray cluster to join; without, that of RAY_ADDRESS or of this machine, or a new one.",
             rich_help_panel=RUN,
         ),
     ] = None,
