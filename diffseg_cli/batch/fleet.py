@@ -79,7 +79,7 @@ class Orders:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Be part of a cluster: the one at an address, of RAY_ADDRESS, or that runs on this machine, or a new one.
+    """Be part of a cluster: of an address, of RAY_ADDRESS, the one that runs on this machine, or a new one.
 
     Raises:
         MissingDependency: Ray or what it needs for data is not installed.
