@@ -94,3 +94,11 @@ def test_everything_shipped_is_intact() -> None:
 
     root = next(root for root in weights_roots() if (root / "manifest.json").is_file())
     assert {status for _, status in verify(root)} == {"ok"}
+
+
+@pytest.mark.gpu
+def test_half_precision_on_a_gpu_finds_the_same(segmenter: Segmenter) -> None:
+    fast = load_segmenter("compact", device="cuda", dtype="bfloat16")
+    for thing in ("bird", "dog"):
+        masks = [find(each, f"{thing}/support", f"{thing}/query.jpg") for each in (segmenter, fast)]
+        assert iou(*masks) > 0.95
