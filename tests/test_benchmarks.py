@@ -59,9 +59,8 @@ def test_the_look_computes_the_floor_and_nothing_more() -> None:
     assert rows["one query"]["computed"] == sum(rows[part]["computed"] for part in parts)
 
 
-def test_costs_of_contenders_need_no_memory(capsys: pytest.CaptureFixture[str]) -> None:
-    flop.main(["--tiny", "--json", "--batch-size", "2"])
-    rows = json.loads(capsys.readouterr().out)["contenders"]
+def test_costs_of_contenders_need_no_memory() -> None:
+    rows = flop.contender_costs(2, tiny=True)
     assert tuple(rows) == flop.ON_META == ON_KANDINSKY_SCALE
     assert rows["straightforward"]["tensor_bytes"] > rows["diffseg"]["tensor_bytes"] > 0
     assert rows["seggpt-l"]["support"] == 0 < min(row["query"] for row in rows.values())
