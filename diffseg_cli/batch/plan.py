@@ -243,16 +243,6 @@ def check_outputs(
         claims.add(item)
 
 
-def _real(path: Path, folders: dict[Path, str]) -> str:
-    """A path without links; `folders` remembers theirs, as most pictures share one."""
-    if path.is_symlink():
-        return os.path.realpath(path)
-    folder = folders.get(path.parent)
-    if folder is None:
-        folder = folders[path.parent] = os.path.realpath(path.parent)
-    return f"{folder}/{path.name}"
-
-
 def _folded(name: str) -> str:
     """What file systems that ignore case and Unicode forms take for the same name."""
     return unicodedata.normalize("NFC", name.replace(os.sep, "/")).casefold()

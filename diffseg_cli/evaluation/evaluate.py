@@ -19,7 +19,7 @@ from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.datasets.truth import Truth
 from diffseg_cli.evaluation.metrics import count_pixels
-from diffseg_cli.evaluation.summary import EpisodeResult, summarise
+from diffseg_cli.evaluation.summary import EpisodeResult
 from diffseg_cli.frames import from_frame, stack_frames
 from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.prediction import SupportFeatures
@@ -262,24 +262,6 @@ def own_thresholds(segmenter: Segmenter) -> dict[str, float]:
     """Where each of our own methods is cut, on its own scale."""
     cut = segmenter.settings.threshold
     return {"model": cut, "attention": cut, "prototype": THRESHOLD}
-
-
-def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
-    """What was measured in `Evaluation.run`, as plain values for JSON."""
-    segmenter = evaluation.segmenter
-    return {
-        **describe_model(segmenter),
-        "shots": evaluation.shots,
-        "seed": evaluation.seed,
-        "episodes": len(evaluation.results),
-        "classes": len(evaluation.dataset.classes),
-        "thresholds": {
-            method: evaluation.thresholds[method]
-            for method in evaluation.methods
-            if method in evaluation.thresholds
-        },
-        "methods": summarise(evaluation.results),
-    }
 
 
 def describe_model(segmenter: Segmenter) -> dict[str, Any]:
