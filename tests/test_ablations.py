@@ -13,22 +13,24 @@ from diffseg_cli.cli.main import app
 from diffseg_cli.config import PamConfig, ScmConfig
 from diffseg_cli.errors import UsageError, WeightsError
 from diffseg_cli.loading import load_compact, load_modules
+from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.knowledge import KNOWLEDGE
-from diffseg_cli.prediction import SegmenterOutput
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 from diffseg_cli.training.run_state import MODULES
 from diffseg_cli.training.switches import choose_modules
 from tools import ablate
 
 
-def look_with(segmenter: Segmenter, knowledge: str, *, channel: int = 0) -> SegmenterOutput:
+@pytest.fixture(scope="module")
+def backbone() -> CompactBackbone:
+    """The shipped one at 128 px: features of random weights hardly differ from place to place."""
+    return load_compact(device=torch.device("cpu"), image_size=128)
+
+
+def look_with(backbone: CompactBackbone, knowledge: str, *, channel: int = 0) -> torch.Tensor:
+    """The map (2 1 16 16) of noise, asked for a bright square in one channel."""
     asked = Segmenter(
-        backbone=segmenter.backbone,
-        trained=segmenter.trained,
-        hed=segmenter.hed,
-        head="pam",
-        edge_size=64,
-        knowledge=knowledge,
+        backbone=backbone, trained=torch.nn.ModuleDict(), hed=None, head="attention", knowledge=knowledge
     )
     masks = torch.zeros(2, 1, 128, 128)
     masks[..., 32:96, 32:96] = 1
@@ -36,11 +38,11 @@ def look_with(segmenter: Segmenter, knowledge: str, *, channel: int = 0) -> Segm
     frames[:, channel] += 0.7 * masks[:, 0]
     support = asked.encode_frames(frames, masks)
     query = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    return asked.forward(asked.backbone.encode(query), asked.find_edges(query), support)
+    return asked.forward(asked.backbone.encode(query), None, support).scores.score_map
 
 
-def test_each_knowledge_gives_its_own_map(small_segmenter: Segmenter) -> None:
-    maps = {name: look_with(small_segmenter, name).scores.score_map for name in KNOWLEDGE}
+def test_each_knowledge_gives_its_own_map(backbone: CompactBackbone) -> None:
+    maps = {name: look_with(backbone, name) for name in KNOWLEDGE}
     for score_map in maps.values():
         assert score_map.shape == (2, 1, 16, 16) and score_map.min() == 0 and score_map.max() == 1
     names = list(maps)
@@ -49,9 +51,9 @@ def test_each_knowledge_gives_its_own_map(small_segmenter: Segmenter) -> None:
 
 
 @pytest.mark.parametrize("knowledge", KNOWLEDGE)
-def test_only_self_attention_knows_no_prompt(small_segmenter: Segmenter, knowledge: str) -> None:
-    one, other = (look_with(small_segmenter, knowledge, channel=c).scores.score_map for c in (0, 1))
-    assert torch.allclose(one, other, atol=1e-5) == (knowledge == "self")
+def test_only_self_attention_knows_no_prompt(backbone: CompactBackbone, knowledge: str) -> None:
+    one, other = (look_with(backbone, knowledge, channel=c) for c in (0, 1))
+    assert torch.allclose(one, other, atol=1e-3) == (knowledge == "self")
 
 
 @pytest.mark.parametrize("knowledge", ["resnet", "transformer"])
@@ -161,6 +163,6 @@ def test_a_table_is_run_once_and_written(tmp_path: Path, monkeypatch: pytest.Mon
     text = page.read_text()
     assert text.endswith("## What holds here\n\nBy hand.\n") and text.count("By hand.") == 1
     assert "| PAM, no attention maps | 0." in text and "--table 3 --root" in text
-    monkeypatch.setattr("sys.argv", [*words, "--table", "3", "--seed", "1"])
+    monkeypatch.setattr("sys.argv", [*words, "--table", "3", "--seeds", "0,1"])
     with pytest.raises(SystemExit, match="give another --out"):
         ablate.main()

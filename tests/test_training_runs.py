@@ -213,6 +213,12 @@ def test_plans_that_contradict_themselves(classes: Path, tmp_path: Path, changes
         next(modules_job(TrainPlan(classes, tmp_path, **changes)))
 
 
+def test_val_sources_without_a_val_split_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "index.csv").write_text("source,class,id,also_in_image,split\n")
+    with pytest.raises(UsageError, match="--val-split"):
+        next(modules_job(TrainPlan(tmp_path, tmp_path / "out", val_sources="voc")))
+
+
 def test_another_run_in_the_same_folder_is_refused(classes: Path, tmp_path: Path) -> None:
     words = command(classes, tmp_path, "--steps", "1")
     assert CliRunner().invoke(app, words).exit_code == 0
@@ -223,9 +229,9 @@ def test_another_run_in_the_same_folder_is_refused(classes: Path, tmp_path: Path
 def test_fine_tuning_has_numbers_of_its_own(classes: Path, tmp_path: Path) -> None:
     tuned = TrainPlan(classes, tmp_path).train_config()
     fresh = TrainPlan(classes, tmp_path, init="none").train_config()
-    assert (tuned.steps, tuned.lr) == (300, 2e-4) and (fresh.steps, fresh.lr) == (8000, 1e-3)
+    assert (tuned.steps, tuned.lr) == (300, 2e-4) and (fresh.steps, fresh.lr) == (3000, 1e-3)
     assert TrainPlan(classes, tmp_path, model="kandinsky-2-2").start is None
-    assert json.dumps(TrainConfig.steps) == "8000"
+    assert json.dumps(TrainConfig.steps) == "3000"
 
 
 def test_a_fold_of_pascal_is_trained_with_nothing_to_validate_on(tmp_path: Path) -> None:

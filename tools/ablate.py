@@ -3,7 +3,7 @@
     python -m tools.ablate --table 3 --root data/fewshot --out runs/ablation
     python -m tools.ablate --page docs/ablations.md --out runs/ablation
 
-Every row has the same seed, steps, pictures and validation episodes; nothing is chosen on validation, the
+Every row has the same seeds, steps, pictures and validation episodes; nothing is chosen on validation, the
 weights after the last step (averaged) are measured. One JSON a row; a row that is there is not run again,
 and a stopped one goes on. The paper's tables 3, 4 and 6 are pictures in the copy we have, so their figures
 cannot be set beside ours; of table 5 the crosses are lost in the lower half, and the order of its upper
@@ -13,6 +13,7 @@ half is assumed there.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,55 +107,67 @@ def build(cache: FeatureCache, name: str) -> FeatureCache:
     return cache
 
 
-def measure(segmenter: Segmenter, validation: FeatureCache, episodes: int) -> dict[str, Any]:
-    """Shots -> every episode's counts and their summary."""
+def measure(segmenters: Sequence[Segmenter], validation: FeatureCache, episodes: int) -> dict[str, Any]:
+    """Shots -> every episode's counts and their summary, over the segmenters of all seeds."""
     figures: dict[str, Any] = {}
     for shots in SHOTS:
-        results = [
-            EpisodeResult(0, None, index, name, {"model": tuple(counts.tolist())})
-            for index, (name, counts) in enumerate(
-                validation_episodes(segmenter, validation, shots=shots, episodes=episodes)
-            )
+        by_seed = [
+            [
+                EpisodeResult(0, None, index, name, {"model": tuple(counts.tolist())})
+                for index, (name, counts) in enumerate(
+                    validation_episodes(segmenter, validation, shots=shots, episodes=episodes)
+                )
+            ]
+            for segmenter in segmenters
         ]
+        results = [result for one_seed in by_seed for result in one_seed]
         summary = summarise(results)["model"]
         figures[str(shots)] = {
             "mean_iou": summary["mean_iou"],
             "interval": summary["intervals"]["mean_iou"],
+            "by_seed": [summarise(one_seed)["model"]["mean_iou"]["all"] for one_seed in by_seed],
             "counts": [[result.class_name, *result.counts["model"]] for result in results],
         }
     return figures
 
 
+def train_row(row: Row, seed: int, settings: dict[str, Any], train: FeatureCache, folder: Path) -> Segmenter:
+    """A row's modules after the last step."""
+    modules, steps = modules_of(row, settings["image_size"]), settings["steps"]
+    segmenter, described = new_segmenter(train, modules.scm, modules.pam, seed, modules.knowledge)
+    if not len(segmenter.trained):
+        return segmenter
+    config = TrainConfig(
+        steps=steps,
+        batch_size=settings["batch_size"],
+        seed=seed,
+        warmup_steps=min(TrainConfig.warmup_steps, steps // 8),
+        validate_every=max(1, steps // 4),
+    )
+    backbone = train.backbone
+    info = CheckpointInfo(backbone.name, backbone.fingerprint, described, {"ablation": row.name})
+    # Without validation the last state is always the best.
+    for step in Trainer(segmenter, train, None, config, folder, info).run():
+        if step.step % max(1, steps // 4) == 0:
+            print(f"{row.name} {seed} {step.step}/{steps} {step.losses}", file=sys.stderr, flush=True)
+    segmenter.trained = load_modules(folder / MODULES, backbone)[0].to(backbone.device)
+    return segmenter
+
+
 def run_row(
     row: Row, settings: dict[str, Any], train: FeatureCache, held_out: FeatureCache, out: Path
 ) -> None:
-    """Train and measure one row and write `out/NAME.json`."""
-    modules = modules_of(row, settings["image_size"])
-    segmenter, described = new_segmenter(train, modules.scm, modules.pam, settings["seed"], modules.knowledge)
-    if len(segmenter.trained):
-        steps = settings["steps"]
-        config = TrainConfig(
-            steps=steps,
-            batch_size=settings["batch_size"],
-            seed=settings["seed"],
-            validate_every=max(1, steps // 4),
-        )
-        backbone = train.backbone
-        info = CheckpointInfo(backbone.name, backbone.fingerprint, described, {"ablation": row.name})
-        # Without validation the last state is always the best.
-        for step in Trainer(segmenter, train, None, config, out / row.name, info).run():
-            if step.step % max(1, steps // 4) == 0:
-                print(f"{row.name} {step.step}/{steps} {step.losses}", file=sys.stderr, flush=True)
-        segmenter.trained = load_modules(out / row.name / MODULES, backbone)[0].to(backbone.device)
-    record = {
-        "row": row.name,
-        "settings": settings,
-        "shots": measure(segmenter, held_out, settings["episodes"]),
-    }
+    """Train a row with each seed, measure all of them on the same episodes and write `out/NAME.json`."""
+    segmenters = [
+        train_row(row, seed, settings, train, out / f"{row.name}-{seed}") for seed in settings["seeds"]
+    ]
+    figures = measure(segmenters, held_out, settings["episodes"])
     partial = out / f"{row.name}.json.part"
-    partial.write_text(json.dumps(record), encoding="utf-8")
+    partial.write_text(
+        json.dumps({"row": row.name, "settings": settings, "shots": figures}), encoding="utf-8"
+    )
     partial.replace(out / f"{row.name}.json")
-    one, five = (record["shots"][str(shots)]["mean_iou"]["all"] for shots in SHOTS)
+    one, five = (figures[str(shots)]["mean_iou"]["all"] for shots in SHOTS)
     print(f"{row.name}: {one:.3f} {five:.3f}", flush=True)
 
 
@@ -180,7 +193,6 @@ def run_tables(options: argparse.Namespace) -> None:
         backbone,
         hed,
         views=options.views,
-        seed=options.seed,
     )
     held_out = FeatureCache(
         folder,
@@ -188,12 +200,12 @@ def run_tables(options: argparse.Namespace) -> None:
         backbone,
         hed,
         views=1,
-        seed=options.seed,
     )
     settings = {
         name: getattr(options, name)
-        for name in ("steps", "batch_size", "seed", "image_size", "episodes", "views", "val_sources")
+        for name in ("steps", "batch_size", "image_size", "episodes", "views", "val_sources")
     }
+    settings["seeds"] = [int(seed) for seed in options.seeds.split(",")]
     settings |= {"backbone": backbone.fingerprint, "train_config": asdict(replace(TrainConfig(), steps=0))}
     rows = {row.name: row for table in options.table for row in TABLES[table]}
     build(train, "training pictures"), build(held_out, "validation pictures")
@@ -266,11 +278,12 @@ INTRODUCTION = """\
 
 The paper's tables 3 to 6 on the compact model. Mean IoU over held-out classes with 95 % intervals by
 bootstrap; the differences are paired, both rows on the same episodes with the same draws. Every row: {steps}
-steps of {batch_size} episodes at {image_size} px, seed {seed}, and {episodes} episodes a class of the
-sources {val_sources} counted at half the model's size. Nothing is chosen on these classes: the averaged
-weights after the last step are measured. The paper's figures are of PASCAL-5i with Kandinsky and say only
-which way a row moved. Those of tables 3, 4 and 6 are pictures in the copy we have and cannot be quoted; in
-the lower half of table 5 the crosses are lost, and the order of the upper half is assumed."""
+steps of {batch_size} episodes at {image_size} px with each of the seeds {seeds}, all measured together
+on {episodes} episodes a class of the sources {val_sources}, counted at half the model's size. Nothing is
+chosen on these classes: the averaged weights after the last step are measured. The paper's figures are of
+PASCAL-5i with Kandinsky and say only which way a row moved. Those of tables 3, 4 and 6 are pictures in the
+copy we have and cannot be quoted; in the lower half of table 5 the crosses are lost, and the order of the
+upper half is assumed."""
 CLAIMS = "\n## What holds here\n"
 
 
@@ -278,12 +291,13 @@ def write_page(page: Path, out: Path) -> None:
     """All tables as one page; what was written by hand below them is kept."""
     kept = page.read_text(encoding="utf-8").partition(CLAIMS)[2] if page.is_file() else ""
     full = whole_record(out)
-    text = [INTRODUCTION.format(**full["settings"])]
+    settings = {**full["settings"], "seeds": ",".join(map(str, full["settings"]["seeds"]))}
+    text = [INTRODUCTION.format(**settings)]
     for table, title in TITLES.items():
         command = f"    python -m tools.ablate --table {table} --root data/fewshot --out runs/ablation"
         command += "".join(
-            f" --{name.replace('_', '-')} {full['settings'][name]}"
-            for name in ("steps", "image_size", "episodes")
+            f" --{name.replace('_', '-')} {settings[name]}"
+            for name in ("steps", "image_size", "episodes", "seeds")
         )
         text += ["", f"## {title}", "", *table_text(table, out), "", command]
     page.write_text("\n".join(text) + f"\n{CLAIMS}{kept or chr(10)}", encoding="utf-8")
@@ -305,7 +319,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20, help="a class and number of shots")
     parser.add_argument("--views", type=int, default=1, help="cached views a training picture")
     parser.add_argument("--val-sources", default="voc,coco_mini")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", default="0", help="train each row with all of these, comma separated")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if options.page:

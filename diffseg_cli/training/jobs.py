@@ -147,6 +147,11 @@ def check_plan(plan: TrainPlan) -> None:
             f"{plan.root} has no index.csv, so it has no splits and sources.",
             "Leave --val-split and --val-sources out: a quarter of each class is held out.",
         )
+    if plan.dataset == "folder" and plan.val_sources and not plan.val_split:
+        raise UsageError(
+            "--val-sources chooses among the pictures of --val-split, which is missing.",
+            "Add --val-split val.",
+        )
     folds = PROTOCOLS[plan.dataset].folds
     if folds and plan.fold is None:
         raise UsageError(f"{plan.dataset} is trained one fold at a time.", f"Give --fold 0 to {folds - 1}.")
