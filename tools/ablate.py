@@ -297,7 +297,7 @@ def write_page(page: Path, out: Path) -> None:
         command = f"    python -m tools.ablate --table {table} --root data/fewshot --out runs/ablation"
         command += "".join(
             f" --{name.replace('_', '-')} {settings[name]}"
-            for name in ("steps", "image_size", "episodes", "seeds")
+            for name in ("steps", "image_size", "views", "episodes", "seeds")
         )
         text += ["", f"## {title}", "", *table_text(table, out), "", command]
     page.write_text("\n".join(text) + f"\n{CLAIMS}{kept or chr(10)}", encoding="utf-8")
