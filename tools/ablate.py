@@ -283,11 +283,10 @@ The paper's tables 3 to 6 on the compact model. Mean IoU over held-out classes w
 bootstrap; the differences are paired, both rows on the same episodes with the same draws. Every row: {steps}
 steps of {batch_size} episodes at {image_size} px with each of the seeds {seeds}, all measured together
 on {episodes} episodes a class of the sources {val_sources}, counted at half the model's size. Of
-these classes a row knows its gamma (`mask_gamma`, as every checkpoint) and nothing else: the averaged weights
-after the last step are measured. The paper's figures are of
-PASCAL-5i with Kandinsky and say only which way a row moved. Those of tables 3, 4 and 6 are pictures in the
-copy we have and cannot be quoted; in the lower half of table 5 the crosses are lost, and the order of the
-upper half is assumed."""
+these classes a row knows its gamma (`mask_gamma`, as every checkpoint does) and nothing else: the averaged
+weights after the last step are measured. The paper's figures are of PASCAL-5i with Kandinsky and say only
+which way a row moved. Those of tables 3, 4 and 6 are pictures in the copy we have and cannot be quoted; in
+the lower half of table 5 the crosses are lost, and the order of the upper half is assumed."""
 CLAIMS = "\n## What holds here\n"
 
 
