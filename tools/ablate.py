@@ -4,10 +4,10 @@
     python -m tools.ablate --page docs/ablations.md --out runs/ablation
 
 Every row has the same seeds, steps, pictures and validation episodes; of validation a row knows its gamma
-alone, the weights after the last step (averaged) are measured. One JSON a row; a row that is there is not run again,
-and a stopped one goes on. The paper's tables 3, 4 and 6 are pictures in the copy we have, so their figures
-cannot be set beside ours; of table 5 the crosses are lost in the lower half, and the order of its upper
-half is assumed there.
+alone, the weights after the last step (averaged) are measured. One JSON a row; a row that is there is not
+run again, and a stopped one goes on. The paper's tables 3, 4 and 6 are pictures in the copy we have, so their
+figures cannot be set beside ours; of table 5 the crosses are lost in the lower half, and the order of its
+upper half is assumed there.
 """
 
 import argparse
