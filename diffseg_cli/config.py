@@ -77,7 +77,6 @@ class TrainConfig:
     latent_weight: float = 1.0  # beta of eq. 10
     mask_weight: float = 1.0  # of the decoded mask (cross entropy and Dice), "default" only
     max_shots: int = 3  # a step has 1 shot with probability 0.7, else this many
-    control_dropout: float = 0.5  # share of steps whose look SCM leaves alone; not in the paper
     synthetic_share: float = 0.15  # of episodes from pasted cut-outs
     synthetic_source: str = "tuxpaint_composites/"  # how the names of their classes begin
     validate_every: int = 1000

@@ -163,6 +163,6 @@ def test_a_table_is_run_once_and_written(tmp_path: Path, monkeypatch: pytest.Mon
     text = page.read_text()
     assert text.endswith("## What holds here\n\nBy hand.\n") and text.count("By hand.") == 1
     assert "| PAM, no attention maps | 0." in text and "--table 3 --root" in text
-    monkeypatch.setattr("sys.argv", [*words, "--table", "3", "--seeds", "0,1"])
+    monkeypatch.setattr("sys.argv", [*words, "--table", "3", "--seed", "1"])
     with pytest.raises(SystemExit, match="give another --out"):
         ablate.main()

@@ -130,21 +130,6 @@ def test_training_lowers_the_loss(cache: FeatureCache, tmp_path: Path) -> None:
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
 
 
-@pytest.mark.parametrize(("share", "moves"), [(0.0, True), (1.0, False)])
-def test_scm_learns_only_where_it_is_not_left_out(
-    cache: FeatureCache, tmp_path: Path, share: float, moves: bool
-) -> None:
-    trainer = make_trainer(cache, tmp_path, dataclasses.replace(CONFIG, steps=2, control_dropout=share))
-    start = {name: value.clone() for name, value in trainer.trained.state_dict().items()}
-    list(trainer.run())
-    moved = {
-        name.split(".")[0]
-        for name, value in trainer.trained.state_dict().items()
-        if not torch.equal(value, start[name])
-    }
-    assert moved == ({"scm", "pam"} if moves else {"pam"})
-
-
 @pytest.mark.parametrize("recipe", ["default", "paper"])
 def test_a_stopped_run_ends_like_an_undisturbed_one(cache: FeatureCache, tmp_path: Path, recipe: str) -> None:
     config = dataclasses.replace(CONFIG, recipe=recipe)

@@ -3,17 +3,16 @@
     python -m tools.ablate --table 3 --root data/fewshot --out runs/ablation
     python -m tools.ablate --page docs/ablations.md --out runs/ablation
 
-Every row has the same seeds, steps, pictures and validation episodes; of validation a row knows its gamma
-alone, the weights after the last step (averaged) are measured. One JSON a row; a row that is there is not
-run again, and a stopped one goes on. The paper's tables 3, 4 and 6 are pictures in the copy we have, so their
-figures cannot be set beside ours; of table 5 the crosses are lost in the lower half, and the order of its
-upper half is assumed there.
+Every row has the same seed, steps, pictures and validation episodes; nothing is chosen on validation, the
+weights after the last step (averaged) are measured. One JSON a row; a row that is there is not run again,
+and a stopped one goes on. The paper's tables 3, 4 and 6 are pictures in the copy we have, so their figures
+cannot be set beside ours; of table 5 the crosses are lost in the lower half, and the order of its upper
+half is assumed there.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.training.run_state import MODULES
 from diffseg_cli.training.switches import choose_modules
 from diffseg_cli.training.trainer import Trainer, new_segmenter
-from diffseg_cli.training.validation import fit_gamma, validation_episodes
+from diffseg_cli.training.validation import validation_episodes
 
 FULL = "full"
 SHOTS = (1, 5)
@@ -107,70 +106,55 @@ def build(cache: FeatureCache, name: str) -> FeatureCache:
     return cache
 
 
-def measure(segmenters: Sequence[Segmenter], validation: FeatureCache, episodes: int) -> dict[str, Any]:
-    """Shots -> every episode's counts and their summary, over the segmenters of all seeds."""
+def measure(segmenter: Segmenter, validation: FeatureCache, episodes: int) -> dict[str, Any]:
+    """Shots -> every episode's counts and their summary."""
     figures: dict[str, Any] = {}
     for shots in SHOTS:
-        by_seed = [
-            [
-                EpisodeResult(0, None, index, name, {"model": tuple(counts.tolist())})
-                for index, (name, counts) in enumerate(
-                    validation_episodes(segmenter, validation, shots=shots, episodes=episodes)
-                )
-            ]
-            for segmenter in segmenters
+        results = [
+            EpisodeResult(0, None, index, name, {"model": tuple(counts.tolist())})
+            for index, (name, counts) in enumerate(
+                validation_episodes(segmenter, validation, shots=shots, episodes=episodes)
+            )
         ]
-        results = [result for one_seed in by_seed for result in one_seed]
         summary = summarise(results)["model"]
         figures[str(shots)] = {
             "mean_iou": summary["mean_iou"],
             "interval": summary["intervals"]["mean_iou"],
-            "by_seed": [summarise(one_seed)["model"]["mean_iou"]["all"] for one_seed in by_seed],
             "counts": [[result.class_name, *result.counts["model"]] for result in results],
         }
     return figures
 
 
-def train_row(row: Row, seed: int, settings: dict[str, Any], train: FeatureCache, folder: Path) -> Segmenter:
-    """A row's modules after the last step."""
-    modules, steps = modules_of(row, settings["image_size"]), settings["steps"]
-    segmenter, described = new_segmenter(train, modules.scm, modules.pam, seed, modules.knowledge)
-    if not len(segmenter.trained):
-        return segmenter
-    config = TrainConfig(
-        steps=steps,
-        batch_size=settings["batch_size"],
-        seed=seed,
-        warmup_steps=min(TrainConfig.warmup_steps, steps // 8),
-        validate_every=max(1, steps // 4),
-    )
-    backbone = train.backbone
-    info = CheckpointInfo(backbone.name, backbone.fingerprint, described, {"ablation": row.name})
-    # Without validation the last state is always the best.
-    for step in Trainer(segmenter, train, None, config, folder, info).run():
-        if step.step % max(1, steps // 4) == 0:
-            print(f"{row.name} {seed} {step.step}/{steps} {step.losses}", file=sys.stderr, flush=True)
-    segmenter.trained = load_modules(folder / MODULES, backbone)[0].to(backbone.device)
-    return segmenter
-
-
 def run_row(
     row: Row, settings: dict[str, Any], train: FeatureCache, held_out: FeatureCache, out: Path
 ) -> None:
-    """Train a row with each seed, measure all of them on the same episodes and write `out/NAME.json`."""
-    segmenters = [
-        train_row(row, seed, settings, train, out / f"{row.name}-{seed}") for seed in settings["seeds"]
-    ]
-    for segmenter in segmenters:
-        if segmenter.head == "pam":  # as `diffseg train` ends: some rows answer more faintly than others
-            segmenter.mask_gamma = fit_gamma(segmenter, held_out, episodes=settings["episodes"])
-    figures = measure(segmenters, held_out, settings["episodes"])
+    """Train and measure one row and write `out/NAME.json`."""
+    modules = modules_of(row, settings["image_size"])
+    segmenter, described = new_segmenter(train, modules.scm, modules.pam, settings["seed"], modules.knowledge)
+    if len(segmenter.trained):
+        steps = settings["steps"]
+        config = TrainConfig(
+            steps=steps,
+            batch_size=settings["batch_size"],
+            seed=settings["seed"],
+            validate_every=max(1, steps // 4),
+        )
+        backbone = train.backbone
+        info = CheckpointInfo(backbone.name, backbone.fingerprint, described, {"ablation": row.name})
+        # Without validation the last state is always the best.
+        for step in Trainer(segmenter, train, None, config, out / row.name, info).run():
+            if step.step % max(1, steps // 4) == 0:
+                print(f"{row.name} {step.step}/{steps} {step.losses}", file=sys.stderr, flush=True)
+        segmenter.trained = load_modules(out / row.name / MODULES, backbone)[0].to(backbone.device)
+    record = {
+        "row": row.name,
+        "settings": settings,
+        "shots": measure(segmenter, held_out, settings["episodes"]),
+    }
     partial = out / f"{row.name}.json.part"
-    partial.write_text(
-        json.dumps({"row": row.name, "settings": settings, "shots": figures}), encoding="utf-8"
-    )
+    partial.write_text(json.dumps(record), encoding="utf-8")
     partial.replace(out / f"{row.name}.json")
-    one, five = (figures[str(shots)]["mean_iou"]["all"] for shots in SHOTS)
+    one, five = (record["shots"][str(shots)]["mean_iou"]["all"] for shots in SHOTS)
     print(f"{row.name}: {one:.3f} {five:.3f}", flush=True)
 
 
@@ -196,6 +180,7 @@ def run_tables(options: argparse.Namespace) -> None:
         backbone,
         hed,
         views=options.views,
+        seed=options.seed,
     )
     held_out = FeatureCache(
         folder,
@@ -203,12 +188,12 @@ def run_tables(options: argparse.Namespace) -> None:
         backbone,
         hed,
         views=1,
+        seed=options.seed,
     )
     settings = {
         name: getattr(options, name)
-        for name in ("steps", "batch_size", "image_size", "episodes", "views", "val_sources")
+        for name in ("steps", "batch_size", "seed", "image_size", "episodes", "views", "val_sources")
     }
-    settings["seeds"] = [int(seed) for seed in options.seeds.split(",")]
     settings |= {"backbone": backbone.fingerprint, "train_config": asdict(replace(TrainConfig(), steps=0))}
     rows = {row.name: row for table in options.table for row in TABLES[table]}
     build(train, "training pictures"), build(held_out, "validation pictures")
@@ -281,9 +266,8 @@ INTRODUCTION = """\
 
 The paper's tables 3 to 6 on the compact model. Mean IoU over held-out classes with 95 % intervals by
 bootstrap; the differences are paired, both rows on the same episodes with the same draws. Every row: {steps}
-steps of {batch_size} episodes at {image_size} px with each of the seeds {seeds}, all measured together
-on {episodes} episodes a class of the sources {val_sources}, counted at half the model's size. Of
-these classes a row knows its gamma (`mask_gamma`, as every checkpoint does) and nothing else: the averaged
+steps of {batch_size} episodes at {image_size} px, seed {seed}, and {episodes} episodes a class of the
+sources {val_sources} counted at half the model's size. Nothing is chosen on these classes: the averaged
 weights after the last step are measured. The paper's figures are of PASCAL-5i with Kandinsky and say only
 which way a row moved. Those of tables 3, 4 and 6 are pictures in the copy we have and cannot be quoted; in
 the lower half of table 5 the crosses are lost, and the order of the upper half is assumed."""
@@ -294,13 +278,12 @@ def write_page(page: Path, out: Path) -> None:
     """All tables as one page; what was written by hand below them is kept."""
     kept = page.read_text(encoding="utf-8").partition(CLAIMS)[2] if page.is_file() else ""
     full = whole_record(out)
-    settings = {**full["settings"], "seeds": ",".join(map(str, full["settings"]["seeds"]))}
-    text = [INTRODUCTION.format(**settings)]
+    text = [INTRODUCTION.format(**full["settings"])]
     for table, title in TITLES.items():
         command = f"    python -m tools.ablate --table {table} --root data/fewshot --out runs/ablation"
         command += "".join(
-            f" --{name.replace('_', '-')} {settings[name]}"
-            for name in ("steps", "image_size", "views", "episodes", "seeds")
+            f" --{name.replace('_', '-')} {full['settings'][name]}"
+            for name in ("steps", "image_size", "episodes")
         )
         text += ["", f"## {title}", "", *table_text(table, out), "", command]
     page.write_text("\n".join(text) + f"\n{CLAIMS}{kept or chr(10)}", encoding="utf-8")
@@ -322,7 +305,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=20, help="a class and number of shots")
     parser.add_argument("--views", type=int, default=1, help="cached views a training picture")
     parser.add_argument("--val-sources", default="voc,coco_mini")
-    parser.add_argument("--seeds", default="0", help="train each row with all of these, comma separated")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     if options.page:

@@ -151,13 +151,9 @@ class Trainer:
         if backbone.adds_noise:
             shape = (config.batch_size, *query.latents.shape[1:])
             noise = torch.randn(shape, generator=generator)[share].to(query.latents)
-        # SCM improves the maps of training classes more than those of others: PAM must not count on it.
-        uncontrolled = config.recipe == "default" and pam is not None
-        uncontrolled = uncontrolled and bool(torch.rand((), generator=generator) < config.control_dropout)
-        edges = None if uncontrolled else query.edges
         with torch.autocast(query.latents.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             output = self.segmenter.forward(
-                query.latents, edges, support, noise, drops=drops, decode=config.recipe == "default"
+                query.latents, query.edges, support, noise, drops=drops, decode=config.recipe == "default"
             )
             terms = losses_of(output, query.masks, query.targets, config, targets.var())
         total = torch.stack(list(terms.values())).sum()
