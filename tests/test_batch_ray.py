@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import make_swift_segmenter
 from PIL import Image
+from test_batch import HW, files, save
 from typer.testing import CliRunner, Result
 
 from diffseg_cli.batch import fleet, store
@@ -23,7 +24,6 @@ from diffseg_cli.errors import DiffsegError, MissingDependency, UsageError
 from diffseg_cli.segmenter import Segmenter
 
 REPOSITORY = Path(__file__).parents[1]
-HW = (48, 64)
 
 
 def batch(*arguments: str, out: str = "out", code: int = 0) -> Result:
@@ -37,18 +37,6 @@ def batch(*arguments: str, out: str = "out", code: int = 0) -> Result:
 def states(result: Result) -> dict[str, str]:
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     return {Path(line["query"]).stem: line["state"] for line in lines}
-
-
-def files(out: str) -> dict[str, bytes]:
-    """Everything but the manifests, whose seconds differ."""
-    found = {path.relative_to(out).as_posix(): path for path in Path(out).rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in sorted(found.items()) if "manifest" not in name}
-
-
-def save(path: str, seed: int) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize(HW[::-1], Image.Resampling.BICUBIC).save(path)
 
 
 @pytest.fixture(autouse=True)

@@ -147,10 +147,10 @@ def check_plan(plan: TrainPlan) -> None:
             f"{plan.root} has no index.csv, so it has no splits and sources.",
             "Leave --val-split and --val-sources out: a quarter of each class is held out.",
         )
-    if plan.dataset == "folder" and plan.val_sources and not plan.val_split:
+    if plan.val_sources and not (plan.val_split or "val" in PROTOCOLS[plan.dataset].splits):
         raise UsageError(
             "--val-sources chooses among the pictures of --val-split, which is missing.",
-            "Add --val-split val.",
+            "Add it, for instance --val-split val.",
         )
     folds = PROTOCOLS[plan.dataset].folds
     if folds and plan.fold is None:
