@@ -4,9 +4,9 @@ Every support in turn is looked for: how well do the others find it, how much wo
 how well does each of them alone? It knows nothing but the supports, so it needs three of them.
 
 One sign alone says little: among five good supports, what leaving one out costs four others hardly foretells
-what it costs on new pictures (DESIGN.md, 2026-11-23). So a support is said to hurt only where three signs
-agree: its object looks unlike the others', alone it finds them worse than the others do, and with the rest it
-adds nothing. That is what a picture of another thing, or a wrong mask, looks like.
+what it costs on new images (docs/notebook.md, 2026-11-23). So a support is said to hurt only where three
+signs agree: its object looks unlike the others', alone it finds them worse than the others do, and with the
+rest it adds nothing. That is what a picture of another thing, or a wrong mask, looks like.
 """
 
 from collections.abc import Sequence

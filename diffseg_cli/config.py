@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 class CompactConfig:
     """The compact backbone. Its weights were fitted with these; other numbers need other weights."""
 
-    variant: int = 1  # EfficientNet-Lite1: best prototype line of 0, 1 and 2 on `val` (DESIGN.md, 2026-11-23)
+    variant: int = 1  # EfficientNet-Lite1: the best of 0, 1 and 2 on `val` (docs/notebook.md, 2026-11-23)
     taps: tuple[int, ...] = (6, 10, 14, 19, 20)  # last block of each width, strides 8, 16, 16, 32, 32
     block_widths: tuple[int, ...] = (16, 32, 32, 64, 96)  # loses nothing against all 752 channels
     image_size: int = 384  # 0.02 to 0.04 mean IoU above 256; 512 adds 0.015 at twice the cost
@@ -15,7 +15,7 @@ class CompactConfig:
     object_tokens: int = 4  # prompt vectors from the support's object
     background_tokens: int = 4  # negative prompt vectors from its background
     decoder_width: int = 64
-    # The look, chosen on `val` by hand: fitted on training classes the same numbers did worse (DESIGN.md).
+    # The look, chosen on `val` by hand: fitted on training classes it did worse (docs/notebook.md).
     look_strides: tuple[int, ...] = (16, 32)
     depth_weights: tuple[float, ...] = (0.1, 0.6, 1.1, 1.1, 0.5)  # of the five taps
     temperature: float = 8.0
@@ -45,7 +45,7 @@ class PamConfig:
     key_stride: int = 2  # keys and values at half the grid: deep features hold no more places
     modes: tuple[str, str, str] = ("attention", "attention", "attention")
     channel_dropout: float = 0.3  # against memorising the training classes,
-    query_dropout: float = 0.3  # and this too: 0.011 mean IoU on `val` together (DESIGN.md)
+    query_dropout: float = 0.3  # and this too: 0.011 mean IoU on `val` together (docs/notebook.md)
 
 
 @dataclass(frozen=True)
@@ -102,4 +102,4 @@ class SegmentConfig:
     fusion: str = "concat"  # of several supports; "mean" is the paper's
     timesteps: tuple[int, ...] = (50,)  # noise levels of the look; the compact backbone has none
     threshold: float = 0.5
-    refine: bool = True  # borders by a guided filter at the picture's own size; better on `val` (DESIGN.md)
+    refine: bool = True  # guided filter at the image's own size; better on `val` (docs/notebook.md)

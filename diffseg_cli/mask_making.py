@@ -1,7 +1,7 @@
 """A support mask from a box, an outline or points (`diffseg mask`).
 
 The frozen backbone looks at the picture with the picture itself as support; what belongs together according
-to its attention is then cut out by OpenCV's GrabCut, which follows colours. DESIGN.md has the figures.
+to its attention is then cut out by OpenCV's GrabCut, which follows colours. docs/notebook.md has the figures.
 
 Letters: h w the picture's own size, H W size of the latents.
 """

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-RADIUS_SHARE = 1 / 48  # of the picture's longer side; both numbers measured (DESIGN.md, 2026-11-23)
+RADIUS_SHARE = 1 / 48  # of the picture's longer side; both numbers measured (docs/notebook.md, 2026-11-23)
 SMOOTHNESS = 1e-4  # epsilon of the paper, for colours in [0, 1]: variance below it counts as flat
 # Grey, red against blue, green against both: lengths and so the result are those of RGB, but grey pictures
 # do not make three equal channels, which float32 cannot tell from a singular matrix. Values stay in 0 to 255:

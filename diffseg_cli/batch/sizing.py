@@ -2,7 +2,7 @@
 
 Kernels for one picture and for several may add in another order, which moves last bits. So a size is used
 only if pictures come out of it, in every place, with the bytes they have alone. On a CPU two fail that test
-already (DESIGN.md), and would not be faster.
+already (docs/notebook.md), and would not be faster.
 """
 
 import time

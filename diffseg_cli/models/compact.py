@@ -8,7 +8,7 @@ same kinds of latents, prompts and attention maps, so that SCM, PAM and every ve
 - `embed`: a few vectors of latents from the support's object (prompt) and from its background (negative
   prompt), by k-means.
 - `look`: one joint-attention layer a scale (strides 16 and 32) over all depths; a third at stride 8 lowered
-  the score map's IoU (DESIGN.md).
+  the score map's IoU (docs/notebook.md).
 - `decode`: a small trained convolutional decoder back to pictures, masks included.
 
 Letters: b batch, k supports, S picture size, c latent channels, H W = S/8, h w grid of a scale, n = h*w,

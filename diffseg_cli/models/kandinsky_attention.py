@@ -23,8 +23,9 @@ from diffseg_cli.models.attention import (
     split_head_mean,
 )
 
-# Probabilities held at once, over all pictures of a batch: 16 MB in half precision, which caches hold. All
-# heads of a layer at once took a third to a half more time on a CPU (DESIGN.md), and memory with the batch.
+# Probabilities held at once, over all images of a batch: 16 MB in half precision, which caches hold. All
+# heads of a layer at once took a third to a half more time on a CPU (docs/notebook.md), and memory that
+# grows with the batch.
 GROUP_SIZE = 2**23
 
 

@@ -2,7 +2,7 @@
 
 Three attentions turn query latents, support latents and the score map into the latents of a mask picture:
 query to support (what is it), query to score map (where did the frozen network look), and self-attention
-over their mean (settle it). Two additions of ours, with their measurements in DESIGN.md:
+over their mean (settle it). Two additions of ours, with their measurements in docs/notebook.md:
 
 - Eq. 12 has no positions; without them attention to `M_a` sees values and no places. Queries and keys of
   attention 2 and 3 carry 2-D sine-cosine positions.

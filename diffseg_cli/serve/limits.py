@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a server; DESIGN.md says what the defaults cost.
+    """Bounds of a server; docs/notebook.md says what the defaults cost.
 
     Attributes:
         body_bytes: of a request.
