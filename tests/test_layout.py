@@ -1,13 +1,17 @@
-"""The shape of the package: who may import whom, help without heavy imports, the README's file tree."""
+"""The shape of the package: who may import whom, help without heavy imports, file trees and links."""
 
 import ast
 import json
+import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+
+from diffseg_cli.cli.main import app
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "diffseg_cli"
@@ -187,17 +191,16 @@ def test_help_answers_fast() -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.8
 
 
-def readme_tree() -> list[str]:
-    """Paths in the README's file tree; an indented line lies in the folder above it."""
-    section = (REPOSITORY / "README.md").read_text(encoding="utf-8").split("\n## File tree\n")[1]
-    block = section.split("```text\n")[1].split("```")[0]
+def file_tree(page: str) -> list[str]:
+    """Paths in the file tree of a page; an indented line lies in the folder above it."""
+    block = (REPOSITORY / page).read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
     paths: list[str] = []
     folders: list[tuple[int, str]] = []
     for line in block.splitlines():
-        words = line.lstrip(" │├└─").split()
+        words = line.split()
         if not words:
             continue
-        depth = len(line) - len(line.lstrip(" │├└─"))
+        depth = len(line) - len(line.lstrip())
         folders = [(deep, folder) for deep, folder in folders if deep < depth]
         path = (folders[-1][1] if folders else "") + words[0]
         paths.append(path)
@@ -206,17 +209,40 @@ def readme_tree() -> list[str]:
     return paths
 
 
-def test_readme_tree_is_the_tree() -> None:
-    listed = readme_tree()
+def tracked() -> list[str]:
+    command = ["git", "ls-files"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/code.md"])
+def test_file_tree_names_what_is_there_and_every_folder(page: str) -> None:
+    listed = file_tree(page)
     assert [path for path in listed if not (REPOSITORY / path).exists()] == []
-    named = {f"diffseg_cli/{module}" for module in MODULES if not module.endswith(DOORS)}
-    assert named - set(listed) == set()
-    folders = {
-        f"{path.split('/')[0]}/"
-        for path in subprocess.run(
-            ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        if "/" in path
-    }
+    folders = {f"{path.split('/')[0]}/" for path in tracked() if "/" in path}
     assert {folder for folder in folders if not folder.startswith(".")} - set(listed) == set()
     assert len(listed) == len(set(listed))
+
+
+def test_file_tree_of_the_code_names_every_module() -> None:
+    named = {f"diffseg_cli/{module}" for module in MODULES if not module.endswith(DOORS)}
+    assert named - set(file_tree("docs/code.md")) == set()
+
+
+def test_links_of_the_documentation_lead_somewhere() -> None:
+    pages = [REPOSITORY / path for path in tracked() if path.endswith(".md")]
+    broken = []
+    for page in pages:
+        links = re.findall(r"\]\(<?([^)#>\s]+)", page.read_text(encoding="utf-8"))
+        own = [link for link in links if not link.startswith(("http:", "https:"))]
+        broken += [f"{page.name}: {link}" for link in own if not (page.parent / link).exists()]
+    assert broken == []
+
+
+def test_readme_fits_on_two_screens_and_names_every_verb() -> None:
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 150
+    table = readme.split("| verb |")[1].split("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(.+?)`", row)}
+    assert named == set(get_command(app).commands)

@@ -1,6 +1,6 @@
 """The compact backbone: frozen ImageNet features that answer the contract of a diffusion backbone.
 
-It is not a diffusion model. It stands in for Kandinsky where 12 GB of weights cannot be had and gives the
+It is not a diffusion model. It stands in for Kandinsky where 9 GB of weights cannot be had and gives the
 same kinds of latents, prompts and attention maps, so that SCM, PAM and every verb run unchanged.
 
 - `encode`: EfficientNet-Lite features of several depths, each standardised, normalised to unit length,
