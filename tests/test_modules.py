@@ -82,7 +82,7 @@ def test_moving_the_score_map_moves_what_attention_2_adds() -> None:
     maps[1, :, 10:14, 10:14] = 1
     with torch.no_grad():
         flat = pam.attention_2(query, torch.zeros(1, 1, 16, 16))
-        felt = [(pam.attention_2(query, m[None]) - flat).abs().sum(-1).view(16, 16) for m in maps]
+        felt = [(pam.attention_2(query, m[None]) - flat).abs().sum(1)[0] for m in maps]
         for change, m in zip(felt, maps, strict=True):
             assert change[m[0] == 1].mean() > 3 * change[m[0] == 0].mean()
         pam.attention_2.position_q.weight.zero_()
@@ -141,10 +141,13 @@ def test_untrained_attention_1_finds_a_copied_object() -> None:
 def test_each_attention_can_be_left_out_or_replaced(mode: str, which: int) -> None:
     modes = ["attention"] * 3
     modes[which] = mode
-    latents = make_pam(modes=modes)(*episode())
-    assert latents.shape == (2, CHANNELS, 8, 12)
+    pam, name = make_pam(modes=modes), f"attention_{which + 1}"
+    assert pam(*episode()).shape == (2, CHANNELS, 8, 12)
     if mode == "none":
-        assert getattr(make_pam(modes=modes), f"attention_{which + 1}") is None
+        assert getattr(pam, name) is None
+    if mode == "conv":  # the names of its tensors in checkpoints
+        own = {key for key in pam.state_dict() if key.startswith(name)}
+        assert own == {f"{name}.weight", f"{name}.bias"}
 
 
 def test_batch_equals_single_and_support_order_does_not_matter() -> None:

@@ -244,13 +244,14 @@ class CompactBackbone(nn.Module):
         negative prompt removes.
         """
         keys = F.normalize(hidden.flatten(2), dim=1)  # (b c n)
-        queries = keys.transpose(1, 2) * self.temperature
+        queries = keys.transpose(1, 2) * self.temperature  # (b n c)
         tokens = F.normalize(prompts, dim=-1)
-        inside = tokens[:, :, : self.object_tokens].flatten(1, 2)
-        outside = tokens[:, :, self.object_tokens :].flatten(1, 2)
+        # Object tokens of all supports come first, so that the kept columns are one slice at either end.
+        inside = tokens[:, :, : self.object_tokens].flatten(1, 2)  # (b k*f c)
+        outside = tokens[:, :, self.object_tokens :].flatten(1, 2)  # (b k*(t-f) c)
         prompt_keys = torch.cat([inside, outside], dim=1).transpose(1, 2).to(keys)  # (b c k*t)
-        # With the log of their numbers, neither more supports nor a finer grid shift the balance of prompt
-        # and places.
+        # A softmax over more columns leaves less for each. The log of the number of places per prompt token
+        # makes up for it: neither more supports nor a finer grid shift the balance of prompt and places.
         balance = self.prompt_bias + math.log(keys.shape[-1] / prompt_keys.shape[-1])
         logits = torch.cat([queries @ prompt_keys + balance, queries @ keys], dim=-1)
         probabilities = logits.softmax(-1)  # (b n k*t+n)
@@ -258,7 +259,7 @@ class CompactBackbone(nn.Module):
         kept = torch.cat(
             [probabilities[..., :image_tokens], probabilities[..., prompt_keys.shape[-1] :]], dim=-1
         )
-        return kept[:, None], image_tokens
+        return kept[:, None], image_tokens  # one head: (b 1 n k*f+n)
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (b c H W) -> pictures (b 3 S S)."""

@@ -1,6 +1,6 @@
 """Perceptual Attention Module (paper section 4.3, figure 3, eq. 12).
 
-Three attentions turn query latents, support latents and the score map into the latents of a mask picture:
+Three attentions turn query latents, support latents and the score map into the latents of a mask image:
 query to support (what is it), query to score map (where did the frozen network look), and self-attention
 over their mean (settle it). Two additions of ours, with their measurements in docs/notebook.md:
 
@@ -29,16 +29,16 @@ MODES = ("attention", "conv", "none")
 
 def sine_cosine_positions(grid_hw: tuple[int, int], channels: int, *, like: Tensor) -> Tensor:
     """(h*w channels) positions of a grid over the unit square, half the channels an axis, in [-1, 1]."""
-    # From half a wave to eight across the picture: finer ones would alias on the coarser grid of the keys.
+    # From half a wave to eight across the image: finer ones would alias on the coarser grid of the keys.
     frequencies = math.pi * 2.0 ** torch.linspace(0, 4, channels // 4, device=like.device)
     axes = []
     for size in grid_hw:
         centres = (torch.arange(size, device=like.device, dtype=torch.float32) + 0.5) / size
         phases = centres[:, None] * frequencies  # (size channels/4)
         axes.append(torch.cat([phases.sin(), phases.cos()], dim=1))
-    rows = axes[0][:, None].expand(*grid_hw, -1)
+    rows = axes[0][:, None].expand(*grid_hw, -1)  # (h w channels/2)
     columns = axes[1][None].expand(*grid_hw, -1)
-    return torch.cat([rows, columns], dim=-1).flatten(0, 1).to(like.dtype)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1).to(like.dtype)  # (h*w channels)
 
 
 def to_tokens(grid: Tensor) -> Tensor:
@@ -90,6 +90,11 @@ class SupportAttention(nn.Module):
         projected = F.normalize(torch.einsum("bmc,gdc->bgmd", tokens, self.metric), dim=-1)
         return torch.cat([projected, last[None, :, None, None].expand(*projected.shape[:3], 1)], dim=-1)
 
+    def _pooled_tokens(self, grids: Tensor) -> Tensor:
+        """(b k c H W) -> (b m c): pooled, and the places of all supports side by side, m = k*h*w."""
+        each = [to_tokens(pool(grids[:, index], self.key_stride)) for index in range(grids.shape[1])]
+        return torch.stack(each, 1).flatten(1, 2)  # (b k h*w c) -> (b k*h*w c)
+
     def relations(self, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
         """Where each head's attention falls.
 
@@ -101,41 +106,49 @@ class SupportAttention(nn.Module):
         Returns:
             (b g n 2+v): share on the object, share on anything at all, and the values passed on.
         """
-        b, k = support.shape[:2]
-        keys_in = torch.stack([to_tokens(pool(support[:, i], self.key_stride)) for i in range(k)], 1).flatten(
-            1, 2
-        )
-        on_object = torch.stack([to_tokens(pool(masks[:, i], self.key_stride)) for i in range(k)], 1).flatten(
-            1, 2
-        )
+        keys_in, on_object = self._pooled_tokens(support), self._pooled_tokens(masks)  # (b m c), (b m 1)
         temperature = self.log_temperature.exp()
-        attn_q = (
-            self._project(to_tokens(query), torch.ones_like(temperature)) * temperature[None, :, None, None]
-        )
+        # One softmax takes queries, keys and the null key. A unit query with a 1 appended and a unit key with
+        # a 0 appended have their cosine as product; the null key is all zeros but for its last entry, so that
+        # its product with every query is `null_cosine`, whatever the query holds.
+        attn_q = self._project(to_tokens(query), torch.ones_like(temperature))  # (b g n d_g+1)
+        attn_q = attn_q * temperature[None, :, None, None]
         attn_k = self._project(keys_in, torch.zeros_like(temperature))  # (b g m d_g+1)
-        null = torch.zeros_like(attn_k[:, :, :1])
-        null = torch.cat(
-            [null[..., :-1], self.null_cosine[None, :, None, None].expand(b, -1, 1, 1).to(null)], -1
-        )
+        zeros = torch.zeros_like(attn_k[:, :, :1, :-1])
+        null_cosine = self.null_cosine[None, :, None, None].expand(len(query), -1, 1, 1)
+        null = torch.cat([zeros, null_cosine.to(zeros)], -1)  # (b g 1 d_g+1)
         heads = attn_k.shape[1]
-        passed_on = self.value(keys_in).unflatten(-1, (heads, -1)).transpose(1, 2)  # (b g m v)
-        shares = torch.cat([on_object, torch.ones_like(on_object)], -1)[:, None].expand(-1, heads, -1, -1)
-        values = torch.cat([shares.to(passed_on), passed_on], dim=-1)
+        passed_on = self.value(keys_in).unflatten(-1, (heads, -1)).transpose(1, 2)  # (b m g*v) -> (b g m v)
+        # Attention to a mask is the share that falls on the object; to ones, the share the null key leaves.
+        shares = torch.cat([on_object, torch.ones_like(on_object)], -1)  # (b m 2)
+        shares = shares[:, None].expand(-1, heads, -1, -1).to(passed_on)  # (b g m 2)
+        values = torch.cat([shares, passed_on], dim=-1)  # (b g m 2+v)
         # Fused kernels want values as wide as keys, and the null key's value is zero.
         width, spare = values.shape[-1], attn_k.shape[-1] - values.shape[-1]
-        values = F.pad(values, (0, max(spare, 0), 0, 1))
-        keys = torch.cat([attn_k, null], dim=2)
+        values = F.pad(values, (0, max(spare, 0), 0, 1))  # (b g m+1 w)
+        keys = torch.cat([attn_k, null], dim=2)  # (b g m+1 w)
         if spare < 0:  # few latent channels, as MoVQ's four
             attn_q, keys = F.pad(attn_q, (0, -spare)), F.pad(keys, (0, -spare))
         attended = F.scaled_dot_product_attention(attn_q.to(values), keys.to(values), values, scale=1.0)
-        return attended[..., :width]
+        return attended[..., :width]  # (b g n 2+v)
 
     def forward(self, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:
         """As `relations`, with queries pooled like the keys; returns L_1 (b d H W)."""
         pooled = pool(query, self.key_stride)
-        attended = self.out(self.relations(pooled, support, masks).transpose(1, 2).flatten(2))
-        grid = to_grid(attended, (pooled.shape[2], pooled.shape[3]))
+        relations = self.relations(pooled, support, masks).transpose(1, 2).flatten(2)  # (b n g*(2+v))
+        grid = to_grid(self.out(relations), (pooled.shape[2], pooled.shape[3]))
         return F.interpolate(grid, size=query.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class SupportConvolution(nn.Conv2d):
+    """In the place of attention 1: a convolution over the query and the mean of its supports (table 5)."""
+
+    def __init__(self, *, latent_channels: int, width: int) -> None:
+        super().__init__(2 * latent_channels + 1, width, 3, padding=1)
+
+    def forward(self, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:  # type: ignore[override]
+        """As `SupportAttention.forward`."""
+        return super().forward(torch.cat([query, support.mean(1), masks.mean(1)], dim=1))
 
 
 class MapAttention(nn.Module):
@@ -155,19 +168,30 @@ class MapAttention(nn.Module):
         nn.init.normal_(self.to_q.weight, std=0.02)
 
     def forward(self, query: Tensor, score_map: Tensor) -> Tensor:
-        """query (b c H W), score_map (b 1 H W) in [0, 1] -> L_2 (b n d)."""
+        """query (b c H W), score_map (b 1 H W) in [0, 1] -> L_2 (b d H W)."""
         query_hw = (query.shape[2], query.shape[3])
         pooled = pool(score_map, self.key_stride)
         width = self.to_k.out_features
         places_q = sine_cosine_positions(query_hw, width, like=query)
         places_k = sine_cosine_positions((pooled.shape[2], pooled.shape[3]), width, like=query)
-        attn_q = self.to_q(to_tokens(query)) + self.position_q(places_q)
-        attn_k = self.to_k(to_tokens(pooled)) + self.position_k(places_k)
-        attn_v = self.to_v(to_tokens(pooled))
-        attended = F.scaled_dot_product_attention(
+        attn_q = self.to_q(to_tokens(query)) + self.position_q(places_q)  # (b n d)
+        attn_k = self.to_k(to_tokens(pooled)) + self.position_k(places_k)  # (b m d)
+        attn_v = self.to_v(to_tokens(pooled))  # (b m d)
+        attended = F.scaled_dot_product_attention(  # one head: (b 1 n d)
             attn_q[:, None], attn_k[:, None].to(attn_q), attn_v[:, None]
         )
-        return attended[:, 0]
+        return to_grid(attended[:, 0], query_hw)
+
+
+class MapConvolution(nn.Conv2d):
+    """In the place of attention 2: a convolution over the query and the score map (table 5)."""
+
+    def __init__(self, *, latent_channels: int, width: int) -> None:
+        super().__init__(latent_channels + 1, width, 3, padding=1)
+
+    def forward(self, query: Tensor, score_map: Tensor) -> Tensor:  # type: ignore[override]
+        """As `MapAttention.forward`."""
+        return super().forward(torch.cat([query, score_map], dim=1))
 
 
 class SelfAttention(nn.Module):
@@ -185,24 +209,25 @@ class SelfAttention(nn.Module):
     def forward(self, fused: Tensor) -> Tensor:
         """L_3 (b d H W) -> what to add to it, (b d H W)."""
         query_hw = (fused.shape[2], fused.shape[3])
+        # LayerNorm reads the last axis: (b d H W) -> (b H W d) and back.
         normed = self.norm(fused.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         pooled = pool(normed, self.key_stride)
         key_hw = (pooled.shape[2], pooled.shape[3])
         width = fused.shape[1]
-        tokens_q = to_tokens(normed)
-        tokens_k = to_tokens(pooled)
+        tokens_q = to_tokens(normed)  # (b n d)
+        tokens_k = to_tokens(pooled)  # (b m d)
         places_q = sine_cosine_positions(query_hw, width, like=tokens_q)
         places_k = sine_cosine_positions(key_hw, width, like=tokens_k)
         attn_q, attn_k, attn_v = (
-            tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b g n d/g)
+            tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (b n d) -> (b g n d/g)
             for tokens in (
                 self.to_q(tokens_q + places_q),
                 self.to_k(tokens_k + places_k),
-                self.to_v(tokens_k),
+                self.to_v(tokens_k),  # positions say where to look, not what is passed on
             )
         )
         attended = F.scaled_dot_product_attention(attn_q, attn_k, attn_v)
-        return to_grid(self.out(attended.transpose(1, 2).flatten(2)), query_hw)
+        return to_grid(self.out(attended.transpose(1, 2).flatten(2)), query_hw)  # (b g n d/g) -> (b n d)
 
 
 class PerceptualAttention(nn.Module):
@@ -255,13 +280,13 @@ class PerceptualAttention(nn.Module):
                 key_stride=key_stride,
             )
         elif modes[0] == "conv":
-            self.attention_1 = nn.Conv2d(2 * latent_channels + 1, width, 3, padding=1)
+            self.attention_1 = SupportConvolution(latent_channels=latent_channels, width=width)
         if modes[1] == "attention":
             self.attention_2 = MapAttention(
                 latent_channels=latent_channels, width=width, key_stride=key_stride
             )
         elif modes[1] == "conv":
-            self.attention_2 = nn.Conv2d(latent_channels + 1, width, 3, padding=1)
+            self.attention_2 = MapConvolution(latent_channels=latent_channels, width=width)
         if modes[2] == "attention":
             self.attention_3 = SelfAttention(width=width, heads=heads, key_stride=key_stride)
         elif modes[2] == "conv":
@@ -294,7 +319,7 @@ class PerceptualAttention(nn.Module):
         score_map: Tensor,
         drops: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Predict the latents of the query's mask picture.
+        """Predict the latents of the query's mask image.
 
         Args:
             query: (b c H W) latents of the queries.
@@ -312,18 +337,14 @@ class PerceptualAttention(nn.Module):
             channels = drops[0].to(query)
             query, support = query * channels[:, :, None, None], support * channels[:, None, :, None, None]
         grid_hw = (query.shape[2], query.shape[3])
-        itself = self.query_in(to_tokens(query))
+        itself = self.query_in(to_tokens(query))  # (b n d)
         if drops is not None:
             itself = itself * drops[1].to(itself)[:, None, None]
-        sources = [to_grid(itself, grid_hw)]
-        if isinstance(self.attention_1, SupportAttention):
+        sources = [to_grid(itself, grid_hw)]  # L_q, and L_1 and L_2 unless left out: (b d H W) each
+        if self.attention_1 is not None:
             sources.append(self.attention_1(query, support, masks))
-        elif self.attention_1 is not None:
-            sources.append(self.attention_1(torch.cat([query, support.mean(1), masks.mean(1)], dim=1)))
-        if isinstance(self.attention_2, MapAttention):
-            sources.append(to_grid(self.attention_2(query, score_map), grid_hw))
-        elif self.attention_2 is not None:
-            sources.append(self.attention_2(torch.cat([query, score_map], dim=1)))
+        if self.attention_2 is not None:
+            sources.append(self.attention_2(query, score_map))
         fused = torch.stack(sources).mean(0)  # L_3: (b d H W)
         if self.attention_3 is not None:
             fused = fused + self.attention_3(fused)

@@ -4,7 +4,7 @@ Hidden states of the down path are merged with edge features at the size of the 
 shared by all scales, and come back as residuals for the same scales. The last linear of every scale starts
 at zero, so an untrained module changes nothing, bit for bit.
 
-Letters: b batch, S picture size, H W = S/8, e trunk width, s scale, h_s w_s its grid.
+Letters: b batch, S image size, H W = S/8, e trunk width, s scale, h_s w_s its grid.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Trunk(nn.Module):
-    """linear -> LayerNorm -> MLP, plus the linear's output -> linear; on tokens (b n e)."""
+    """linear -> LayerNorm -> MLP, plus the linear's output -> linear; (... 2e) -> (... e)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,12 +81,12 @@ class SpatialControl(nn.Module):
         return features
 
     def bind(self, edges: Tensor, latents: Tensor) -> Callable[[Sequence[Tensor]], Sequence[Tensor]]:
-        """The `Control` of a look at latents (b c H W) whose pictures have edges (b 1 h w)."""
+        """The `Control` of a look at latents (b c H W) whose images have edges (b 1 h w)."""
         edge_features = self.edge_features(edges.to(latents), (latents.shape[2], latents.shape[3]))
         return lambda hidden_states: self(edge_features, hidden_states)
 
     def forward(self, edge_features: Tensor, hidden_states: Sequence[Tensor]) -> list[Tensor]:
-        """One residual a scale.
+        """One residual per scale.
 
         Args:
             edge_features: (b e H W), computed once a query.
@@ -100,12 +100,15 @@ class SpatialControl(nn.Module):
             if index not in self.scales:
                 residuals.append(hidden.new_zeros(hidden.shape))
                 continue
+            # Linears and the trunk read the last axis, resizing the last two: channels go back and forth.
             tokens = self.adapters[index](hidden.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (b e h_s w_s)
-            tokens = F.interpolate(
+            tokens = F.interpolate(  # (b e H W)
                 tokens, size=edge_features.shape[-2:], mode="bilinear", align_corners=False
             )
             both = torch.cat([tokens, edge_features], dim=1).permute(0, 2, 3, 1)  # (b H W 2e)
-            controlled = self.trunks[index if len(self.trunks) > 1 else 0](both).permute(0, 3, 1, 2)
+            trunk = self.trunks[index if len(self.trunks) > 1 else 0]
+            controlled = trunk(both).permute(0, 3, 1, 2)  # (b e H W)
             back = F.adaptive_avg_pool2d(controlled, (hidden.shape[2], hidden.shape[3]))  # (b e h_s w_s)
-            residuals.append(self.outputs[index](back.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+            residual = self.outputs[index](back.permute(0, 2, 3, 1))  # (b h_s w_s width_s)
+            residuals.append(residual.permute(0, 3, 1, 2))  # (b width_s h_s w_s)
         return residuals
