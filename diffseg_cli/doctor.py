@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,15 +16,17 @@ from diffseg_cli.concept import read_concept_info
 from diffseg_cli.errors import DiffsegError, ExitCode, InputError
 from diffseg_cli.hub import KANDINSKY, PULL, find_kandinsky
 from diffseg_cli.reading.array_files import is_array_file
-from diffseg_cli.reading.image_io import describe_image, read_image, read_mask
-from diffseg_cli.reading.mask_files import is_annotation_file, read_annotations
+from diffseg_cli.reading.image_files import describe_image
+from diffseg_cli.reading.image_io import read_image, read_mask
+from diffseg_cli.reading.input_files import InputFile, as_file
+from diffseg_cli.reading.mask_files import UnnamedImage, draw_mask, is_annotation_file, read_annotations
 from diffseg_cli.reading.mask_shapes import Target, listed, plain
-from diffseg_cli.reading.mask_values import MaskNote
+from diffseg_cli.reading.notes import collected_notes
 from diffseg_cli.version import __version__
 from diffseg_cli.weights import read_header, survey
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "opencv-contrib-python-headless", "pillow")
-UNKNOWN_HW = (1, 1)  # given for a picture that is not there: a YOLO file knows no size of its own
+UNKNOWN_HW = (1000, 1000)  # of a picture that is not there: a YOLO file knows no size of its own
 PHOTO_LEVELS = 32  # distinct values of one channel; masks have fewer, but for their borders
 
 
@@ -82,14 +83,15 @@ def examine_machine() -> Iterator[Finding]:
 
 def examine_file(path: Path) -> Finding:
     """What a file is to diffseg, and what is wrong with it."""
+    file = as_file(path)
     try:
         if path.suffix.lower() in (".safetensors", ".dsc"):
             return _examine_tensors(path)
-        if is_annotation_file(path):
-            return _examine_annotations(path)
-        return _examine_pixels(path)
+        if is_annotation_file(file):
+            return _examine_annotations(file)
+        return _examine_pixels(file)
     except DiffsegError as error:
-        return _bad(str(path), error)
+        return _bad(file.name, error)
 
 
 def _examine_tensors(path: Path) -> Finding:
@@ -102,43 +104,43 @@ def _examine_tensors(path: Path) -> Finding:
     return Finding(str(path), "ok", f"safetensors ({kind}), {len(shapes)} tensors")
 
 
-def _examine_annotations(path: Path) -> Finding:
-    """COCO files of many pictures are read for their first complaint only: a picture must be named."""
+def _examine_annotations(file: InputFile) -> Finding:
+    """Read and drawn as for a support; a data set of many pictures is only counted: one must be named."""
     try:
-        found = read_annotations(path, Target(size_hw=UNKNOWN_HW))
-    except InputError as error:
-        if "pictures this could be about" not in error.message:
-            raise
-        return Finding(str(path), "ok", f"annotations: {error.message}", "Each is found by its name.")
+        found = read_annotations(file, Target(size_hw=UNKNOWN_HW))
+    except UnnamedImage as error:
+        return Finding(file.name, "ok", f"annotations: {error.message}", "Each is found by its name.")
     names = Counter(thing.category for thing in found.things)
     held = listed(f"{plain(name)} ({count})" for name, count in names.most_common()) or "nothing"
-    kind = found.where.removeprefix(f"{path} (").removesuffix(")").removeprefix("1 x 1, ")
-    what = f"annotations: {kind}, of {held}"
+    what = f"annotations: {found.kind}, of {held}"
     if len(names) > 1:
-        return Finding(str(path), "unclear", what, "Choose with --category.", ExitCode.BAD_INPUT)
-    return Finding(
-        str(path), "ok" if names else "bad", what, "", ExitCode.DONE if names else ExitCode.BAD_INPUT
-    )
-
-
-def _examine_pixels(path: Path) -> Finding:
-    """A mask if it reads as one; else a picture if it has the colours of one; else an unclear mask."""
-    kind = "NumPy array" if is_array_file(path) else describe_image(path)
+        return Finding(file.name, "unclear", what, "Choose with --category.", ExitCode.BAD_INPUT)
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            mask = read_mask(path)
+        with collected_notes() as notes:
+            draw_mask(found)
     except InputError as error:
-        if is_array_file(path):
-            return _bad(str(path), error)
-        image = read_image(path)
+        return Finding(file.name, "bad", f"{what}. {error.message}", error.hint or "", error.exit_code)
+    return Finding(file.name, "ok", f"{what}. {' '.join(notes)}".rstrip(". "))
+
+
+def _examine_pixels(file: InputFile) -> Finding:
+    """A mask if it reads as one; else a picture if it has the colours of one; else an unclear mask."""
+    kind = "NumPy array" if is_array_file(file) else describe_image(file)
+    try:
+        with collected_notes() as notes:
+            mask = read_mask(file)
+    except InputError as error:
+        if is_array_file(file):
+            return _bad(file.name, error)
+        image = read_image(file)
         if len(np.unique(image[..., 1])) > PHOTO_LEVELS:
-            return Finding(str(path), "ok", f"picture: {kind}")
+            return Finding(file.name, "ok", f"picture: {kind}")
         return Finding(
-            str(path), "unclear", f"{kind}. As a mask: {error.message}", error.hint or "", error.exit_code
+            file.name, "unclear", f"{kind}. As a mask: {error.message}", error.hint or "", error.exit_code
         )
-    notes = " ".join(str(each.message) for each in caught if issubclass(each.category, MaskNote))
-    return Finding(str(path), "ok", f"mask: {kind}, {100 * mask.mean():.3g}% object. {notes}".rstrip(". "))
+    return Finding(
+        file.name, "ok", f"mask: {kind}, {100 * mask.mean():.3g}% object. {' '.join(notes)}".rstrip(". ")
+    )
 
 
 def _bad(name: str, error: DiffsegError) -> Finding:

@@ -1,11 +1,13 @@
 """Files that are broken or mean harm: a sentence and an exit code, little memory, no file elsewhere."""
 
+import base64
 import io
 import json
 import random
 import resource
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +26,9 @@ from diffseg_cli.cli import main
 from diffseg_cli.doctor import examine_file
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.reading.image_io import read_image, read_mask
+from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.reading.mask_shapes import Target
+from diffseg_cli.reading.notes import collected_notes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.weights import read_header
 
@@ -54,6 +58,7 @@ def _arrays(write: Callable[..., None]) -> bytes:
     return stream.getvalue()
 
 
+STAMP = base64.b64encode(_mask("PNG", "1")).decode()
 COCO: dict[str, Any] = {
     "images": [{"id": 7, "file_name": "../../a.png", "height": HW[0], "width": HW[1]}],
     "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "/etc/passwd"}],
@@ -78,7 +83,7 @@ LABELME: dict[str, Any] = {
         {"label": "dog", "shape_type": "polygon", "points": [[1, 1], [20, 4], [9, 15]]},
         {"label": "dog", "shape_type": "rectangle", "points": [[3, 3], [9, 9]]},
         {"label": "dog", "shape_type": "circle", "points": [[9, 9], [9, 12]]},
-        {"label": "dog", "shape_type": "mask", "points": [[1, 1], [4, 4]], "mask": "iVBORw0KGgo="},
+        {"label": "dog", "shape_type": "mask", "points": [[0, 0], [27, 19]], "mask": STAMP},
     ],
 }
 SEEDS: dict[str, bytes] = {
@@ -227,6 +232,26 @@ def test_the_files_that_are_spoiled_are_read_when_whole(tmp_path: Path, name: st
     path = tmp_path / name
     path.write_bytes(SEEDS[name])
     assert examine_file(path).status != "bad"
+
+
+def _read_or_refused(source: Path | InputFile) -> Any:
+    with collected_notes() as notes:
+        try:
+            return read_mask(source, target=TARGETS[1]).tolist(), notes
+        except DiffsegError as error:
+            return error.message, error.hint
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+@pytest.mark.parametrize("name", sorted(SEEDS))
+def test_a_file_and_its_bytes_read_alike(tmp_path: Path, name: str, seed: int | None) -> None:
+    """An upload is answered as a file is, and whole or spoiled, no other file is made for it."""
+    path = tmp_path / name
+    path.write_bytes(SEEDS[name] if seed is None else _hostile(name, seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        from_bytes = _read_or_refused(InputFile(str(path), path.read_bytes(), str(path)))
+    assert from_bytes == _read_or_refused(path)
 
 
 # --- the whole way -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.reading.image_io import check_image, check_pair, read_image, read_mask
-from diffseg_cli.reading.mask_values import MaskNote
+from diffseg_cli.reading.notes import MaskNote
 
 TMP_PATH = settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

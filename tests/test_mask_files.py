@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.reading.image_io import read_mask, read_pair
 from diffseg_cli.reading.mask_shapes import Target, draw_runs
-from diffseg_cli.reading.mask_values import MaskNote
+from diffseg_cli.reading.notes import MaskNote
 
 HW = (48, 64)
 DOG = Target("photos/dog.jpg", HW)

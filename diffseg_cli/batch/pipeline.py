@@ -17,7 +17,8 @@ from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.runner import Outcome, Picture, Runner, exact_threads, shares_a_cpu
 from diffseg_cli.batch.store import PlaceLost
 from diffseg_cli.finding import Answer
-from diffseg_cli.reading.image_io import check_image_bytes
+from diffseg_cli.reading.image_io import check_image
+from diffseg_cli.reading.input_files import InputFile
 
 MOST_PIXELS = 48_000_000  # in the pipeline at once; about 30 bytes each with all formats
 WAITING = 4  # pictures a thread may be ahead of the next stage
@@ -149,7 +150,7 @@ class Pipeline:
                 if isinstance(fetched, Outcome):
                     self._outcomes.put(fetched)
                     continue
-                pixels = check_image_bytes(fetched.content, str(item.path))
+                pixels = check_image(InputFile(str(item.path), fetched.content))
                 self._gate.enter(pixels)
                 self._decoded.put(self._runner.decode(fetched))
             except Exception as error:

@@ -27,7 +27,8 @@ from diffseg_cli.errors import DiffsegError, InputError
 from diffseg_cli.finding import Answer, Encoded, encode_things, find_in, scene_record
 from diffseg_cli.places import read_whole, way_between
 from diffseg_cli.prediction import SupportFeatures
-from diffseg_cli.reading.image_io import read_image_bytes
+from diffseg_cli.reading.image_io import read_image
+from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.results.outputs import Scene, result_bytes, run_shapes
 from diffseg_cli.results.palette import overlay_things
 from diffseg_cli.segmenter import Segmenter, load_segmenter
@@ -143,7 +144,7 @@ class Runner:
             InputError: it is no picture, or damaged.
         """
         watch = Watch()
-        image = read_image_bytes(source.content, str(source.item.path))
+        image = read_image(InputFile(str(source.item.path), source.content))
         watch.mark("decode")
         return Picture(replace(source, content=b"", seconds=source.seconds | watch.seconds), image)
 

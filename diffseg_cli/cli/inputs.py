@@ -103,14 +103,15 @@ def read_query_image(query: Path) -> "NDArray[np.uint8]":
     Raises:
         InputError: it cannot be used.
     """
-    from diffseg_cli.reading.image_io import read_image, read_image_bytes
+    from diffseg_cli.reading.image_io import read_image
+    from diffseg_cli.reading.input_files import InputFile
 
     if query != STREAM:
         return read_image(query)
     content = sys.stdin.buffer.read(MOST_PIPED + 1)
     if len(content) > MOST_PIPED:
         raise InputError(f"stdin holds more than {MOST_PIPED // 10**6} MB.", "Scale the picture down first.")
-    return read_image_bytes(content, "stdin")
+    return read_image(InputFile("stdin", content))
 
 
 def check_files(image: Path, outputs: Sequence[Path]) -> None:

@@ -9,7 +9,8 @@ from PIL import Image, UnidentifiedImageError
 
 from diffseg_cli.datasets.episode import Sample
 from diffseg_cli.errors import InputError
-from diffseg_cli.reading.image_io import ORIENTATION_TAG, TURNS, read_mask
+from diffseg_cli.reading.image_files import TURNS, orientation_of
+from diffseg_cli.reading.image_io import read_mask
 
 IGNORE = 255  # in label maps: nobody decided what this pixel is
 
@@ -68,5 +69,5 @@ def turn_upright(mask: NDArray[np.bool_], image: Path) -> NDArray[np.bool_]:
         image: the picture file.
     """
     with Image.open(image) as picture:
-        turn = TURNS.get(picture.getexif().get(ORIENTATION_TAG, 1))
+        turn = TURNS.get(orientation_of(picture))
     return mask if turn is None else np.array(Image.fromarray(mask).transpose(turn))

@@ -4,179 +4,50 @@ Everything comes out upright (EXIF orientation applied, to masks as well), at it
 What the numbers or colours of a mask mean is `mask_values.py`.
 """
 
-import io
 import math
-import struct
-import tokenize
-import zipfile
-import zlib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from diffseg_cli.errors import InputError, UsageError
-from diffseg_cli.reading.array_files import MAGIC as NPY_MAGIC
 from diffseg_cli.reading.array_files import is_array_file, read_array_file
+from diffseg_cli.reading.image_files import DAMAGED, MAX_PIXELS, load_image, open_image, upright
+from diffseg_cli.reading.input_files import InputFile, as_file
 from diffseg_cli.reading.mask_files import annotated_mask, is_annotation_file
 from diffseg_cli.reading.mask_shapes import Target
-from diffseg_cli.reading.mask_values import DEEP_MODES, MAX_PIXELS, note, read_meaning
+from diffseg_cli.reading.mask_values import DEEP_MODES, read_meaning
+from diffseg_cli.reading.notes import note
 
-ImageSource = str | Path | Image.Image | NDArray[np.uint8]
-MaskSource = str | Path | Image.Image | NDArray[Any]
+ImageSource = str | Path | InputFile | Image.Image | NDArray[np.uint8]
+MaskSource = str | Path | InputFile | Image.Image | NDArray[Any]
 
 NO_TARGET = Target()
 STRIP_ROWS = 256
-# Formats that are decoded inside this process: Pillow hands PostScript, for one, to another program.
-FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000"]
-if find_spec("PIL.AvifImagePlugin"):  # newer than the oldest Pillow that serves
-    FORMATS.append("AVIF")
-
-ORIENTATION_TAG = 0x0112
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-# What reading damaged bytes ends in: decoders check little of them.
-DAMAGED = (
-    *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AssertionError),
-    *(RuntimeError, NotImplementedError, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile),
-)
-LOOKALIKES = (
-    (
-        b"version https://git-lfs",
-        "is a Git LFS pointer: the file itself was never fetched",
-        "Run `git lfs pull`.",
-    ),
-    (b"%PDF", "is a PDF document", "Export the page as PNG."),
-    (b"<", "is text (SVG, XML or a web page), not pixels", "Save the picture itself as PNG or JPEG."),
-    (NPY_MAGIC, "is a NumPy array, which is read as a mask only", "Save the picture as PNG."),
-)
 
 
 def source_name(source: ImageSource | MaskSource, otherwise: str) -> str:
     """How a message calls a picture: its path, or what it is when it has none."""
-    return str(source) if isinstance(source, str | Path) else otherwise
-
-
-# --- files ---------------------------------------------------------------------------------------------
-
-
-def _open(path: str | Path, content: bytes | None = None) -> Image.Image:
-    """Open a picture file, or its content under a name for messages, and look at the header only."""
-    try:
-        if content is None and Path(path).is_dir():
-            raise InputError(f"{path} is a folder, not a picture.", "Name one picture in it.")
-        image = Image.open(path if content is None else io.BytesIO(content), formats=FORMATS)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{path} does not exist.", f"Check the name; a relative one starts at {Path.cwd()}."
-        ) from error
-    except PermissionError as error:
-        raise InputError(f"{path} cannot be read: permission denied.", "Check who may read it.") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise _too_large(path) from error
-    except DAMAGED as error:
-        raise _refusal(path, content, error) from error
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_large(path, f" ({image.width} x {image.height})")
-    return image
-
-
-def _load(path: str | Path, content: bytes | None = None) -> Image.Image:
-    """Decode a picture file, or its content, upright."""
-    with _open(path, content) as image:
-        try:
-            return _upright(image)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise _too_large(path) from error
-        except DAMAGED as error:
-            raise InputError(
-                f"{path} is damaged or cut short: {str(error).rstrip('.') or type(error).__name__}.",
-                "Copy or download it again.",
-            ) from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as a viewer shows it; a damaged EXIF block turns nothing, as in viewers."""
-    image.load()  # a TIFF turns itself on loading, and only then forgets its orientation
-    try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION_TAG, 1))
-    except DAMAGED:
-        return image
-    return image if turn is None else image.transpose(turn)
-
-
-def _too_large(path: str | Path, size: str = "", most: int = MAX_PIXELS) -> InputError:
-    return InputError(
-        f"{path} is too large{size}: more than {most / 10**6:g} megapixels.", "Scale it down first."
-    )
-
-
-def _refusal(path: str | Path, content: bytes | None, error: Exception) -> InputError:
-    """Why a file that no decoder takes is refused."""
-    try:
-        with Path(path).open("rb") if content is None else io.BytesIO(content) as stream:
-            head = stream.read(64)
-    except (OSError, ValueError) as second:
-        reason = getattr(second, "strerror", None) or second
-        return InputError(f"{path} cannot be read: {reason}.", "Check the path and its permissions.")
-    if not head:
-        return InputError(f"{path} is empty (0 bytes).", "Copy or download it again.")
-    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
-        return InputError(f"{path} is a HEIC picture, which is not read here.", "Convert it to JPEG or PNG.")
-    for magic, what, hint in LOOKALIKES:
-        if head.lstrip().startswith(magic):
-            return InputError(f"{path} {what}.", hint)
-    if isinstance(error, UnidentifiedImageError):
-        return InputError(
-            f"{path} is not a picture in a format that is read here.", "Use PNG, JPEG, WebP, TIFF or BMP."
-        )
-    return InputError(f"{path} is damaged: {str(error).rstrip('.')}.", "Copy or download it again.")
+    return as_file(source).name if isinstance(source, str | Path | InputFile) else otherwise
 
 
 # --- pictures ------------------------------------------------------------------------------------------
 
 
-def check_image(path: str | Path) -> None:
-    """Look at a picture's header: cheap, before anything slow starts. Raises as `read_image`."""
-    _open(Path(path)).close()
-
-
-def check_image_bytes(content: bytes, name: str, most_pixels: int = MAX_PIXELS) -> int:
-    """The same for a picture file's content, with a limit of its own; arguments as in `read_image_bytes`.
+def check_image(source: str | Path | InputFile, most_pixels: int = MAX_PIXELS) -> int:
+    """Look at a picture's header: cheap, before anything slow starts. Raises as `read_image`.
 
     Returns:
         How many pixels it has.
     """
-    with _open(name, content) as image:
-        if image.width * image.height > most_pixels:
-            raise _too_large(name, f" ({image.width} x {image.height})", most_pixels)
+    with open_image(as_file(source), most_pixels) as image:
         return image.width * image.height
 
 
-def describe_image(path: str | Path) -> str:
-    """Format, kind of pixels and size of a picture file, from its header. Raises as `read_image`."""
-    with _open(Path(path)) as image:
-        try:
-            turned = image.getexif().get(ORIENTATION_TAG, 1) in TURNS
-        except DAMAGED:
-            turned = False
-        kind, mode, size = image.format, image.mode, f"{image.width} x {image.height}"
-    return f"{kind}, {mode}, {size}{', turned by its EXIF orientation' if turned else ''}"
-
-
-def read_image(source: ImageSource) -> NDArray[np.uint8]:
+def read_image(source: ImageSource, most_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Read a picture as RGB, upright.
 
     Transparent places become white, as on paper; colours hidden under them would otherwise come back. Of an
@@ -185,35 +56,26 @@ def read_image(source: ImageSource) -> NDArray[np.uint8]:
     [0, 1]; any other numbers from their smallest to their largest.
 
     Args:
-        source: path, PIL picture (its EXIF orientation is applied too), or uint8 array (H W 3), (H W 4) or
+        source: file, PIL picture (its EXIF orientation is applied too), or uint8 array (H W 3), (H W 4) or
             (H W).
+        most_pixels: a file may have.
 
     Returns:
         uint8 (H W 3).
 
     Raises:
-        InputError: missing, unreadable, damaged, too large (100 megapixels), or no picture.
+        InputError: missing, unreadable, damaged, too large, or no picture.
         ValueError: an array of another type or shape.
     """
-    if isinstance(source, str | Path):
-        image = _load(Path(source))
+    if isinstance(source, str | Path | InputFile):
+        image = load_image(as_file(source), most_pixels)
     elif isinstance(source, Image.Image):
-        image = _upright(source)
+        image = upright(source)
     else:
         if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,), (4,)):
             raise ValueError(f"a picture must be uint8 (H W 3), not {source.dtype} {source.shape}")
         image = Image.fromarray(source)
     return _as_rgb(image, source_name(source, "The picture"))
-
-
-def read_image_bytes(content: bytes, name: str) -> NDArray[np.uint8]:
-    """Read a picture file's content that came another way, such as a pipe; as `read_image`.
-
-    Args:
-        content: the whole file.
-        name: what messages call it.
-    """
-    return _as_rgb(_load(name, content), name)
 
 
 def _as_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
@@ -264,6 +126,7 @@ def read_mask(
     annotation: int | None = None,
     invert: bool = False,
     target: Target = NO_TARGET,
+    most_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.bool_]:
     """Read which pixels are the object, upright.
 
@@ -273,13 +136,14 @@ def read_mask(
     NPZ files too, and COCO, LabelMe and YOLO annotations of one class.
 
     Args:
-        source: path, PIL picture, or array: bool, integer or float (H W), or uint8 colours (H W 3), (H W 4).
+        source: file, PIL picture, or array: bool, integer or float (H W), or uint8 colours (H W 3), (H W 4).
         label: the value that is the object, where there are several; in COCO and YOLO the class number.
         color: its colour, where it is drawn in colours: "#RRGGBB", "RRGGBB" or a CSS name.
         category: in an annotation file, the class by name or number.
         annotation: in an annotation file, one object: COCO's id, LabelMe's shape, YOLO's line (from 1).
         invert: the object is everything else (never an ignored area).
         target: the picture, for an annotation file.
+        most_pixels: a file may have.
 
     Returns:
         bool (H W), with pixels of both kinds.
@@ -293,17 +157,21 @@ def read_mask(
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} each say what the object is.", "Give one of them.")
     name = source_name(source, "The mask")
-    if isinstance(source, str | Path) and is_annotation_file(Path(source)):
+    file = as_file(source) if isinstance(source, str | Path | InputFile) else None
+    if file is not None and is_annotation_file(file):
         if color is not None:
             raise InputError(f"{name} holds outlines, not colours.", "Choose the object with --category.")
         category = category if label is None else str(label)
-        return annotated_mask(Path(source), target, category=category, annotation=annotation, invert=invert)
+        return annotated_mask(file, target, category=category, annotation=annotation, invert=invert)
     content: Image.Image | NDArray[Any]
-    if isinstance(source, str | Path):
-        path = Path(source)
-        content = read_array_file(path) if is_array_file(path) else _load(path)
+    if isinstance(source, Image.Image):
+        content = upright(source)
+    elif file is None:
+        content = np.asarray(source)
+    elif is_array_file(file):
+        content = read_array_file(file, most_pixels)
     else:
-        content = _upright(source) if isinstance(source, Image.Image) else source
+        content = load_image(file, most_pixels)
     if category is not None or annotation is not None:
         raise InputError(
             f"{name} is no COCO, LabelMe or YOLO file, so {given[0]} chooses nothing in it.",
@@ -313,7 +181,7 @@ def read_mask(
 
 
 def read_pair(
-    image: ImageSource, mask: MaskSource, *, fit: bool = False, **choice: Any
+    image: ImageSource, mask: MaskSource, *, fit: bool = False, most_pixels: int = MAX_PIXELS, **choice: Any
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Read a picture and its mask, which must have the same size.
 
@@ -321,6 +189,7 @@ def read_pair(
         image: as in `read_image`.
         mask: as in `read_mask`.
         fit: bring a mask of another size to that of its picture, without smoothing.
+        most_pixels: either may have.
         choice: label, color, category, annotation, invert of `read_mask`.
 
     Returns:
@@ -330,10 +199,10 @@ def read_pair(
         InputError: as `read_image`, `read_mask` and `check_pair`.
         UsageError: as `read_mask`.
     """
-    pixels = read_image(image)
+    pixels = read_image(image, most_pixels)
     image_hw = (pixels.shape[0], pixels.shape[1])
-    name = str(image) if isinstance(image, str | Path) else None
-    read = read_mask(mask, target=Target(name, image_hw), **choice)
+    name = as_file(image).file_name if isinstance(image, str | Path | InputFile) else None
+    read = read_mask(mask, target=Target(name, image_hw), most_pixels=most_pixels, **choice)
     if fit:
         read = fit_mask(read, image_hw, source_name(mask, "The mask"))
     check_pair(pixels, read, image, mask)

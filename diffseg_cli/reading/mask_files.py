@@ -6,14 +6,17 @@ inside such a file are compared with the picture's name and never opened.
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from diffseg_cli.errors import InputError, UsageError
+from diffseg_cli.reading.image_files import MAX_PIXELS
+from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.reading.mask_shapes import (
     HW,
     Annotations,
@@ -31,43 +34,34 @@ from diffseg_cli.reading.mask_shapes import (
     points_of,
     whole_number,
 )
-from diffseg_cli.reading.mask_values import MAX_PIXELS, checked_mask, note
+from diffseg_cli.reading.mask_values import checked_mask
+from diffseg_cli.reading.notes import note
 
 MOST_BYTES = 64_000_000  # of a file; brackets take 24 times their length in memory
 MOST_JOINED = 2_000  # objects in one mask
 LABELME_IGNORE, LABELME_BACKGROUND = "__ignore__", "_background_"  # LabelMe's own
+YOLO_LINE = re.compile(rb"\d+(\.\d*)?(\s|$)")  # how its first line begins
 BROKEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
-def is_annotation_file(path: Path) -> bool:
-    """By content: JSON, or numbers in a ".txt" file; anything unreadable is left for others to name."""
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-    except (OSError, ValueError):
-        return False
-    return head[:1] in (b"{", b"[") or (path.suffix.lower() == ".txt" and head[:1].isdigit())
+class UnnamedImage(InputError):
+    """A file of several images, and nothing says which is meant."""
 
 
-def read_annotations(path: Path, target: Target) -> Annotations:
+def is_annotation_file(file: InputFile) -> bool:
+    """By content: JSON, or text that begins with a number."""
+    head = file.head(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return head[:1] in (b"{", b"[") or YOLO_LINE.match(head) is not None
+
+
+def read_annotations(file: InputFile, target: Target) -> Annotations:
     """Read what a file says of one picture.
 
     Raises:
         InputError: the file is damaged, too large, of no known kind, or does not speak of the picture.
     """
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MOST_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"{path} cannot be read: {reason}.", "Check the path and its permissions."
-        ) from error
-    if len(content) > MOST_BYTES:
-        raise InputError(
-            f"{path} is larger than {MOST_BYTES // 10**6} MB.",
-            "Cut it down to the pictures that are needed, or save one mask as PNG.",
-        )
+    content = file.read(MOST_BYTES, "Cut it down to the pictures that are needed, or save one mask as PNG.")
+    path = file.name
     try:
         text = content.decode("utf-8-sig")
         if text.lstrip()[:1] not in ("{", "["):
@@ -85,12 +79,12 @@ def read_annotations(path: Path, target: Target) -> Annotations:
 
 
 def annotated_mask(
-    path: Path, target: Target, *, category: str | None, annotation: int | None, invert: bool
+    file: InputFile, target: Target, *, category: str | None, annotation: int | None, invert: bool
 ) -> Bools:
     """The mask of the chosen objects of a file.
 
     Args:
-        path: the file.
+        file: the annotations.
         target: the picture it is for.
         category: class by name or number, where there are several.
         annotation: one object by its number.
@@ -104,7 +98,13 @@ def annotated_mask(
     """
     if category is not None and annotation is not None:
         raise UsageError("--category and --annotation both choose the object.", "Give one of them.")
-    found = read_annotations(path, target)
+    return draw_mask(read_annotations(file, target), category=category, annotation=annotation, invert=invert)
+
+
+def draw_mask(
+    found: Annotations, *, category: str | None = None, annotation: int | None = None, invert: bool = False
+) -> Bools:
+    """The mask of the chosen objects; arguments, result and errors as in `annotated_mask`."""
     chosen = choose(found, category=category, annotation=annotation)
     mask = _draw(found, chosen)
     ignored = _draw(found, [thing for thing in found.things if thing.ignored and thing not in chosen])
@@ -177,7 +177,7 @@ def _draw(found: Annotations, things: Sequence[Thing]) -> Bools:
 # --- COCO ----------------------------------------------------------------------------------------------
 
 
-def _coco(document: Any, path: Path, target: Target) -> Annotations:
+def _coco(document: Any, path: str, target: Target) -> Annotations:
     """A data set, a list of results, or one segmentation alone."""
     if isinstance(document, dict) and "counts" in document:
         document = [{"segmentation": document}]
@@ -199,7 +199,7 @@ def _coco(document: Any, path: Path, target: Target) -> Annotations:
     return _annotations(path, kind, size_hw, [thing for thing in things if thing])
 
 
-def _coco_image(images: list[Any], path: Path, target: Target) -> Any:
+def _coco_image(images: list[Any], path: str, target: Target) -> Any:
     """The record of the target: by name, by as many of its folders as tell it apart, or the only one."""
     if not images:
         return None
@@ -221,13 +221,14 @@ def _coco_image(images: list[Any], path: Path, target: Target) -> Any:
     if len(matching) == 1:
         return matching[0]
     if matching:
-        raise InputError(
+        raise UnnamedImage(
             f"{path} (COCO) holds {len(matching)} pictures this could be about.",
             "Give the picture under its own name and folder, as the file has it.",
         )
     names = listed(plain(str(image["file_name"])) for image in images)
     raise InputError(
-        f"{path} (COCO) does not know {Path(target.name or '').name}. It holds {names}.",
+        f"{path} (COCO) does not know {(target.name or '').replace(chr(92), '/').rpartition('/')[2]}. "
+        f"It holds {names}.",
         "The picture's file name must be the one in the file.",
     )
 
@@ -279,7 +280,7 @@ def _coco_thing(record: Any, index: int, names: dict[Any, str]) -> Thing | None:
 # --- LabelMe -------------------------------------------------------------------------------------------
 
 
-def _labelme(document: dict[str, Any], path: Path, target: Target) -> Annotations:
+def _labelme(document: dict[str, Any], path: str, target: Target) -> Annotations:
     """Shapes are numbered from 1; those without area (points, lines) are left out."""
     h, w = document.get("imageHeight"), document.get("imageWidth")
     size_hw = target.size_hw if h is None or w is None else (h, w)
@@ -317,7 +318,7 @@ def _labelme_thing(shape: dict[str, Any], number: int) -> Thing:
 # --- YOLO ----------------------------------------------------------------------------------------------
 
 
-def _yolo(text: str, path: Path, target: Target) -> Annotations:
+def _yolo(text: str, path: str, target: Target) -> Annotations:
     """A line an object: class and x, y of its outline, as shares of the picture; numbered from 1."""
     if target.size_hw is None:
         raise InputError(
@@ -355,7 +356,7 @@ def _yolo_thing(number: int, name: str, shares: list[float], size_hw: HW) -> Thi
 # --- small things --------------------------------------------------------------------------------------
 
 
-def _annotations(path: Path, kind: str, size_hw: HW | None, things: list[Thing]) -> Annotations:
+def _annotations(path: str, kind: str, size_hw: HW | None, things: list[Thing]) -> Annotations:
     if size_hw is None:
         raise InputError(
             f"{path} ({kind}) does not say how large its picture is.", "Give the picture with it."
@@ -368,7 +369,7 @@ def _annotations(path: Path, kind: str, size_hw: HW | None, things: list[Thing])
             f"{path} ({kind}) is for a picture of {w} x {h}: more than {MAX_PIXELS // 10**6} megapixels.",
             "Scale it down first.",
         )
-    return Annotations(f"{path} ({w} x {h}, {kind})", (h, w), things)
+    return Annotations(path, kind, (h, w), things)
 
 
 def _box(x: float, y: float, width: float, height: float) -> tuple[int, int, int, int]:

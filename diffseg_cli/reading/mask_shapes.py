@@ -68,14 +68,21 @@ class Annotations:
     """What a file says of one picture.
 
     Attributes:
-        where: the file and its kind, for messages.
+        name: of the file, for messages.
+        kind: of the file, and which of its pictures, for messages.
         size_hw: of the picture, as the file or else the picture itself says.
         things: in the order of the file.
     """
 
-    where: str
+    name: str
+    kind: str
     size_hw: HW
     things: list[Thing]
+
+    @property
+    def where(self) -> str:
+        """The file, its size and kind, for messages."""
+        return f"{self.name} ({_wh(self.size_hw)}, {self.kind})"
 
 
 # --- drawing -------------------------------------------------------------------------------------------

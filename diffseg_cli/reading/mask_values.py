@@ -4,7 +4,6 @@ Letters: H W size of the mask. A raster is what carries the meaning: numbers (H 
 """
 
 import re
-import warnings
 from typing import Any
 
 import cv2
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from diffseg_cli.errors import InputError, UsageError
+from diffseg_cli.reading.notes import note
 
 Bools = NDArray[np.bool_]
 
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # Pillow's names for more than 8 bits of grey
 NEARLY_GREY = 4  # levels between channels that JPEG leaves in a grey picture
-MAX_PIXELS = 100_000_000  # of a picture or mask; with it every step stays below 2 GB
 MANY = 1 << 20  # distinct values; more need not be told apart
 STRIP = 1 << 22  # pixels counted at once
 IGNORE_INDEX = 255  # of a palette mask: PASCAL VOC's border, neither object nor background
@@ -27,10 +26,6 @@ FEW_COLORS = 256  # more than so many come from lossy compression or smoothing
 FEW_LABELS = 32  # more than so many values are a picture, not labels
 LOSSY_TOLERANCE = 32  # per channel, where colours are not exact
 MOST_GREY = 0.25  # share of a mask that borders may take
-
-
-class MaskNote(UserWarning):
-    """A mask was understood, in a way its owner may want to know of."""
 
 
 def read_meaning(
@@ -83,11 +78,6 @@ def checked_mask(
             hint or "A mask needs object and background; is this the right file?",
         )
     return mask
-
-
-def note(text: str) -> None:
-    """Tell the user how a mask was understood."""
-    warnings.warn(text, MaskNote, stacklevel=3)
 
 
 def point_mask(x: int, y: int, size_hw: tuple[int, int]) -> Bools:
