@@ -6,14 +6,13 @@ import re
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from repository import REPOSITORY, tracked_files
 from typer.main import get_command
 
 from diffseg_cli.cli.main import app
 
-REPOSITORY = Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "diffseg_cli"
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("**/*.py"))
 
@@ -209,17 +208,11 @@ def file_tree(page: str) -> list[str]:
     return paths
 
 
-def tracked() -> list[str]:
-    command = ["git", "ls-files"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()
-
-
 @pytest.mark.parametrize("page", ["README.md", "docs/code.md"])
 def test_file_tree_names_what_is_there_and_every_folder(page: str) -> None:
     listed = file_tree(page)
     assert [path for path in listed if not (REPOSITORY / path).exists()] == []
-    folders = {f"{path.split('/')[0]}/" for path in tracked() if "/" in path}
+    folders = {f"{path.split('/')[0]}/" for path in tracked_files() if "/" in path}
     assert {folder for folder in folders if not folder.startswith(".")} - set(listed) == set()
     assert len(listed) == len(set(listed))
 
@@ -230,7 +223,7 @@ def test_file_tree_of_the_code_names_every_module() -> None:
 
 
 def test_links_of_the_documentation_lead_somewhere() -> None:
-    pages = [REPOSITORY / path for path in tracked() if path.endswith(".md")]
+    pages = [REPOSITORY / path for path in tracked_files() if path.endswith(".md")]
     broken = []
     for page in pages:
         links = re.findall(r"\]\(<?([^)#>\s]+)", page.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The wheel: every module and every weight file is in it, and it works without the clone."""
+"""The packages: what the wheel and the source archive hold, what they say, and that they work alone."""
 
 import hashlib
 import json
@@ -6,47 +6,85 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 import zipfile
+from email import message_from_string
+from email.message import Message
 from pathlib import Path
 
 import pytest
+from repository import REPOSITORY, tracked_files
 
-REPOSITORY = Path(__file__).parents[1]
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "diffseg_cli", "weights")
+BUILD = """
+import sys
+from setuptools import build_meta
+folder = sys.argv[1]  # setuptools puts arguments of its own there
+build_meta.build_sdist(folder)
+build_meta.build_wheel(folder)
+"""
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy of the tree, so that the build leaves nothing in it."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both packages, built from a copy of the tree, so that the build leaves nothing in it."""
     clone, dist = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("dist")
-    for name in SOURCES:
-        if (REPOSITORY / name).is_dir():
-            shutil.copytree(REPOSITORY / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(REPOSITORY / name, clone / name)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        ".",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        dist,
-    ]
-    done = subprocess.run(build, cwd=clone, capture_output=True, text=True)
+    for name in tracked_files():
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, clone / name)
+    done = subprocess.run([sys.executable, "-c", BUILD, dist], cwd=clone, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return dist
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
     return next(dist.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return message_from_string(archive.read(name).decode())
+
+
+def test_source_archive_holds_the_whole_repository(dist: Path) -> None:
+    """Its tests read examples, documentation, tools and benchmarks."""
+    with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
+        names = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    made = {
+        name for name in names if name in ("PKG-INFO", "setup.cfg") or name.startswith("diffseg.egg-info/")
+    }
+    assert names - made == set(tracked_files())
+
+
+def test_metadata_names_every_licence_and_carries_its_text(wheel: Path, metadata: Message) -> None:
+    assert metadata["License-Expression"] == "Apache-2.0 AND MIT"
+    rows = json.loads((REPOSITORY / "weights" / "manifest.json").read_text())["files"]
+    assert {row["licence"] for row in rows} == {"Apache-2.0", "MIT"}
+    with zipfile.ZipFile(wheel) as archive:
+        for text in ("LICENSE", "weights/hed/LICENSE"):
+            assert text in metadata.get_all("License-File", [])
+            name = next(name for name in archive.namelist() if name.endswith(f"dist-info/licenses/{text}"))
+            assert archive.read(name) == (REPOSITORY / text).read_bytes()
+
+
+def test_package_page_needs_no_repository(metadata: Message) -> None:
+    """A package page shows the README; a link to a file of the repository would lead nowhere there."""
+    page = metadata.get_payload()
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert page.startswith("# diffseg") and "## From Python" in page and "more (`docs/batch.md`)" in page
+    links = [part.partition(")")[0] for part in page.split("](")[1:]]
+    assert [link for link in links if not link.startswith("https:")] == []
 
 
 def test_wheel_carries_every_module_and_every_weight_file(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        modules = {path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("diffseg_cli/**/*.py")}
+        modules = {name for name in tracked_files() if name.startswith("diffseg") and name.endswith(".py")}
         assert {name for name in names if name.endswith(".py")} == modules
-        assert {"diffseg_cli/py.typed", "diffseg_cli/serve/page.html"} <= names
+        assert {"diffseg/py.typed", "diffseg_cli/py.typed", "diffseg_cli/serve/page.html"} <= names
         folder = REPOSITORY / "weights"
         shipped = {path.relative_to(folder).as_posix() for path in folder.glob("**/*") if path.is_file()}
         assert {f"diffseg_cli/_weights/{name}" for name in shipped} <= names
@@ -91,3 +129,26 @@ def test_installed_wheel_works_without_the_clone(wheel: Path, tmp_path: Path) ->
         [python, "-c", load], cwd=elsewhere, env=environment, capture_output=True, text=True
     )
     assert done.stdout == "torch.Size([64, 3, 3, 3])\n", done.stderr
+
+
+def test_the_package_answers_to_its_own_name() -> None:
+    """`import diffseg` is what people expect of `pip install diffseg`; nothing is imported twice for it."""
+    code = """
+import sys
+import diffseg
+assert "torch" not in sys.modules
+import diffseg_cli
+assert sorted(dir(diffseg)) == sorted(diffseg_cli.__all__)
+assert all(getattr(diffseg, name) is getattr(diffseg_cli, name) for name in diffseg.__all__)
+assert not [name for name in sys.modules if name.startswith("diffseg.")]
+try:
+    diffseg.segmentor
+except AttributeError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout == "module 'diffseg' has no attribute 'segmentor'\n", done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "diffseg", "--version"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr

@@ -1,0 +1,5 @@
+"""python -m diffseg."""
+
+from diffseg_cli.cli.main import main
+
+main()
