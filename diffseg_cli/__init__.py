@@ -10,7 +10,8 @@ from diffseg_cli.version import __version__
 
 if TYPE_CHECKING:
     from diffseg_cli.errors import DiffsegError
-    from diffseg_cli.prediction import Prediction, SupportFeatures
+    from diffseg_cli.models.support import SupportFeatures
+    from diffseg_cli.prediction import Prediction
     from diffseg_cli.segmenter import Segmenter, load_segmenter
 
 __all__ = ["DiffsegError", "Prediction", "Segmenter", "SupportFeatures", "__version__", "load_segmenter"]
@@ -19,7 +20,7 @@ _HOME = {
     "DiffsegError": "diffseg_cli.errors",
     "Prediction": "diffseg_cli.prediction",
     "Segmenter": "diffseg_cli.segmenter",
-    "SupportFeatures": "diffseg_cli.prediction",
+    "SupportFeatures": "diffseg_cli.models.support",
     "load_segmenter": "diffseg_cli.segmenter",
 }
 

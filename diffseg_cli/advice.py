@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from diffseg_cli.evaluation.metrics import count_pixels
 from diffseg_cli.frames import from_frame
-from diffseg_cli.prediction import QueryFeatures, SupportFeatures
+from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.prediction import QueryFeatures
 from diffseg_cli.segmenter import Segmenter
 
 LEAST_SUPPORTS = 3
@@ -66,7 +67,7 @@ def advise(segmenter: Segmenter, support: SupportFeatures, pairs: Sequence[Pair]
     Raises:
         ValueError: fewer than three supports, or not one pair a support.
     """
-    shots = support.latents.shape[1]
+    shots = support.shots
     if shots < LEAST_SUPPORTS or len(pairs) != shots:
         raise ValueError(f"{shots} supports with {len(pairs)} pictures cannot be left out in turn")
     found = np.zeros(shots)
@@ -74,11 +75,11 @@ def advise(segmenter: Segmenter, support: SupportFeatures, pairs: Sequence[Pair]
     for looked_for, (image, truth) in enumerate(pairs):
         query = segmenter.encode_queries([image])
         others = [index for index in range(shots) if index != looked_for]
-        found[looked_for], soft = _ious(segmenter, query, choose_supports(support, others), truth)
+        found[looked_for], soft = _ious(segmenter, query, support.choose(others), truth)
         for index in others:
-            rest = choose_supports(support, [other for other in others if other != index])
+            rest = support.choose([other for other in others if other != index])
             gains[looked_for, index] = soft - _ious(segmenter, query, rest, truth)[1]
-            alone[looked_for, index] = _ious(segmenter, query, choose_supports(support, [index]), truth)[1]
+            alone[looked_for, index] = _ious(segmenter, query, support.choose([index]), truth)[1]
     mean_alone, mean_gains, likeness = np.nanmean(alone, 0), np.nanmean(gains, 0), _likeness(support)
     advice = []
     for index in range(shots):
@@ -104,18 +105,6 @@ def advise(segmenter: Segmenter, support: SupportFeatures, pairs: Sequence[Pair]
             )
         )
     return advice
-
-
-def choose_supports(support: SupportFeatures, indices: Sequence[int]) -> SupportFeatures:
-    """Some of the supports (1 k ...), in the given order."""
-    chosen = list(indices)
-    return SupportFeatures(
-        support.backbone,
-        support.fingerprint,
-        support.latents[:, chosen],
-        support.masks[:, chosen],
-        support.image_embeds[:, chosen],
-    )
 
 
 @torch.inference_mode()

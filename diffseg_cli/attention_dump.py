@@ -42,7 +42,7 @@ from diffseg_cli.models.attention import (
     score_maps,
     split_joint_attention,
 )
-from diffseg_cli.prediction import SupportFeatures
+from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.results.render import heatmap, overlay, whole_file
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter

@@ -6,11 +6,10 @@ the metadata: `format`, `format_version`, `version`, `name`, `backbone`, `finger
 encoded supports), and as JSON `settings` and `sources`.
 """
 
-import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from diffseg_cli.prediction import SupportFeatures
+    from diffseg_cli.models.support import SupportFeatures
     from diffseg_cli.segmenter import Segmenter
 
 FORMAT = "diffseg-concept"
@@ -35,7 +34,7 @@ FORMAT_VERSION = 1
 THUMBNAIL = 384  # longest side: what the compact model sees of a picture anyway
 MOST_SUPPORTS = 256
 MOST_THUMBNAIL_BYTES = 4_000_000
-FEATURES = {"latents": 4, "masks": 4, "image_embeds": 3}  # tensor -> dimensions
+DIMENSIONS = {"latents": 4, "masks": 4, "image_embeds": 3}  # of the encoded supports
 
 # Names become parts of file names and of text formats.
 NAME = re.compile(r"[^\W_][\w .+-]{0,63}(?<![ .])")
@@ -113,13 +112,15 @@ def write_concept(
     """
     import torch
 
+    from diffseg_cli.models.support import TENSORS
+
     check_name(name)
     if len(pairs) > MOST_SUPPORTS:
         raise UsageError(
             f"A concept holds {MOST_SUPPORTS} supports at most.", "Choose the most different ones."
         )
     support = segmenter.encode_support(pairs)
-    tensors = {what: getattr(support, what)[0] for what in FEATURES}
+    tensors = {what: getattr(support, what)[0] for what in TENSORS}
     for index, (image, mask) in enumerate(pairs):
         for what, content in zip(("thumbnail", "thumbnail_mask"), _thumbnails(image, mask), strict=True):
             tensors[f"{what}.{index}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -132,7 +133,7 @@ def write_concept(
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
         **{field: getattr(info, field) for field in ("version", "name", "backbone", "fingerprint")},
-        "digest": _digest(tensors),
+        "digest": support.digest,
         "settings": json.dumps(settings),
         "sources": json.dumps([asdict(source) for source in sources]),
     }
@@ -177,7 +178,7 @@ def read_concept(path: Path, segmenter: "Segmenter") -> "tuple[SupportFeatures, 
     Raises:
         WeightsError: as `read_concept_info`, or another model encoded it.
     """
-    from diffseg_cli.prediction import SupportFeatures
+    from diffseg_cli.models.support import TENSORS, SupportFeatures
 
     info, backbone = read_concept_info(path), segmenter.backbone
     if info.backbone != backbone.name:
@@ -193,15 +194,12 @@ def read_concept(path: Path, segmenter: "Segmenter") -> "tuple[SupportFeatures, 
         )
     tensors, metadata = read_safetensors(path)
     grid = backbone.image_size // 8
-    features = {what: tensors[what] for what in FEATURES}
-    expected = (len(info.sources), backbone.latent_channels, grid, grid)
-    whole = metadata.get("digest") == _digest(features) and features["latents"].shape == expected
-    if not whole or not all(_is_plain(tensor) for tensor in features.values()):
+    support = SupportFeatures.of(backbone, *(tensors[what][None] for what in TENSORS))
+    expected = (1, len(info.sources), backbone.latent_channels, grid, grid)
+    whole = metadata.get("digest") == support.digest and support.latents.shape == expected
+    if not whole or not all(_is_plain(tensors[what]) for what in TENSORS):
         raise WeightsError(f"{path} is damaged: its encoded supports are not those of a model.", AGAIN)
-    latents, masks, embeds = (
-        features[what][None].to(device=backbone.device, dtype=backbone.dtype) for what in FEATURES
-    )
-    return SupportFeatures(info.backbone, info.fingerprint, latents, masks, embeds), info
+    return support.to(backbone.device, backbone.dtype), info
 
 
 def read_thumbnails(path: Path) -> list[Pair]:
@@ -256,7 +254,7 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], shots: int) -> None:
     """Raise ValueError or KeyError unless the tensors can be those of so many supports."""
     if not 0 < shots <= MOST_SUPPORTS:
         raise ValueError("no supports")
-    for what, dimensions in FEATURES.items():
+    for what, dimensions in DIMENSIONS.items():
         if len(shapes[what]) != dimensions or shapes[what][0] != shots:
             raise ValueError(f"{what} has another shape")
     if shapes["masks"] != (shots, 1, *shapes["latents"][2:]):
@@ -265,16 +263,6 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]], shots: int) -> None:
         for what in ("thumbnail", "thumbnail_mask"):
             if len(shapes[f"{what}.{index}"]) != 1 or shapes[f"{what}.{index}"][0] > MOST_THUMBNAIL_BYTES:
                 raise ValueError("a thumbnail has another shape")
-
-
-def _digest(tensors: "Mapping[str, Tensor]") -> str:
-    """Hash of the encoded supports, which tells a damaged file from a whole one."""
-    import torch
-
-    digest = hashlib.sha256()
-    for what in FEATURES:
-        digest.update(tensors[what].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _is_plain(tensor: "torch.Tensor") -> bool:

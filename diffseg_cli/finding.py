@@ -16,7 +16,8 @@ from diffseg_cli.results.outputs import Found, Scene, settle, support_tile
 from diffseg_cli.version import __version__
 
 if TYPE_CHECKING:
-    from diffseg_cli.prediction import Prediction, QueryFeatures, SupportFeatures
+    from diffseg_cli.models.support import SupportFeatures
+    from diffseg_cli.prediction import Prediction, QueryFeatures
     from diffseg_cli.segmenter import Segmenter
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]

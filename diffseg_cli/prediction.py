@@ -1,6 +1,6 @@
 """The values the segmenter takes and gives.
 
-Letters: b queries, k supports, S picture size, H W = S/8, c latent channels, t prompt tokens, d their width.
+Letters: b queries, S image size, H W = S/8, c latent channels.
 """
 
 from dataclasses import dataclass
@@ -9,43 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffseg_cli.errors import WeightsError
 from diffseg_cli.models.attention import AttentionMaps, ScoreMaps
-
-
-@dataclass(frozen=True)
-class SupportFeatures:
-    """Encoded supports, reusable for any number of queries.
-
-    Attributes:
-        backbone: name of the backbone that encoded them.
-        fingerprint: of its weights.
-        latents: (b k c H W); b is 1 when the same supports serve every query.
-        masks: (b k 1 H W) share of each latent's cell that is object, in [0, 1].
-        image_embeds: (b k t d) prompt.
-    """
-
-    backbone: str
-    fingerprint: str
-    latents: Tensor
-    masks: Tensor
-    image_embeds: Tensor
-
-    def check_made_by(self, backbone: str, fingerprint: str) -> None:
-        """Raise WeightsError unless this backbone, with these weights, encoded them."""
-        if (self.backbone, self.fingerprint) != (backbone, fingerprint):
-            raise WeightsError(
-                f"The supports were encoded by {self.backbone} ({self.fingerprint}), and this is "
-                f"{backbone} ({fingerprint}).",
-                "Encode them again with this model.",
-            )
-
-    def fused(self, fusion: str) -> "SupportFeatures":
-        """Supports as the modules read them: all of them ("concat") or their mean as one ("mean")."""
-        if fusion == "concat":
-            return self
-        mean = [values.mean(1, keepdim=True) for values in (self.latents, self.masks, self.image_embeds)]
-        return SupportFeatures(self.backbone, self.fingerprint, *mean)
 
 
 @dataclass(frozen=True)

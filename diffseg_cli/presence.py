@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffseg_cli.prediction import SegmenterOutput, SupportFeatures
+from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.prediction import SegmenterOutput
 
 FEATURES = ("similarity", "prompt", "confidence")
 BEST_SHARE = 1 / 64  # of the places: how many count as a look's best

@@ -27,7 +27,8 @@ from diffseg_cli.models.hed import HED
 from diffseg_cli.models.hed_student import HedStudent
 from diffseg_cli.models.knowledge import FEATURE_KNOWLEDGE, knowledge_scores
 from diffseg_cli.models.spatial_control import SpatialControl
-from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput, SupportFeatures
+from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput
 from diffseg_cli.presence import PresenceCalibration, presence_features
 from diffseg_cli.reading.image_io import ImageSource, MaskSource, read_image, read_pair
 from diffseg_cli.refine import refine_borders
@@ -154,8 +155,7 @@ class Segmenter:
         b = latents.shape[0]
         control = self.make_control(latents, edges)
         maps = self.run_look(latents, control, support, noise)
-        parts = (support.latents, support.masks, support.image_embeds)
-        scores = knowledge_scores(self.knowledge, self.backbone, maps, latents, parts, control)
+        scores = knowledge_scores(self.knowledge, self.backbone, maps, latents, support, control)
         if self.head == "attention":
             picture = F.interpolate(scores.score_map, scale_factor=8, mode="bilinear")
             return SegmenterOutput(maps, scores, None, picture)
@@ -223,7 +223,7 @@ class Segmenter:
         latents = backbone.encode(frames * masks if backbone.masks_support else frames)  # eq. 3
         grid = F.interpolate(masks, size=(latents.shape[2], latents.shape[3]), mode="area").to(latents)
         embeds = backbone.embed(frames, masks, latents)
-        return SupportFeatures(backbone.name, backbone.fingerprint, latents[None], grid[None], embeds[None])
+        return SupportFeatures.of(backbone, latents[None], grid[None], embeds[None])
 
     def segment(
         self,
@@ -290,7 +290,7 @@ class Segmenter:
             WeightsError: the supports were encoded by another model.
             UsageError: a presence score is asked of a checkpoint without one.
         """
-        support.check_made_by(self.backbone.name, self.backbone.fingerprint)
+        support.check_made_by(self.backbone)
         self.check_presence(min_presence)
         threshold = self.settings.threshold if threshold is None else threshold
         refine = self.settings.refine if refine is None else refine
@@ -328,7 +328,7 @@ class Segmenter:
             seed: of the noise.
             on_layer: called with each layer's probabilities.
         """
-        support.check_made_by(self.backbone.name, self.backbone.fingerprint)
+        support.check_made_by(self.backbone)
         image = read_image(query)
         frames = stack_frames([image], self.backbone.image_size).to(self.device)
         latents = self.backbone.encode(frames)

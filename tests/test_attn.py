@@ -22,7 +22,7 @@ from diffseg_cli.attention_dump import (
 from diffseg_cli.config import CompactConfig
 from diffseg_cli.errors import UsageError
 from diffseg_cli.loading import build_compact
-from diffseg_cli.prediction import SupportFeatures
+from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.reading.mask_values import point_mask
 from diffseg_cli.results.sheet import PAPER, Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from diffseg_cli import segmenter as segmenter_module
-from diffseg_cli.advice import advise, choose_supports
+from diffseg_cli.advice import advise
 from diffseg_cli.cli import main
 from diffseg_cli.concept import (
     check_name,
@@ -329,7 +329,7 @@ def test_check_leaves_each_support_out(attention: Segmenter) -> None:
 def test_choose_supports_is_encoding_fewer(small_segmenter: Segmenter) -> None:
     pairs = [(f"{stem}.png", f"{stem}_m.png") for stem in "abc"]
     every = small_segmenter.encode_support(pairs)
-    chosen = choose_supports(every, [2, 0])
+    chosen = every.choose([2, 0])
     fresh = small_segmenter.encode_support([pairs[2], pairs[0]])
     torch.testing.assert_close(chosen.latents, fresh.latents)
     torch.testing.assert_close(chosen.image_embeds, fresh.image_embeds)

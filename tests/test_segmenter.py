@@ -13,7 +13,7 @@ from PIL import Image
 from diffseg_cli.config import SegmentConfig
 from diffseg_cli.errors import InputError, UsageError, WeightsError
 from diffseg_cli.frames import crop_to_object
-from diffseg_cli.prediction import SupportFeatures
+from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.segmenter import Segmenter, load_segmenter
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from diffseg_cli.bench.subject import random_segmenter
 from diffseg_cli.compute import DTYPES
 from diffseg_cli.models.attention import score_maps
-from diffseg_cli.prediction import SupportFeatures
+from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.segmenter import Segmenter
 
 GB = 1e9
@@ -110,7 +110,7 @@ def account(segmenter: Segmenter, *, batch_size: int, shots: int, offload: bool)
     edges = count("edges", clip, lambda: segmenter.find_edges(pictures))
     queries = count("encode queries", clip, lambda: backbone.encode(pictures))
     grid = torch.empty(1, shots, 1, *latents.shape[-2:], device=META, dtype=latents.dtype)
-    support = SupportFeatures(backbone.name, backbone.fingerprint, latents[None], grid, embeds[None])
+    support = SupportFeatures.of(backbone, latents[None], grid, embeds[None])
 
     def look() -> Any:
         maps = segmenter.run_look(queries, segmenter.make_control(queries, edges), support, queries)

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from diffseg_cli.advice import advise, choose_supports
+from diffseg_cli.advice import advise
 from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.evaluation.metrics import count_pixels
 from diffseg_cli.reading.image_io import read_image, read_mask
@@ -61,7 +61,7 @@ def main() -> None:
                 }
                 means = {}
                 for index in {None, *left_out.values()}:
-                    rest = choose_supports(support, [i for i in range(SHOTS) if i != index])
+                    rest = support.choose([i for i in range(SHOTS) if i != index])
                     ious = []
                     for query, truth in queries:
                         (prediction,) = segmenter.segment_encoded(query, rest)

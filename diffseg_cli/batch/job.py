@@ -82,7 +82,7 @@ def sign(job: Job, segmenter: "Segmenter", encoded: Sequence[Encoded], more: dic
         {
             "name": each.name,
             "supports": each.record["supports"],
-            "features": _digest([each.support.latents, each.support.masks, each.support.image_embeds]),
+            "features": each.support.digest,
         }
         for each in encoded
     ]

@@ -26,7 +26,6 @@ from diffseg_cli.batch.store import PlaceLost, Store
 from diffseg_cli.errors import DiffsegError, InputError
 from diffseg_cli.finding import Answer, Encoded, encode_things, find_in, scene_record
 from diffseg_cli.places import read_whole, way_between
-from diffseg_cli.prediction import SupportFeatures
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.results.outputs import Scene, result_bytes, run_shapes
@@ -294,12 +293,7 @@ def exact_threads(segmenter: Segmenter) -> Iterator[None]:
 def moved(encoded: Sequence[Encoded], device: torch.device) -> list[Encoded]:
     """Copies on a device, in memory of torch's own: what lies in a file starts anywhere, and last bits depend
     on that."""
-
-    def copy(support: SupportFeatures) -> SupportFeatures:
-        parts = {what: getattr(support, what) for what in ("latents", "masks", "image_embeds")}
-        return replace(support, **{what: part.to(device, copy=True) for what, part in parts.items()})
-
-    return [replace(each, support=copy(each.support)) for each in encoded]
+    return [replace(each, support=each.support.to(device, copy=True)) for each in encoded]
 
 
 # --- helpers -------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from diffseg_cli.bench.staged import (
 )
 from diffseg_cli.bench.subject import PICTURE_HW, draw_pictures
 from diffseg_cli.compute import describe_device
-from diffseg_cli.prediction import SupportFeatures
+from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.version import __version__
 

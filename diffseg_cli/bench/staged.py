@@ -17,7 +17,8 @@ from torch import Tensor
 from diffseg_cli.bench.meters import Stage
 from diffseg_cli.frames import crop_to_object, from_frame, mask_to_frame, stack_frames
 from diffseg_cli.models.knowledge import knowledge_scores
-from diffseg_cli.prediction import Prediction, SegmenterOutput, SupportFeatures
+from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.prediction import Prediction, SegmenterOutput
 from diffseg_cli.presence import presence_features
 from diffseg_cli.reading.image_io import read_image, read_pair
 from diffseg_cli.refine import refine_borders
@@ -55,9 +56,7 @@ def staged_support(segmenter: Segmenter, pairs: Pairs, stage: Stage) -> SupportF
         grid = F.interpolate(mask_frames, size=(latents.shape[2], latents.shape[3]), mode="area")
     with stage("embed"):
         embeds = backbone.embed(frames, mask_frames, latents)
-    return SupportFeatures(
-        backbone.name, backbone.fingerprint, latents[None], grid.to(latents)[None], embeds[None]
-    )
+    return SupportFeatures.of(backbone, latents[None], grid.to(latents)[None], embeds[None])
 
 
 @torch.inference_mode()
@@ -120,8 +119,7 @@ def staged_forward(
         noise = segmenter.make_noise(latents, seed=0)
         maps = segmenter.run_look(latents, None if control is None else charged, support, noise)
     with stage("score map"):
-        parts = (support.latents, support.masks, support.image_embeds)
-        scores = knowledge_scores(segmenter.knowledge, segmenter.backbone, maps, latents, parts, control)
+        scores = knowledge_scores(segmenter.knowledge, segmenter.backbone, maps, latents, support, control)
     if segmenter.head == "attention":
         with stage("decode"):
             picture = F.interpolate(scores.score_map, scale_factor=8, mode="bilinear")

@@ -22,7 +22,7 @@ from diffseg_cli.evaluation.metrics import count_pixels
 from diffseg_cli.evaluation.summary import EpisodeResult
 from diffseg_cli.frames import from_frame, stack_frames
 from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
-from diffseg_cli.prediction import SupportFeatures
+from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.reading.image_io import check_pair, read_image
 from diffseg_cli.refine import refine_borders
 from diffseg_cli.segmenter import Segmenter
@@ -84,12 +84,6 @@ class Illustration:
     truth: Truth
     score_map: NDArray[np.float32]
     predicted: NDArray[np.bool_]
-
-
-def join_supports(parts: list[SupportFeatures]) -> SupportFeatures:
-    """Supports encoded one by one, as one set of k."""
-    stacked = [torch.cat([getattr(p, n) for p in parts], dim=1) for n in ("latents", "masks", "image_embeds")]
-    return SupportFeatures(parts[0].backbone, parts[0].fingerprint, *stacked)
 
 
 class Evaluation:
@@ -192,7 +186,7 @@ class Evaluation:
         parts = [self._encode(i) for i in episode.support]
         encoding = query.seconds["latents"] + sum(part.seconds["latents"] for part in parts)
         if method == "prototype":
-            support = join_supports([part.support for part in parts])
+            support = SupportFeatures.join([part.support for part in parts])
             weights = getattr(self.segmenter.backbone, "channel_weights", None)
             return prototype_scores(query.latents, support.latents, support.masks, weights), encoding
         encoding += query.seconds["edges"] + sum(part.seconds["support"] for part in parts)
@@ -201,7 +195,7 @@ class Evaluation:
 
     @torch.inference_mode()
     def _forward(self, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, Tensor]:
-        support = join_supports([self._encode(i).support for i in episode.support])
+        support = SupportFeatures.join([self._encode(i).support for i in episode.support])
         noise = self.segmenter.make_noise(query.latents, seed)
         output = self.segmenter.forward(query.latents, query.edges, support, noise)
         return output.picture, output.scores.score_map

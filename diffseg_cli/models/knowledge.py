@@ -32,13 +32,10 @@ from diffseg_cli.models.attention import (
 )
 from diffseg_cli.models.backbone import Backbone, Control
 from diffseg_cli.models.prototype import prototype_scores
+from diffseg_cli.models.support import SupportFeatures
 
 FEATURE_KNOWLEDGE = ("resnet", "transformer")
 KNOWLEDGE = ("self+cross", "cross", "self", *FEATURE_KNOWLEDGE)
-
-
-# Latents (b k c H W), masks (b k 1 H W) and prompts (b k t d) of supports.
-SupportLatents = tuple[Tensor, Tensor, Tensor]
 
 
 class StateRecorder:
@@ -79,10 +76,13 @@ def _states(
 
 
 def _feature_scores(
-    knowledge: str, backbone: Backbone, latents: Tensor, support: SupportLatents, control: Control | None
+    knowledge: str, backbone: Backbone, latents: Tensor, support: SupportFeatures, control: Control | None
 ) -> Tensor:
     """How like the supports' object each place is (b H W), mean over the scales, not normalised."""
-    support_latents, masks, image_embeds = (v.expand(latents.shape[0], -1, *v.shape[2:]) for v in support)
+    support_latents, masks, image_embeds = (
+        values.expand(latents.shape[0], -1, *values.shape[2:])
+        for values in (support.latents, support.masks, support.image_embeds)
+    )
     b, k = support_latents.shape[:2]
     query_states = _states(backbone, latents, image_embeds, control, knowledge)
     prompts = image_embeds.flatten(0, 1)[:, None]  # (b*k 1 t d): each support looks at itself
@@ -100,7 +100,7 @@ def knowledge_scores(
     backbone: Backbone,
     maps: AttentionMaps,
     latents: Tensor,
-    support: SupportLatents,
+    support: SupportFeatures,
     control: Control | None,
 ) -> ScoreMaps:
     """`M_a` from what the frozen network is asked for.
@@ -111,7 +111,7 @@ def knowledge_scores(
         backbone: that gave the maps.
         maps: the sums of the look at the queries.
         latents: (b c H W) of the queries.
-        support: of the queries, with b or 1 rows.
+        support: of the queries, with b or 1 rows, fused.
         control: SCM as the look had it, or None.
     """
     output_hw = (latents.shape[2], latents.shape[3])

@@ -31,7 +31,7 @@ from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.hed import HED
 from diffseg_cli.models.hed_student import HedStudent
-from diffseg_cli.prediction import SupportFeatures
+from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.reading.image_io import check_pair, read_image
 
 BATCH = 8
@@ -294,7 +294,7 @@ class FeatureCache:
         grid = F.interpolate(masks, size=latents.shape[-2:], mode="area")
         embeds = self._gather("image_embeds", flat, [False] * len(flat))
         latents, grid, embeds = (values.unflatten(0, rows.shape) for values in (latents, grid, embeds))
-        return SupportFeatures(self.backbone.name, self.backbone.fingerprint, latents, grid, embeds)
+        return SupportFeatures.of(self.backbone, latents, grid, embeds)
 
 
 def _to_bytes(values: Tensor) -> NDArray[np.uint8]:
