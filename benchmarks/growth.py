@@ -31,6 +31,7 @@ from diffseg_cli.bench.meters import count_flop, read_peak, read_time
 from diffseg_cli.bench.random_kandinsky import FULL_SIZE, TINY
 from diffseg_cli.bench.staged import write_predictions
 from diffseg_cli.bench.subject import draw_pictures, prepare_segmenter, random_segmenter
+from diffseg_cli.choices import ModelChoice
 from diffseg_cli.compute import limit_threads, resolve_device, resolve_dtype
 from diffseg_cli.loading import edge_size
 from diffseg_cli.segmenter import Segmenter
@@ -199,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         configs = TINY if chosen.kandinsky == "tiny" else FULL_SIZE
         segmenter = random_segmenter("kandinsky-2-2", device=device, dtype=dtype, configs=configs)
     else:
-        segmenter = prepare_segmenter("compact", device=chosen.device, dtype=chosen.dtype)
+        segmenter = prepare_segmenter(ModelChoice(device=chosen.device, dtype=chosen.dtype))
     records = []
     for axis in chosen.axis or [name for name in AXES if name != "folder"]:
         values = [int(v) for v in chosen.values.split(",")] if chosen.values else AXES[axis].values

@@ -3,7 +3,7 @@
 Importing it does not import torch, so that options can be checked before the model is loaded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffseg_cli.choices import AnswerChoice, MaskChoice
 from diffseg_cli.concept import read_concept, read_thumbnails, source_of
 from diffseg_cli.results.outputs import Found, Scene, settle, support_tile
 from diffseg_cli.version import __version__
@@ -32,14 +33,14 @@ class Thing:
         concept: its file, or None where supports are given.
         supports: pictures, or none.
         masks: one each.
-        choice: how masks are read, for `image_io.read_pair`.
+        choice: how masks are read.
     """
 
     name: str
     concept: Path | None = None
     supports: Sequence[Path] = ()
     masks: Sequence[Path] = ()
-    choice: dict[str, Any] = field(default_factory=dict)
+    choice: MaskChoice = field(default_factory=MaskChoice)
 
     @property
     def files(self) -> list[Path]:
@@ -111,7 +112,7 @@ def find_in(
     query: "QueryFeatures",
     encoded: Sequence[Encoded],
     pictures: Sequence[Path],
-    choices: Mapping[str, Any],
+    answer: AnswerChoice,
 ) -> list[Answer]:
     """Look for all things in encoded pictures.
 
@@ -120,9 +121,9 @@ def find_in(
         query: b pictures, of `Segmenter.encode_queries`.
         encoded: the things.
         pictures: where each picture was read from.
-        choices: threshold, min_presence, refine and seed of `Segmenter.segment_encoded`.
+        answer: what counts as found.
     """
-    each_thing = [segmenter.segment_encoded(query, each.support, **choices) for each in encoded]
+    each_thing = [segmenter.segment_encoded(query, each.support, **vars(answer)) for each in encoded]
     tiles = [tile for each in encoded for tile in each.tiles]
     answers = []
     for picture, image, predictions in zip(
@@ -166,10 +167,10 @@ def model_record(segmenter: "Segmenter") -> dict[str, Any]:
     }
 
 
-def settings_record(segmenter: "Segmenter", choices: Mapping[str, Any]) -> dict[str, Any]:
-    """What decided a result: the model and the choices of `find_in`."""
-    refine = segmenter.settings.refine if choices["refine"] is None else choices["refine"]
-    return {**choices, "refine": refine, **model_record(segmenter)}
+def settings_record(segmenter: "Segmenter", answer: AnswerChoice) -> dict[str, Any]:
+    """What decided a result: the model and what counts as found."""
+    refine = segmenter.settings.refine if answer.refine is None else answer.refine
+    return {**asdict(answer), "refine": refine, **model_record(segmenter)}
 
 
 def scene_record(scene: Scene) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffseg_cli.choices import ModelChoice
 from diffseg_cli.compute import describe_device, limit_threads, resolve_device, resolve_dtype
 from diffseg_cli.config import CompactConfig, SegmentConfig
 from diffseg_cli.errors import InputError, UsageError, WeightsError
@@ -176,9 +177,7 @@ class Segmenter:
     def check_presence(self, min_presence: float) -> None:
         """Raise UsageError if a presence score is asked for and there is none."""
         if min_presence > 0 and self.presence is None:
-            raise UsageError(
-                "Without trained modules there is no presence score.", "Leave --min-presence out."
-            )
+            raise UsageError("Without trained modules there is no presence score.", "Drop --min-presence.")
 
     def make_noise(self, latents: Tensor, seed: int) -> Tensor | None:
         """Unit normal noise like latents (b c H W): one draw a seed, whatever the batch, order or device."""
@@ -236,13 +235,9 @@ class Segmenter:
         seed: int = 0,
     ) -> Prediction:
         """Find the supports' object in one picture; arguments as in `segment_encoded`."""
+        queries = self.encode_queries([query])
         return self.segment_encoded(
-            self.encode_queries([query]),
-            support,
-            threshold=threshold,
-            min_presence=min_presence,
-            refine=refine,
-            seed=seed,
+            queries, support, threshold=threshold, min_presence=min_presence, refine=refine, seed=seed
         )[0]
 
     @torch.inference_mode()
@@ -302,12 +297,11 @@ class Segmenter:
             presences = self.presence.score(presence_features(output, latents, support)).tolist()
         clock.mark("look and modules")
         predictions = []
-        for index, image in enumerate(queries.images):
+        for index, (image, presence) in enumerate(zip(queries.images, presences, strict=True)):
             size_hw = (image.shape[0], image.shape[1])
             probability = from_frame(picture[index, 0], size_hw)
             if refine:
                 probability = refine_borders(probability, image)
-            presence = presences[index]
             absent = presence is not None and presence < min_presence
             mask = np.zeros(size_hw, dtype=bool) if absent else probability > threshold
             predictions.append((mask, probability, from_frame(score_map[index, 0], size_hw), presence))
@@ -398,3 +392,8 @@ def load_segmenter(
         edge_size=edge_size(backbone),
         knowledge=config.get("knowledge", "self+cross"),
     )
+
+
+def load_chosen(choice: ModelChoice) -> Segmenter:
+    """`load_segmenter` with the options of a verb."""
+    return load_segmenter(**vars(choice))

@@ -24,6 +24,7 @@ from diffseg_cli.batch import manifest, pipeline, sizing, store
 from diffseg_cli.batch import runner as runner_module
 from diffseg_cli.batch.manifest import ManifestReader, ManifestWriter
 from diffseg_cli.batch.runner import Runner
+from diffseg_cli.choices import AnswerChoice, MaskChoice, SupportChoice
 from diffseg_cli.cli import batch_progress, main
 from diffseg_cli.segmenter import Segmenter
 
@@ -73,8 +74,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_segmenter: Seg
     for seed, name in enumerate(NAMES):
         save(f"photos/{name}.png", seed)
     swift = make_swift_segmenter(small_segmenter)
-    monkeypatch.setattr(runner_module, "load_segmenter", lambda **_: swift)
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda *_, **__: swift)
+    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: swift)
     return tmp_path
 
 
@@ -153,7 +153,7 @@ def test_nothing_depends_on_batches_workers_parts_or_order(folder: Path) -> None
     items = runner_module.Item  # in another order, without the pipeline
     with ManifestReader(folder / "none") as reader:
         runner = Runner(
-            runner_module.load_segmenter(), _job_of(folder), store.Store(folder / "alone"), reader.rows
+            segmenter_module.load_segmenter(), _job_of(folder), store.Store(folder / "alone"), reader.rows
         )
         runner.run([items(Path("photos", f"{name}.png"), f"{name}.png") for name in NAMES[::-1]])
     alone = files("alone")
@@ -164,13 +164,13 @@ def _job_of(folder: Path) -> Any:
     from diffseg_cli.batch.job import Job
     from diffseg_cli.cli.things import find_things, read_pairs
 
-    things = find_things([folder / "support.png"], [folder / "support_m.png"], None)
-    choices = {"threshold": 0.5, "min_presence": 0.0, "refine": None, "seed": 0}
-    return Job(things, read_pairs(things), choices, ["mask", "score"])
+    supports = SupportChoice((folder / "support.png",), (folder / "support_m.png",))
+    things = find_things(supports, MaskChoice())
+    return Job(things, read_pairs(things), AnswerChoice(), ["mask", "score"])
 
 
 def test_a_batch_size_is_used_only_if_no_bit_changes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    runner = Runner(runner_module.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
+    runner = Runner(segmenter_module.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
     sizes: list[int] = []
     find = Runner.find
 
@@ -207,7 +207,7 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch, 
             raise torch.OutOfMemoryError("no memory")
         return find(self, pictures)
 
-    runner = Runner(runner_module.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
+    runner = Runner(segmenter_module.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
     monkeypatch.setattr(Runner, "find", hungry)
     monkeypatch.setattr(pipeline, "shares_a_cpu", lambda _: False)
     items = [runner_module.Item(Path("photos", f"{name}.png"), f"{name}.png") for name in NAMES]
@@ -248,7 +248,7 @@ def test_other_weights_do_everything_again(
     batch()
     other = make_swift_segmenter(small_segmenter)
     other.presence = None
-    monkeypatch.setattr(runner_module, "load_segmenter", lambda **_: other)
+    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: other)
     assert set(states(batch("--json")).values()) == {"done"}
 
 
@@ -456,7 +456,7 @@ def test_refused_before_anything_runs(arguments: tuple[str, ...], code: int, say
 
 
 def test_names_that_meet_are_refused_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "load_segmenter", None)
+    monkeypatch.setattr(segmenter_module, "load_segmenter", None)
     save("photos/A.jpg", 3)
     assert "would both be written to out/" in batch(code=2).stderr and not Path("out").exists()
 
@@ -464,7 +464,7 @@ def test_names_that_meet_are_refused_before_the_model_is_loaded(monkeypatch: pyt
 def test_min_presence_without_a_score_is_refused_once(
     monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter
 ) -> None:
-    monkeypatch.setattr(runner_module, "load_segmenter", lambda **_: small_segmenter)
+    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: small_segmenter)
     assert "there is no presence score" in batch("--min-presence", "0.5", code=2).stderr
 
 
@@ -590,7 +590,7 @@ def test_memory_stays_flat_over_many_pictures(monkeypatch: pytest.MonkeyPatch, f
         return [replace(answer, scene=replace(answer.scene, things=things))]
 
     monkeypatch.setattr(Runner, "find", mostly_known)
-    runner = Runner(runner_module.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
+    runner = Runner(segmenter_module.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
     names = [NAMES[index % 4] for index in range(2000)]
     items = [runner_module.Item(Path("photos", f"{n}.png"), f"{i:04}.png") for i, n in enumerate(names)]
     sizes = {}

@@ -17,8 +17,9 @@ from PIL import Image
 from test_batch import HW, files, save
 from typer.testing import CliRunner, Result
 
+from diffseg_cli import segmenter as segmenter_module
 from diffseg_cli.batch import fleet, store
-from diffseg_cli.batch import runner as runner_module
+from diffseg_cli.choices import AnswerChoice, ModelChoice
 from diffseg_cli.cli import main
 from diffseg_cli.errors import DiffsegError, MissingDependency, UsageError
 from diffseg_cli.segmenter import Segmenter
@@ -117,8 +118,7 @@ class Alone:
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter) -> Segmenter:
     swift = make_swift_segmenter(small_segmenter)
-    monkeypatch.setattr(runner_module, "load_segmenter", lambda **_: swift)
-    monkeypatch.setattr(fleet, "load_segmenter", lambda **_: swift)
+    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: swift)
     data = types.SimpleNamespace(
         from_items=lambda items, override_num_blocks: Alone(items, override_num_blocks),
         ActorPoolStrategy=lambda size: size,
@@ -197,7 +197,7 @@ def test_a_worker_that_is_not_like_the_others_is_refused(
     other = make_swift_segmenter(small_segmenter)
     other.presence = None
     with monkeypatch.context() as patch:
-        patch.setattr(fleet, "load_segmenter", lambda **_: other)
+        patch.setattr(fleet, "load_chosen", lambda _: other)
         assert "has other weights, another version of diffseg or another" in batch(*RAY, code=3).stderr
     with monkeypatch.context() as patch:
         patch.setattr(fleet, "place", lambda name: Path(name.replace("out", "unseen")))
@@ -244,9 +244,9 @@ def test_what_the_cluster_does_not_have_is_refused(monkeypatch: pytest.MonkeyPat
 def test_workers_fill_the_cluster(
     crew: fleet.Crew, has: dict[str, float], expected: tuple[float, int]
 ) -> None:
-    job = fleet.Job([], {}, {}, [], model={"device": "auto"})
+    job = fleet.Job([], {}, AnswerChoice(), [])
     assert fleet._places(crew, job, has) == expected
-    on_cpu = fleet.Job([], {}, {}, [], model={"device": "cpu"})
+    on_cpu = fleet.Job([], {}, AnswerChoice(), [], model=ModelChoice(device="cpu"))
     if crew.gpus:
         with pytest.raises(DiffsegError, match="--device is another"):
             fleet._places(crew, on_cpu, has)

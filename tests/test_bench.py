@@ -33,6 +33,7 @@ from diffseg_cli.bench.staged import (
     write_predictions,
 )
 from diffseg_cli.bench.subject import draw_pictures, prepare_segmenter, random_segmenter
+from diffseg_cli.choices import ModelChoice
 from diffseg_cli.cli import main
 from diffseg_cli.compute import describe_device
 from diffseg_cli.errors import ExitCode, UsageError
@@ -284,8 +285,8 @@ def test_command_refuses(arguments: list[str], code: int, text: str) -> None:
 
 def test_timesteps_reach_random_kandinsky() -> None:
     with pytest.raises(UsageError, match="Unknown model"):
-        prepare_segmenter("nothing")
-    segmenter = prepare_segmenter("compact", device="cpu", random_weights=True, timesteps=[20, 50])
+        prepare_segmenter(ModelChoice("nothing"))
+    segmenter = prepare_segmenter(ModelChoice(device="cpu", timesteps=(20, 50)), random_weights=True)
     assert segmenter.settings.timesteps == (20, 50)
 
 

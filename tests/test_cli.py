@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from diffseg_cli import segmenter as segmenter_module
-from diffseg_cli.batch import runner as runner_module
+from diffseg_cli.choices import ModelChoice
 from diffseg_cli.cli import console, main
 from diffseg_cli.concept import source_of, write_concept
 from diffseg_cli.segmenter import Segmenter
@@ -72,10 +72,10 @@ class Loads:
 
     def __init__(self, answer: Segmenter) -> None:
         self.answer = answer
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.calls: list[ModelChoice] = []
 
-    def __call__(self, *arguments: Any, **options: Any) -> Segmenter:
-        self.calls.append((arguments, options))
+    def __call__(self, **options: Any) -> Segmenter:
+        self.calls.append(ModelChoice(**options))
         return self.answer
 
 
@@ -84,7 +84,6 @@ def loads(small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> Loads:
     backbone, trained = small_segmenter.backbone, small_segmenter.trained
     loads = Loads(Segmenter(backbone=backbone, trained=trained, hed=None, head="attention"))
     monkeypatch.setattr(segmenter_module, "load_segmenter", loads)
-    monkeypatch.setattr(runner_module, "load_segmenter", loads)
     return loads
 
 
@@ -146,9 +145,10 @@ def test_segment_hands_the_model_options_on(loads: Loads) -> None:
     rest = ("--fusion", "mean", "--device", "cpu", "--dtype", "bfloat16", "--offload", "--timesteps", "10,50")
     assert run("segment", *ONE, "-q", "scene.png", *options, *rest).exit_code == 0
     assert loads.calls == [
-        (
-            ("kandinsky-2-2", Path("x.safetensors"), "cpu", "bfloat16"),
-            {"head": "attention", "fusion": "mean", "offload": True, "timesteps": [10, 50]},
+        ModelChoice(
+            **{"model": "kandinsky-2-2", "checkpoint": Path("x.safetensors"), "device": "cpu"},
+            **{"dtype": "bfloat16", "head": "attention", "fusion": "mean", "offload": True},
+            timesteps=(10, 50),
         )
     ]
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-import diffseg_cli.evaluation.benchmark as benchmark_module
+import diffseg_cli.segmenter as segmenter_module
+from diffseg_cli.choices import ModelChoice
 from diffseg_cli.datasets.episode import draw_episode
 from diffseg_cli.errors import InputError, MissingDependency, UsageError
 from diffseg_cli.evaluation.benchmark import Benchmark, Plan, check_peers, choose_folds
@@ -52,7 +53,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter) -> Segmenter:
-    monkeypatch.setattr(benchmark_module, "load_segmenter", lambda *_, **__: small_segmenter)
+    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: small_segmenter)
     return small_segmenter
 
 
@@ -191,7 +192,7 @@ def test_processes_give_the_same_counts(classes: Path, monkeypatch: pytest.Monke
     """Spawned processes load the shipped model themselves."""
     monkeypatch.setattr("diffseg_cli.evaluation.spread.CHUNK", 2)
     monkeypatch.setattr("os.cpu_count", lambda: torch.get_num_threads() * 2)  # as many threads there as here
-    plan = Plan(str(classes), episodes_per_class=2, device="cpu")
+    plan = Plan(str(classes), episodes_per_class=2, model=ModelChoice(device="cpu"))
     run = Benchmark(plan)
     alone = list(run_benchmark(run))
     shared = list(run_benchmark(run, workers=2))

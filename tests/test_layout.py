@@ -23,6 +23,7 @@ RANKS = {
     "timing.py": 0,
     "version.py": 0,
     "config.py": 0,
+    "choices.py": 0,
     "places.py": 1,
     "refine.py": 0,
     "reading/": 1,

@@ -15,6 +15,7 @@ from diffseg_cli.batch.pipeline import Pipeline
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.runner import load_runner
 from diffseg_cli.batch.store import Store
+from diffseg_cli.choices import AnswerChoice, MaskChoice, SupportChoice
 from diffseg_cli.cli.things import find_things, read_pairs
 
 BIRD = Path(__file__).parents[1] / "examples" / "bird"
@@ -29,9 +30,8 @@ def resident_mib() -> float:
 def measure(photos: Path, count: int) -> None:
     paths = sorted(photos.rglob("*.jpg"))
     items = [Item(paths[index % len(paths)], f"{index:06}.jpg") for index in range(count)]
-    things = find_things([BIRD / "support.jpg"], [BIRD / "support_mask.png"], None)
-    choices = {"threshold": 0.5, "min_presence": 0.0, "refine": None, "seed": 0}
-    job = Job(things, read_pairs(things), choices, ["mask", "heatmap", "overlay"])
+    things = find_things(SupportChoice((BIRD / "support.jpg",), (BIRD / "support_mask.png",)), MaskChoice())
+    job = Job(things, read_pairs(things), AnswerChoice(), ["mask", "heatmap", "overlay"])
     with tempfile.TemporaryDirectory() as folder:
         pipeline = Pipeline(load_runner(job, Store(Path(folder))), workers=os.cpu_count() or 1, batch_size=1)
         wall, processor = time.perf_counter(), time.process_time()

@@ -27,7 +27,7 @@ from diffseg_cli.batch.store import PlaceLost, Store
 from diffseg_cli.errors import DiffsegError, MissingDependency, UsageError
 from diffseg_cli.finding import Encoded
 from diffseg_cli.places import is_elsewhere, place
-from diffseg_cli.segmenter import load_segmenter
+from diffseg_cli.segmenter import load_chosen
 
 GROUP = 32  # pictures a worker takes at a time, at most
 GROUPS = 4  # a worker gets so many at least, where there are few pictures
@@ -209,7 +209,7 @@ class Fleet:
 
 def _places(crew: Crew, job: Job, has: dict[str, float]) -> tuple[float, int]:
     """GPUs of a worker, and how many workers."""
-    cuda, there = job.model.get("device", "auto").startswith(("auto", "cuda")), has.get("GPU", 0)
+    cuda, there = job.model.device.startswith(("auto", "cuda")), has.get("GPU", 0)
     if crew.gpus and not (there and cuda):
         raise UsageError(
             "The cluster has no GPU." if cuda else "--gpus-per-worker is for GPUs, and --device is another.",
@@ -256,7 +256,7 @@ class Worker:
         self._wanted = orders.batch_size
         store = Store(place(orders.out), orders.tag)
         try:
-            segmenter = load_segmenter(**orders.job.model)
+            segmenter = load_chosen(orders.job.model)
             self._runner = Runner(segmenter, orders.job, store, self._rows, orders.encoded)
             _check(self._runner, orders)
         except DiffsegError as error:

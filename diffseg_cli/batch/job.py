@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from diffseg_cli.choices import AnswerChoice, ModelChoice
 from diffseg_cli.finding import Encoded, Pair, Thing, settings_record
 from diffseg_cli.results.outputs import RUN_FILES, picture_files
 
@@ -22,18 +23,18 @@ class Job:
     Attributes:
         things: to look for.
         pairs: supports of things that are given by pictures, as in `finding.encode_things`.
-        choices: threshold, min_presence, refine and seed of `finding.find_in`.
+        answer: what counts as found.
         formats: what to write, of `results.outputs`.
         matting: softer borders of cut-outs.
-        model: arguments of `segmenter.load_segmenter`.
+        model: that finds it.
     """
 
     things: Sequence[Thing]
     pairs: dict[str, list[Pair]]
-    choices: dict[str, Any]
+    answer: AnswerChoice
     formats: Sequence[str]
     matting: bool = False
-    model: dict[str, Any] = field(default_factory=dict)
+    model: ModelChoice = field(default_factory=ModelChoice)
 
     @property
     def names(self) -> list[str]:
@@ -74,7 +75,7 @@ def sign(job: Job, segmenter: "Segmenter", encoded: Sequence[Encoded], more: dic
         encoded: the things of the job.
         more: settings of the engine.
     """
-    record = settings_record(segmenter, job.choices) | more
+    record = settings_record(segmenter, job.answer) | more
     record |= {"device": segmenter.device.type, "timesteps": list(segmenter.settings.timesteps)}
     record |= {"image_size": segmenter.backbone.image_size, "edge_size": segmenter.edge_size}
     record |= {"matting": job.matting}

@@ -30,7 +30,7 @@ from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.results.outputs import Scene, result_bytes, run_shapes
 from diffseg_cli.results.palette import overlay_things
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.segmenter import Segmenter, load_chosen
 from diffseg_cli.timing import Watch
 
 MOST_BYTES = 512_000_000  # of a file; an uncompressed picture of 100 megapixels has 300
@@ -105,7 +105,7 @@ class Runner:
     ) -> None:
         self.segmenter, self.job, self.store = segmenter, job, store
         self._rows = rows
-        segmenter.check_presence(job.choices["min_presence"])
+        segmenter.check_presence(job.answer.min_presence)
         if encoded is None:
             with exact_threads(segmenter):
                 encoded = encode_things(segmenter, job.things, job.pairs)
@@ -164,7 +164,7 @@ class Runner:
         watch = Watch()
         query = self.segmenter.encode_queries([picture.image for picture in pictures])
         paths = [picture.source.item.path for picture in pictures]
-        answers = find_in(self.segmenter, query, self.encoded, paths, self.job.choices)
+        answers = find_in(self.segmenter, query, self.encoded, paths, self.job.answer)
         watch.mark("model")
         share = watch.seconds["model"] / len(pictures)
         return [replace(answer, seconds={**answer.seconds, "model": share}) for answer in answers]
@@ -253,8 +253,8 @@ class Runner:
 
 
 def load_runner(job: Job, store: Store, rows: Rows | None = None) -> Runner:
-    """A runner with a model of its own. Raises as `load_segmenter` and `encode_things`."""
-    return Runner(load_segmenter(**job.model), job, store, rows)
+    """A runner with a model of its own. Raises as `load_chosen` and `encode_things`."""
+    return Runner(load_chosen(job.model), job, store, rows)
 
 
 # --- threads -------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """What is measured: a segmenter, loaded or with random weights, and pictures to give it."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from PIL import Image
 
 from diffseg_cli.bench.random_kandinsky import FULL_SIZE, KandinskyConfigs, random_networks
+from diffseg_cli.choices import ModelChoice
 from diffseg_cli.compute import limit_threads, resolve_device, resolve_dtype
 from diffseg_cli.config import PamConfig, ScmConfig, SegmentConfig
 from diffseg_cli.errors import UsageError
@@ -16,34 +16,21 @@ from diffseg_cli.loading import build_compact, build_modules, edge_size
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.hed import HED
 from diffseg_cli.models.hed_student import HedStudent
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.segmenter import Segmenter, load_chosen
 
 PICTURE_HW = (480, 640)  # most pictures of COCO
 SIZE_STEP = 64  # what the size of the model frame must divide by
 
 
 def prepare_segmenter(
-    model: str,
-    *,
-    device: str = "auto",
-    dtype: str | None = None,
-    checkpoint: Path | None = None,
-    random_weights: bool = False,
-    offload: bool = False,
-    image_size: int | None = None,
-    timesteps: Sequence[int] | None = None,
+    choice: ModelChoice, *, random_weights: bool = False, image_size: int | None = None
 ) -> Segmenter:
     """The segmenter to measure.
 
     Args:
-        model: as `load_segmenter` takes it.
-        device: the same.
-        dtype: the same.
-        checkpoint: the same.
+        choice: the model.
         random_weights: build it at full size without its files; SCM, PAM and HED are random too.
-        offload: as `load_segmenter` takes it.
         image_size: of the model frame in pixels; None for the model's own.
-        timesteps: noise levels of the look.
 
     Raises:
         UsageError: options that do not go together, or a size that is no multiple of 64.
@@ -51,17 +38,21 @@ def prepare_segmenter(
     """
     if image_size is not None and (image_size < SIZE_STEP or image_size % SIZE_STEP):
         raise UsageError(f"--image-size {image_size} is no multiple of {SIZE_STEP}.", "Try 256, 384 or 512.")
-    if random_weights and checkpoint is not None:
+    if random_weights and choice.checkpoint is not None:
         raise UsageError("--random-weights and --checkpoint contradict each other.", "Give one of them.")
     if random_weights:
         limit_threads()
-        place = resolve_device(device)
-        segmenter = random_segmenter(model, device=place, dtype=resolve_dtype(dtype, place), offload=offload)
+        place = resolve_device(choice.device)
+        dtype = resolve_dtype(choice.dtype, place)
+        segmenter = random_segmenter(choice.model, device=place, dtype=dtype, offload=choice.offload)
+        segmenter.head = choice.head or segmenter.head
         segmenter.settings = replace(
-            segmenter.settings, timesteps=tuple(timesteps or SegmentConfig.timesteps)
+            segmenter.settings,
+            fusion=choice.fusion or SegmentConfig.fusion,
+            timesteps=choice.timesteps or SegmentConfig.timesteps,
         )
     else:
-        segmenter = load_segmenter(model, checkpoint, device, dtype, offload=offload, timesteps=timesteps)
+        segmenter = load_chosen(choice)
     if image_size is not None:
         segmenter.backbone.image_size = image_size
         segmenter.edge_size = edge_size(segmenter.backbone)

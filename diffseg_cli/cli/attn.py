@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from diffseg_cli.choices import MaskChoice, ModelChoice, Seed, SupportChoice
 from diffseg_cli.cli import console, inputs, options
 from diffseg_cli.cli.things import find_things, read_pairs
+from diffseg_cli.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,9 +32,8 @@ def attn(
             "--query", "-q", metavar="IMAGE", help="Picture to look at.", rich_help_panel=options.QUERY
         ),
     ],
-    support: options.Support = None,
-    mask: options.Mask = None,
-    concept: options.OneConcept = None,
+    *,
+    supports: SupportChoice,
     point: Annotated[
         str | None,
         typer.Option(
@@ -63,21 +64,9 @@ def attn(
             "--matrices", help="Also the whole affinity of each scale, in the file.", rich_help_panel=DETAIL
         ),
     ] = False,
-    label: options.Label = None,
-    color: options.Color = None,
-    category: options.Category = None,
-    annotation: options.Annotation = None,
-    invert_mask: options.InvertMask = False,
-    fit_mask: options.FitMask = False,
-    model: options.Model = "compact",
-    checkpoint: options.Checkpoint = None,
-    head: options.Head = None,
-    fusion: options.Fusion = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = None,
-    offload: options.Offload = False,
-    timesteps: options.Timesteps = None,
-    seed: options.Seed = 0,
+    masks: MaskChoice,
+    model: ModelChoice,
+    seed: Seed = 0,
     file_format: Annotated[
         Literal["npz", "safetensors"],
         typer.Option("--format", help="Of the raw arrays.", rich_help_panel=options.OUTPUT),
@@ -91,15 +80,14 @@ def attn(
     the affinity of a region, of all layers together and of each scale.
     docs/attention-maps.md lists every array with its name and shape.
     """
-    steps = options.split_timesteps(timesteps)
     details = {"layers": layers, "heads": heads, "tokens": tokens}
     suffixes = {"sheet": "_attn.png"} | {
         kind: f"_attn_{kind}.png" for kind, wanted in details.items() if wanted
     }
     suffixes["arrays"] = f"_attn.{file_format}"
-    choice: dict[str, Any] = {"label": label, "color": color, "category": category, "annotation": annotation}
-    concepts = [concept] if concept else None
-    things = find_things(support, mask, concepts, invert=invert_mask, fit=fit_mask, **choice)
+    things = find_things(supports, masks)
+    if len(things) > 1:
+        raise UsageError("`diffseg attn` looks for one concept.", "Give --concept once.")
     others = [*things[0].files, *([region] if region else [])]
     (plan,) = inputs.plan_outputs([query], out, suffixes, others)
     pairs = read_pairs(things)
@@ -107,11 +95,9 @@ def attn(
     with console.working("Looking"):
         from diffseg_cli.attention_dump import dump_attention
         from diffseg_cli.finding import encode_things, model_record
-        from diffseg_cli.segmenter import load_segmenter
+        from diffseg_cli.segmenter import load_chosen
 
-        segmenter = load_segmenter(
-            model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload, timesteps=steps
-        )
+        segmenter = load_chosen(model)
         (thing,) = encode_things(segmenter, things, pairs)
         console.say(f"Using {segmenter.description}.")
         dump = dump_attention(

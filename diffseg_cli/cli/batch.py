@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelChoice, SupportChoice
 from diffseg_cli.cli import console, options
 from diffseg_cli.cli.batch_progress import GO_ON, Tally, shown, stop_gently
 from diffseg_cli.cli.batch_ray import choose_crew, open_fleet
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from diffseg_cli.batch.plan import Item, Part
     from diffseg_cli.batch.runner import Outcome, Runner
     from diffseg_cli.batch.session import Loaded, Session
-    from diffseg_cli.finding import Thing
 
 EXAMPLES = """Examples:
 
@@ -68,30 +68,12 @@ def batch(
         bool,
         typer.Option("--recursive", help="Look into folders of folders.", rich_help_panel=options.QUERY),
     ] = False,
-    support: options.Support = None,
-    mask: options.Mask = None,
-    concept: options.Concept = None,
-    name: options.Name = None,
-    label: options.Label = None,
-    color: options.Color = None,
-    category: options.Category = None,
-    annotation: options.Annotation = None,
-    invert_mask: options.InvertMask = False,
-    fit_mask: options.FitMask = False,
-    model: options.Model = "compact",
-    checkpoint: options.Checkpoint = None,
-    head: options.Head = None,
-    fusion: options.Fusion = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = None,
-    offload: options.Offload = False,
-    timesteps: options.Timesteps = None,
-    seed: options.Seed = 0,
-    threshold: options.Threshold = 0.5,
-    min_presence: options.MinPresence = 0.0,
-    refine: options.Refine = None,
-    file_format: options.Format = None,
-    matting: options.Matting = False,
+    *,
+    supports: SupportChoice,
+    masks: MaskChoice,
+    model: ModelChoice,
+    answer: AnswerChoice,
+    files: FormatChoice,
     out: Annotated[
         Path,
         typer.Option(
@@ -182,24 +164,7 @@ def batch(
     if verify:
         _verify(out)
         return
-    choice: dict[str, Any] = {"label": label, "color": color, "category": category, "annotation": annotation}
-    things = find_things(support, mask, concept, name, invert=invert_mask, fit=fit_mask, **choice)
-    job = describe_job(
-        things,
-        file_format,
-        matting=matting,
-        choices={"threshold": threshold, "min_presence": min_presence, "refine": refine, "seed": seed},
-        model={
-            "model": model,
-            "checkpoint": checkpoint,
-            "device": device,
-            "dtype": dtype,
-            "head": head,
-            "fusion": fusion,
-            "offload": offload,
-            "timesteps": options.split_timesteps(timesteps),
-        },
-    )
+    job = describe_job(supports, masks, model, answer, files)
     items, share = _plan(queries or [], job, out, part, recursive=recursive)
     size = None if batch_size == "auto" else int(batch_size)
     stop = on_error == "stop"
@@ -222,17 +187,14 @@ def batch(
 
 
 def describe_job(
-    things: "list[Thing]",
-    formats: list[str] | None,
-    *,
-    matting: bool,
-    choices: dict[str, Any],
-    model: dict[str, Any],
+    supports: SupportChoice, masks: MaskChoice, model: ModelChoice, answer: AnswerChoice, files: FormatChoice
 ) -> "Job":
     from diffseg_cli.batch.job import Job
     from diffseg_cli.results.outputs import choose_formats
 
-    return Job(things, read_pairs(things), choices, choose_formats(formats, matting=matting), matting, model)
+    things = find_things(supports, masks)
+    formats = choose_formats(files.formats, matting=files.matting)
+    return Job(things, read_pairs(things), answer, formats, files.matting, model)
 
 
 def _plan(

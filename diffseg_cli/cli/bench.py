@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from diffseg_cli.choices import ModelChoice
 from diffseg_cli.cli import console, options
 
 EXAMPLES = """Examples:
@@ -17,7 +18,8 @@ WORK = "Work"  # panel of the help
 
 
 def bench(
-    model: options.Model = "compact",
+    *,
+    model: ModelChoice,
     random_weights: Annotated[
         bool,
         typer.Option(
@@ -26,11 +28,6 @@ def bench(
             rich_help_panel=options.MODEL,
         ),
     ] = False,
-    checkpoint: options.Checkpoint = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = None,
-    offload: options.Offload = False,
-    timesteps: options.Timesteps = None,
     image_size: Annotated[
         int | None,
         typer.Option(
@@ -76,16 +73,7 @@ def bench(
         from diffseg_cli.bench.measure import measure
         from diffseg_cli.bench.subject import prepare_segmenter
 
-        segmenter = prepare_segmenter(
-            model,
-            device=device,
-            dtype=dtype,
-            checkpoint=checkpoint,
-            random_weights=random_weights,
-            offload=offload,
-            image_size=image_size,
-            timesteps=options.split_timesteps(timesteps),
-        )
+        segmenter = prepare_segmenter(model, random_weights=random_weights, image_size=image_size)
         console.say(f"Using {segmenter.description}.")
         record = measure(
             segmenter,

@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from diffseg_cli.cli import console, inputs, options
+from diffseg_cli.choices import SUPPORT, BackboneChoice, Mask, MaskChoice, ModelChoice, Support
+from diffseg_cli.cli import console, inputs
+from diffseg_cli.cli.options import expand
 from diffseg_cli.errors import UsageError
 
 concept_app = typer.Typer(
@@ -39,21 +41,20 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a concept on
 
 
 @concept_app.command(epilog=MAKE_EXAMPLES)
+@expand
 def make(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Concept to write, for example dog.dsc.")],
-    support: options.Support,
-    mask: options.Mask,
-    name: options.Name = None,
-    label: options.Label = None,
-    color: options.Color = None,
-    category: options.Category = None,
-    annotation: options.Annotation = None,
-    invert_mask: options.InvertMask = False,
-    fit_mask: options.FitMask = False,
-    model: options.Model = "compact",
-    device: options.Device = "auto",
-    dtype: options.Dtype = None,
-    offload: options.Offload = False,
+    *,
+    support: Support,
+    mask: Mask,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Name of the concept. Default: that of FILE.", rich_help_panel=SUPPORT
+        ),
+    ] = None,
+    masks: MaskChoice,
+    backbone: BackboneChoice,
     as_json: Json = False,
 ) -> None:
     """Encode supports and save them as one file, to give as --concept instead.
@@ -63,19 +64,17 @@ def make(
     """
     from diffseg_cli.concept import check_name, source_of, write_concept
 
-    supports, masks = support or [], mask or []
     check_name(file.stem if name is None else name)
-    inputs.check_files(supports[0], [file])
-    if file.resolve() in {path.resolve() for path in [*supports, *masks]}:
+    inputs.check_files(support[0], [file])
+    if file.resolve() in {path.resolve() for path in [*support, *mask]}:
         raise UsageError(f"{file} would overwrite a support.", "Choose another name for the concept.")
-    choice = {"label": label, "color": color, "category": category, "annotation": annotation}
-    pairs = inputs.read_supports(supports, masks, invert=invert_mask, fit=fit_mask, **choice)
-    sources = [source_of(*each) for each in zip(supports, masks, strict=True)]
+    pairs = inputs.read_supports(support, mask, masks)
+    sources = [source_of(*each) for each in zip(support, mask, strict=True)]
     with console.working("Encoding"):
-        from diffseg_cli.segmenter import load_segmenter
+        from diffseg_cli.segmenter import load_chosen
 
         # The backbone alone encodes supports; the trained modules come in when the concept is used.
-        segmenter = load_segmenter(model, None, device, dtype, head="attention", offload=offload)
+        segmenter = load_chosen(ModelChoice(**vars(backbone), head="attention"))
         info = write_concept(file, segmenter, file.stem if name is None else name, pairs, sources)
     if as_json:
         console.result_json({"file": str(file), **asdict(info)})
@@ -136,16 +135,11 @@ def _draw(files: list[Path], sheet: Path) -> None:
 
 
 @concept_app.command(epilog=CHECK_EXAMPLES)
+@expand
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A concept of three supports or more.")],
-    model: options.Model = "compact",
-    checkpoint: options.Checkpoint = None,
-    head: options.Head = None,
-    fusion: options.Fusion = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = None,
-    offload: options.Offload = False,
-    timesteps: options.Timesteps = None,
+    *,
+    model: ModelChoice,
     as_json: Json = False,
 ) -> None:
     """Find out which supports help and which hurt, by leaving each out.
@@ -165,12 +159,9 @@ def check(
         )
     with console.working("Leaving out each support"):
         from diffseg_cli.advice import advise
-        from diffseg_cli.segmenter import load_segmenter
+        from diffseg_cli.segmenter import load_chosen
 
-        steps = options.split_timesteps(timesteps)
-        segmenter = load_segmenter(
-            model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload, timesteps=steps
-        )
+        segmenter = load_chosen(model)
         support, _ = read_concept(file, segmenter)
         rows = [asdict(each) for each in advise(segmenter, support, read_thumbnails(file))]
     rows = [{"support": s.image, **row} for s, row in zip(info.sources, rows, strict=True)]

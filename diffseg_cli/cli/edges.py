@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from diffseg_cli.cli import console, inputs
+from diffseg_cli.choices import Device
+from diffseg_cli.cli import console, inputs, options
 
 EXAMPLES = """Examples:
 
@@ -23,11 +24,9 @@ def edges(
     size: Annotated[
         int, typer.Option(min=16, max=4096, help="Longest side the network sees; larger finds finer edges.")
     ] = 512,
-    device: Annotated[str, typer.Option(metavar="auto|cuda|mps|cpu", help="Where to compute.")] = "auto",
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.")] = Path(
-        "diffseg_out"
-    ),
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a picture on stdout.")] = False,
+    device: Device = "auto",
+    out: options.Out = Path("diffseg_out"),
+    json: options.Json = False,
 ) -> None:
     """Draw the edges HED sees: white on black, at the size of the picture.
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from diffseg_cli.choices import ModelChoice
 from diffseg_cli.cli import console, options
 
 if TYPE_CHECKING:
@@ -80,14 +81,8 @@ def evaluate(
     ray: Annotated[
         bool, typer.Option("--ray", help="Spread over a Ray cluster instead.", rich_help_panel=WORK)
     ] = False,
-    model: options.Model = "compact",
-    checkpoint: options.Checkpoint = None,
-    head: options.Head = None,
-    fusion: options.Fusion = None,
-    timesteps: options.Timesteps = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = None,
-    offload: options.Offload = False,
+    *,
+    model: ModelChoice,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -123,13 +118,6 @@ def evaluate(
             peer_weights=str(peer_weights) if peer_weights else None,
             episodes_in=str(episodes_in) if episodes_in else None,
             model=model,
-            checkpoint=str(checkpoint) if checkpoint else None,
-            device=device,
-            dtype=dtype,
-            head=head,
-            fusion=fusion,
-            timesteps=tuple(options.split_timesteps(timesteps) or ()) or None,
-            offload=offload,
         )
         benchmark = Benchmark(share_device(plan))
     if episodes_out:

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from diffseg_cli.choices import MaskChoice
 from diffseg_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -131,16 +132,13 @@ def check_files(image: Path, outputs: Sequence[Path]) -> None:
         check_folder(output.parent)
 
 
-def read_supports(
-    supports: Sequence[Path], masks: Sequence[Path], *, fit: bool = False, **choice: Any
-) -> "list[Pair]":
+def read_supports(supports: Sequence[Path], masks: Sequence[Path], choice: MaskChoice) -> "list[Pair]":
     """Read support pictures with their masks, paired in order.
 
     Args:
         supports: pictures.
         masks: one each.
-        fit: bring masks of another size to that of their picture.
-        choice: label, color, category, annotation, invert of `image_io.read_mask`.
+        choice: how the masks are read.
 
     Raises:
         UsageError: not one mask a support, or two choices that exclude each other.
@@ -153,7 +151,7 @@ def read_supports(
         )
     from diffseg_cli.reading.image_io import read_pair
 
-    return [read_pair(image, mask, fit=fit, **choice) for image, mask in zip(supports, masks, strict=True)]
+    return [read_pair(image, mask, **vars(choice)) for image, mask in zip(supports, masks, strict=True)]
 
 
 def read_query(

@@ -23,6 +23,7 @@ from diffseg_cli.cli import (
 )
 from diffseg_cli.cli.concept import concept_app
 from diffseg_cli.cli.models import models_app
+from diffseg_cli.cli.options import expand
 from diffseg_cli.errors import DiffsegError, ExitCode
 from diffseg_cli.version import __version__
 
@@ -67,17 +68,17 @@ def diffseg(
     """Few-shot segmentation: show one masked picture of a thing, find it in others."""
 
 
-app.command(epilog=segment.EXAMPLES)(segment.segment)
-app.command(epilog=batch.EXAMPLES)(batch.batch)
-app.command(epilog=attn.EXAMPLES)(attn.attn)
-app.command(epilog=edges.EXAMPLES)(edges.edges)
-app.command(epilog=mask.EXAMPLES)(mask.mask)
-app.command(epilog=train.EXAMPLES)(train.train)
-app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
-app.command(epilog=watch.EXAMPLES)(watch.watch)
-app.command(epilog=serve.EXAMPLES)(serve.serve)
-app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
-app.command(epilog=bench.EXAMPLES)(bench.bench)
+app.command(epilog=segment.EXAMPLES)(expand(segment.segment))
+app.command(epilog=batch.EXAMPLES)(expand(batch.batch))
+app.command(epilog=attn.EXAMPLES)(expand(attn.attn))
+app.command(epilog=edges.EXAMPLES)(expand(edges.edges))
+app.command(epilog=mask.EXAMPLES)(expand(mask.mask))
+app.command(epilog=train.EXAMPLES)(expand(train.train))
+app.command(epilog=evaluate.EXAMPLES)(expand(evaluate.evaluate))
+app.command(epilog=watch.EXAMPLES)(expand(watch.watch))
+app.command(epilog=serve.EXAMPLES)(expand(serve.serve))
+app.command(epilog=doctor.EXAMPLES)(expand(doctor.doctor))
+app.command(epilog=bench.EXAMPLES)(expand(bench.bench))
 app.add_typer(concept_app, name="concept")
 app.add_typer(models_app, name="models")
 

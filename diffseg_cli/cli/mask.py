@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffseg_cli.choices import Device, ModelChoice
 from diffseg_cli.cli import console, inputs, options
 from diffseg_cli.errors import UsageError
 
@@ -50,7 +51,7 @@ def mask(
             metavar="X,Y", help="With --point: the thing is not here; may be repeated.", rich_help_panel=HOW
         ),
     ] = None,
-    device: options.Device = "auto",
+    device: Device = "auto",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -146,4 +147,4 @@ def _load(device: str) -> "Segmenter":
     with console.working("Loading the model"):
         from diffseg_cli import segmenter
 
-        return segmenter.load_segmenter("compact", None, device, head="attention")
+        return segmenter.load_chosen(ModelChoice(device=device, head="attention"))

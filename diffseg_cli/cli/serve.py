@@ -4,7 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffseg_cli.cli import console, options
+from diffseg_cli import choices
+from diffseg_cli.choices import MaskChoice, ModelChoice, SupportChoice
+from diffseg_cli.cli import console
 from diffseg_cli.cli.things import find_things
 from diffseg_cli.errors import ExitCode, MissingDependency, UsageError
 
@@ -42,15 +44,9 @@ def serve(
             rich_help_panel=SERVER,
         ),
     ] = None,
-    concept: options.Concept = None,
-    model: options.Model = "compact",
-    checkpoint: options.Checkpoint = None,
-    head: options.Head = None,
-    fusion: options.Fusion = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = None,
-    offload: options.Offload = False,
-    timesteps: options.Timesteps = None,
+    *,
+    concept: choices.Concept = (),
+    model: ModelChoice,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -96,17 +92,14 @@ def serve(
             "Install it with: pip install 'diffseg[serve]'",
         ) from error
     _check_token(token, None if is_loopback(host) else host)
-    things = find_things(None, None, concept) if concept else []
+    things = find_things(SupportChoice(concept=concept), MaskChoice()) if concept else []
     opened = open_socket(host, port)
     with console.working("Loading the model"):
-        from diffseg_cli.segmenter import load_segmenter
+        from diffseg_cli.segmenter import load_chosen
         from diffseg_cli.serve.app import create_app
         from diffseg_cli.serve.limits import Limits
 
-        steps = options.split_timesteps(timesteps)
-        segmenter = load_segmenter(
-            model, checkpoint, device, dtype, head=head, fusion=fusion, offload=offload, timesteps=steps
-        )
+        segmenter = load_chosen(model)
         kept = _load_concepts(segmenter, things)
     console.say(f"Using {segmenter.description}.")
     limits = Limits(

@@ -1,9 +1,9 @@
 """What a run looks for: supports with masks, or concepts."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from diffseg_cli.choices import MaskChoice, SupportChoice
 from diffseg_cli.cli import inputs
 from diffseg_cli.errors import UsageError
 
@@ -13,22 +13,17 @@ if TYPE_CHECKING:
 UNNAMED = "object"  # what a thing without a name is called in results
 
 
-def find_things(
-    supports: Sequence[Path] | None,
-    masks: Sequence[Path] | None,
-    concepts: Sequence[Path] | None,
-    name: str | None = None,
-    **choice: Any,
-) -> "list[Thing]":
+def find_things(choice: SupportChoice, masks: MaskChoice) -> "list[Thing]":
     """What the options of a verb ask for; of concepts only the headers are read.
 
     Raises:
         UsageError: nothing, both kinds, a name that is none or twice the same, or a file twice.
         WeightsError: a concept cannot be read.
     """
-    if not (supports or masks or concepts):
+    given_by_images = choice.support or choice.mask
+    if not (given_by_images or choice.concept):
         raise UsageError("Nothing to look for is given.", "Give --support with --mask, or --concept.")
-    if concepts and (supports or masks):
+    if choice.concept and given_by_images:
         raise UsageError(
             "--concept stands for supports and their masks; both are given.",
             "Put the supports into a concept of their own with `diffseg concept make`.",
@@ -36,21 +31,14 @@ def find_things(
     from diffseg_cli.concept import check_name, read_concept_info
     from diffseg_cli.finding import Thing
 
-    if not concepts:
-        return [
-            Thing(
-                check_name(UNNAMED if name is None else name),
-                None,
-                supports or (),
-                masks or (),
-                choice,
-            )
-        ]
-    if name is not None:
+    if not choice.concept:
+        name = check_name(UNNAMED if choice.name is None else choice.name)
+        return [Thing(name, None, choice.support, choice.mask, masks)]
+    if choice.name is not None:
         raise UsageError("A concept has its own name.", "Leave --name out.")
-    if any(choice.values()):
+    if masks != MaskChoice():
         raise UsageError("A concept holds its masks already.", "Leave the options that read masks out.")
-    things = [Thing(read_concept_info(path).name, path) for path in concepts]
+    things = [Thing(read_concept_info(path).name, path) for path in choice.concept]
     owner: dict[str, Thing] = {}
     for thing in things:
         other = owner.setdefault(thing.name.casefold(), thing)
@@ -69,7 +57,7 @@ def find_things(
 def read_pairs(things: "Sequence[Thing]") -> "dict[str, list[inputs.Pair]]":
     """Supports of the things that are given by pictures; before the model is loaded, to fail early."""
     return {
-        thing.name: inputs.read_supports(thing.supports, thing.masks, **thing.choice)
+        thing.name: inputs.read_supports(thing.supports, thing.masks, thing.choice)
         for thing in things
         if thing.concept is None
     }

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from diffseg_cli.choices import Device, Dtype, Model
 from diffseg_cli.cli import console, options
 from diffseg_cli.config import FineTuneConfig, PamConfig, TrainConfig
 
@@ -175,9 +176,9 @@ def train(
             metavar="PX", help="Picture size, a multiple of 64; default 384.", rich_help_panel=ABLATIONS
         ),
     ] = None,
-    model: options.Model = "compact",
-    device: options.Device = "auto",
-    dtype: options.Dtype = None,
+    model: Model = "compact",
+    device: Device = "auto",
+    dtype: Dtype = None,
 ) -> None:
     """Train SCM and PAM on labelled pictures, or improve the shipped ones on classes of your own."""
     from diffseg_cli.training.jobs import TrainPlan, backbone_job, modules_job

@@ -5,13 +5,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelChoice, SupportChoice
 from diffseg_cli.cli import console, options
 from diffseg_cli.cli.batch import MOST_WORKERS, RUN, describe_job, open_session, outcome_row
-from diffseg_cli.cli.things import find_things
 from diffseg_cli.errors import ExitCode, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -33,30 +33,12 @@ def watch(
         bool,
         typer.Option("--recursive", help="Watch its folders too.", rich_help_panel=options.QUERY),
     ] = False,
-    support: options.Support = None,
-    mask: options.Mask = None,
-    concept: options.Concept = None,
-    name: options.Name = None,
-    label: options.Label = None,
-    color: options.Color = None,
-    category: options.Category = None,
-    annotation: options.Annotation = None,
-    invert_mask: options.InvertMask = False,
-    fit_mask: options.FitMask = False,
-    model: options.Model = "compact",
-    checkpoint: options.Checkpoint = None,
-    head: options.Head = None,
-    fusion: options.Fusion = None,
-    device: options.Device = "auto",
-    dtype: options.Dtype = None,
-    offload: options.Offload = False,
-    timesteps: options.Timesteps = None,
-    seed: options.Seed = 0,
-    threshold: options.Threshold = 0.5,
-    min_presence: options.MinPresence = 0.0,
-    refine: options.Refine = None,
-    file_format: options.Format = None,
-    matting: options.Matting = False,
+    *,
+    supports: SupportChoice,
+    masks: MaskChoice,
+    model: ModelChoice,
+    answer: AnswerChoice,
+    files: FormatChoice,
     out: options.Out = Path("diffseg_out"),
     json: options.Json = False,
     settle: Annotated[
@@ -91,24 +73,7 @@ def watch(
     an end, and either verb with what the other did. Prints the files of each
     picture, or with --json a line a picture, as they are done.
     """
-    choice: dict[str, Any] = {"label": label, "color": color, "category": category, "annotation": annotation}
-    things = find_things(support, mask, concept, name, invert=invert_mask, fit=fit_mask, **choice)
-    job = describe_job(
-        things,
-        file_format,
-        matting=matting,
-        choices={"threshold": threshold, "min_presence": min_presence, "refine": refine, "seed": seed},
-        model={
-            "model": model,
-            "checkpoint": checkpoint,
-            "device": device,
-            "dtype": dtype,
-            "head": head,
-            "fusion": fusion,
-            "offload": offload,
-            "timesteps": options.split_timesteps(timesteps),
-        },
-    )
+    job = describe_job(supports, masks, model, answer, files)
     claims = _claims(folder, job, out)
     from diffseg_cli.batch.arrivals import Arrivals
     from diffseg_cli.batch.plan import Part

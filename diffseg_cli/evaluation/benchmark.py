@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from diffseg_cli.choices import ModelChoice
 from diffseg_cli.datasets import PROTOCOLS, load_dataset
 from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.errors import InputError, UsageError
@@ -23,7 +24,7 @@ from diffseg_cli.evaluation.evaluate import (
 from diffseg_cli.evaluation.peers import NOTES, PEERS, load_peer
 from diffseg_cli.evaluation.published import FIGURES, TRAINED, TRAINING_FREE, published_figures
 from diffseg_cli.evaluation.summary import EpisodeResult, summarise, summarise_costs
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.segmenter import Segmenter, load_chosen
 from diffseg_cli.version import __version__
 
 SHIPPED = (
@@ -54,7 +55,7 @@ class Plan:
         peers: methods beside the model.
         peer_weights: folder with the peers' weights, or None for the local hub cache.
         episodes_in: list of episodes to run instead of drawing them.
-        model, checkpoint, device, dtype, head, fusion, timesteps, offload: as `load_segmenter`.
+        model: that is measured.
     """
 
     root: str
@@ -69,14 +70,7 @@ class Plan:
     peers: tuple[str, ...] = ()
     peer_weights: str | None = None
     episodes_in: str | None = None
-    model: str = "compact"
-    checkpoint: str | None = None
-    device: str = "auto"
-    dtype: str | None = None
-    head: str | None = None
-    fusion: str | None = None
-    timesteps: tuple[int, ...] | None = None
-    offload: bool = False
+    model: ModelChoice = field(default_factory=ModelChoice)
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -138,16 +132,7 @@ class Benchmark:
                 episodes_per_class=plan.episodes_per_class,
             )
         self.lines = list_lines(self.tasks, self._datasets)
-        self.segmenter: Segmenter = load_segmenter(
-            plan.model,
-            plan.checkpoint,
-            plan.device,
-            plan.dtype,
-            head=plan.head,
-            fusion=plan.fusion,
-            offload=plan.offload,
-            timesteps=plan.timesteps,
-        )
+        self.segmenter: Segmenter = load_chosen(plan.model)
         self.peers = {
             name: load_peer(name, plan.peer_weights, self.segmenter.device)
             for name in plan.peers
@@ -219,7 +204,7 @@ class Benchmark:
             "folds": [f for f in plan.folds if f is not None],
             "episodes_per_class": plan.episodes_per_class,
             "episodes_in": plan.episodes_in,
-            "checkpoint": plan.checkpoint,
+            "checkpoint": None if plan.model.checkpoint is None else str(plan.model.checkpoint),
             "torch": torch.__version__,
             "description": self.segmenter.description,
             "episodes": len(results),
@@ -267,13 +252,13 @@ class Benchmark:
             return None
         if method != "model" or self.segmenter.head == "attention":
             return TRAINING_FREE
-        return TRAINED if self.plan.checkpoint else None
+        return TRAINED if self.plan.model.checkpoint else None
 
     def _notes(self) -> list[str]:
         """What a reader must know before comparing."""
         notes = [NOTES[name] for name in self.plan.peers if name in NOTES]
         if self.plan.dataset in FIGURES and self.segmenter.head == "pam":
-            notes.append(OWN_CHECKPOINT if self.plan.checkpoint else SHIPPED)
+            notes.append(OWN_CHECKPOINT if self.plan.model.checkpoint else SHIPPED)
         return notes
 
     def _thresholds(self) -> dict[str, float]:

@@ -79,9 +79,10 @@ def collect(benchmark: Benchmark, out: Path) -> list[EpisodeResult] | None:
 
 def share_device(plan: Plan) -> Plan:
     """The same plan on the GPU that a launcher gave this process; unchanged elsewhere."""
-    if _rank_and_world()[1] == 1 or plan.device not in ("auto", "cuda") or not torch.cuda.is_available():
+    device = plan.model.device
+    if _rank_and_world()[1] == 1 or device not in ("auto", "cuda") or not torch.cuda.is_available():
         return plan
-    return replace(plan, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return replace(plan, model=replace(plan.model, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}"))
 
 
 def spread_over_machines() -> bool:

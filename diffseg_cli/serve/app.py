@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
+from diffseg_cli.choices import AnswerChoice, MaskChoice
 from diffseg_cli.concept import check_name
 from diffseg_cli.errors import DiffsegError, UsageError
 from diffseg_cli.serve.bodies import ConceptBody, ConceptsBody, ErrorBody, FoundBody, HealthBody, ModelBody
@@ -88,12 +89,10 @@ async def _supports(
         )
     if not support:
         return None
-    choice = {"label": label, "color": color, "category": category, "annotation": annotation}
     return SupportUpload(
         tuple([await _read(each) for each in support]),
         tuple([await _read(each) for each in mask]),
-        {**choice, "invert": invert_mask},
-        fit_mask,
+        MaskChoice(label, color, category, annotation, invert_mask, fit_mask),
     )
 
 
@@ -223,7 +222,9 @@ def _add_work(app: FastAPI, engine: Engine, worker: Worker[Order, Reply], limits
                 "Send the field concept, or the fields support and mask.",
             )
         extras = tuple(sorted(set(include or ["rle"])))
-        order = FindOrder(await _read(query), what, threshold, min_presence, refine, form, extras)
+        order = FindOrder(
+            await _read(query), what, AnswerChoice(threshold, min_presence, refine), form, extras
+        )
         return await answered(request, order)
 
     @app.post(

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffseg_cli.choices import AnswerChoice
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.finding import Answer, Encoded, Pair, find_in
 from diffseg_cli.mask_making import box_region, mask_from_box
@@ -76,18 +77,14 @@ class FindOrder:
     Attributes:
         query: the picture.
         support: what to look for.
-        threshold: of the probability.
-        min_presence: below it the mask is empty.
-        refine: borders, or None for the default.
+        answer: what counts as found.
         form: "json", or a picture of `picture_reply`.
         extras: of `found_record`.
     """
 
     query: Upload
     support: "Concept | SupportUpload"
-    threshold: float
-    min_presence: float
-    refine: bool | None
+    answer: AnswerChoice
     form: str
     extras: tuple[str, ...]
 
@@ -95,7 +92,7 @@ class FindOrder:
     def key(self) -> Hashable:
         """Orders of equal keys are one batch."""
         what = id(self.support) if isinstance(self.support, Concept) else self.support.digest
-        return what, self.threshold, self.min_presence, self.refine
+        return what, self.answer
 
 
 @dataclass(frozen=True)
@@ -245,13 +242,8 @@ class Engine:
         return replies
 
     def _segment(self, images: Sequence[NDArray[np.uint8]], thing: Encoded, order: FindOrder) -> list[Answer]:
-        choices = {
-            "threshold": order.threshold,
-            "min_presence": order.min_presence,
-            "refine": order.refine,
-        }
         query = self.segmenter.encode_queries(images)
-        answers = find_in(self.segmenter, query, [thing], [Path("query")] * len(images), choices)
+        answers = find_in(self.segmenter, query, [thing], [Path("query")] * len(images), order.answer)
         self._metrics.add("diffseg_batches_total")
         self._metrics.add("diffseg_pictures_total", len(images))
         for answer in answers:
@@ -265,8 +257,8 @@ class Engine:
             return picture_reply(order.form, answer.scene)
         record = {
             **found_record(answer.scene.things[0], order.extras),
-            "threshold": order.threshold,
-            "min_presence": order.min_presence,
+            "threshold": order.answer.threshold,
+            "min_presence": order.answer.min_presence,
             "notes": [*notes, *answer.empty],
             "seconds": {stage: round(spent, 4) for stage, spent in answer.seconds.items()},
         }

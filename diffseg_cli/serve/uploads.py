@@ -6,13 +6,13 @@ annotation file, and never a path.
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffseg_cli.choices import MaskChoice
 from diffseg_cli.finding import Pair
 from diffseg_cli.reading.image_io import read_image, read_pair
 from diffseg_cli.reading.input_files import InputFile
@@ -43,20 +43,18 @@ class SupportUpload:
     Attributes:
         images: at least one picture.
         masks: one each.
-        choice: label, color, category, annotation, invert of `read_mask`.
-        fit: bring masks to the size of their pictures.
+        choice: how the masks are read.
     """
 
     images: tuple[Upload, ...]
     masks: tuple[Upload, ...]
-    choice: dict[str, Any] = field(default_factory=dict)
-    fit: bool = False
+    choice: MaskChoice = field(default_factory=MaskChoice)
 
     @cached_property
     def digest(self) -> str:
         """Equal for supports that are read alike."""
         files = [(each.name, each.sha256) for each in (*self.images, *self.masks)]
-        return hashlib.sha256(json.dumps([files, self.choice, self.fit]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([files, asdict(self.choice)]).encode()).hexdigest()
 
 
 def read_picture(upload: Upload, name: str, most_pixels: int) -> NDArray[np.uint8]:
@@ -88,9 +86,8 @@ def read_supports(support: SupportUpload, most_pixels: int) -> tuple[list[Pair],
             read_pair(
                 InputFile(f"support {number}", image.content, image.name or None),
                 InputFile(f"mask {number}", mask.content),
-                fit=support.fit,
                 most_pixels=most_pixels,
-                **support.choice,
+                **vars(support.choice),
             )
             for number, (image, mask) in enumerate(zip(support.images, support.masks, strict=True), start=1)
         ]

@@ -1,0 +1,276 @@
+"""What a user chooses, as values: which model, what to look for, how masks are read, what the answer is.
+
+Each class is one group of options: a verb that takes it has an option for each field (`cli.options.expand`),
+and the function named in its docstring has them as keyword arguments. A shared option is so written here
+and where it is used, and nowhere between. No torch and no command line here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+SUPPORT, MODEL, OUTPUT, ADVANCED = "Support", "Model", "Output", "Advanced"  # panels of the help
+FORMATS = (
+    *("mask", "overlay", "heatmap", "cutout", "score", "sheet", "json"),
+    *("coco", "coco-polygons", "labelme", "yolo", "voc"),
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """How the command line asks for a value.
+
+    Attributes:
+        help: what it does.
+        panel: of the help.
+        flags: short and long; none derives the long one from the name.
+        metavar: what stands for the value in the help; "" for none.
+        parse: one word of the command line -> value; raises ValueError with a sentence.
+    """
+
+    help: str
+    panel: str
+    flags: tuple[str, ...] = ()
+    metavar: str | None = None
+    parse: Callable[[str], Any] | None = None
+
+
+# --- words of the command line -> values ---------------------------------------------------------------
+
+
+def _timesteps(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ValueError(f"'{text}' is not a number or a list such as 20,50,100.")
+    return tuple(int(part) for part in parts)
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) < 2**63):
+        raise ValueError(f"'{text}' is not a whole number from 0 to 2^63 - 1.")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f"'{text}' is not a number from 0 to 1.")
+    return value
+
+
+def _threshold(text: str) -> float:
+    value = _share(text)
+    if value in (0, 1):
+        raise ValueError(f"'{text}' is not between 0 and 1.")
+    return value
+
+
+def _format(text: str) -> str:
+    if text not in FORMATS:
+        raise ValueError(f"'{text}' is not one of {', '.join(FORMATS)}.")
+    return text
+
+
+# --- the model -----------------------------------------------------------------------------------------
+
+Model = Annotated[
+    str,
+    Option(
+        "compact (a small stand-in, shipped), kandinsky-2-2, or a folder with Kandinsky 2.2.",
+        MODEL,
+        metavar="NAME",
+    ),
+]
+Device = Annotated[str, Option("Where to compute: auto, cuda, cuda:1, mps or cpu.", MODEL, metavar="DEVICE")]
+Dtype = Annotated[
+    str | None,
+    Option(
+        "Number format: float32, bfloat16 or float16. Default: what suits the device.",
+        ADVANCED,
+        metavar="FORMAT",
+    ),
+]
+Seed = Annotated[
+    int,
+    Option("Seed of a diffusion model's noise; compact has none.", ADVANCED, metavar="N", parse=_seed),
+]
+
+
+@dataclass(frozen=True)
+class BackboneChoice:
+    """The frozen backbone alone, without trained modules."""
+
+    model: Model = "compact"
+    device: Device = "auto"
+    dtype: Dtype = None
+    offload: Annotated[
+        bool, Option("Keep on the GPU only the part of Kandinsky that is in use.", ADVANCED)
+    ] = False
+
+
+@dataclass(frozen=True)
+class ModelChoice(BackboneChoice):
+    """The model that answers: arguments of `segmenter.load_segmenter`."""
+
+    checkpoint: Annotated[
+        Path | None,
+        Option("Trained SCM and PAM to use instead of the shipped ones.", MODEL, metavar="FILE"),
+    ] = None
+    head: Annotated[
+        Literal["pam", "attention"] | None,
+        Option(
+            "pam: the trained modules. attention: the score map alone. Default: pam where one is trained.",
+            ADVANCED,
+        ),
+    ] = None
+    fusion: Annotated[
+        Literal["concat", "mean"] | None,
+        Option("How several supports are combined. Default: concat.", ADVANCED),
+    ] = None
+    timesteps: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "Noise levels at which a diffusion model looks, 0 to 999; compact has none. Default: 50.",
+            ADVANCED,
+            metavar="T[,T...]",
+            parse=_timesteps,
+        ),
+    ] = None
+
+
+# --- supports ------------------------------------------------------------------------------------------
+
+
+Support = Annotated[
+    tuple[Path, ...],
+    Option(
+        "Image that shows what to find; repeat for several.",
+        SUPPORT,
+        flags=("--support", "-s"),
+        metavar="IMAGE",
+    ),
+]
+Mask = Annotated[
+    tuple[Path, ...],
+    Option(
+        "Where it is in that image; one per support, in the same order. An image, NPY, or a COCO, LabelMe "
+        "or YOLO file.",
+        SUPPORT,
+        flags=("--mask", "-m"),
+        metavar="MASK",
+    ),
+]
+Concept = Annotated[
+    tuple[Path, ...],
+    Option(
+        "File made by `diffseg concept make`, instead of supports; repeat for several concepts.",
+        SUPPORT,
+        flags=("--concept", "-c"),
+        metavar="FILE",
+    ),
+]
+Name = Annotated[
+    str | None, Option("Name of the concept in the results. Default: object.", SUPPORT, metavar="NAME")
+]
+
+
+@dataclass(frozen=True)
+class SupportChoice:
+    """What to look for: supports with their masks, or saved concepts."""
+
+    support: Support = ()
+    mask: Mask = ()
+    concept: Concept = ()
+    name: Name = None
+
+
+@dataclass(frozen=True)
+class MaskChoice:
+    """How masks are read: arguments of `reading.image_io.read_pair`."""
+
+    label: Annotated[
+        int | None,
+        Option("Pixel value of the object, in masks that hold several.", SUPPORT, metavar="N"),
+    ] = None
+    color: Annotated[
+        str | None, Option("Colour of the object, in masks drawn in colours.", SUPPORT, metavar="RRGGBB")
+    ] = None
+    category: Annotated[
+        str | None,
+        Option(
+            "Class of the object, in COCO, LabelMe and YOLO files with several.", SUPPORT, metavar="NAME|ID"
+        ),
+    ] = None
+    annotation: Annotated[
+        int | None,
+        Option(
+            "One object of such a file: COCO's id, or the LabelMe shape or YOLO line, counted from 1.",
+            SUPPORT,
+            metavar="ID",
+        ),
+    ] = None
+    invert: Annotated[bool, Option("The masks mark the background.", SUPPORT, flags=("--invert-mask",))] = (
+        False
+    )
+    fit: Annotated[
+        bool,
+        Option(
+            "Resize masks to the size of their images, without smoothing.", SUPPORT, flags=("--fit-mask",)
+        ),
+    ] = False
+
+
+# --- the answer ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AnswerChoice:
+    """What counts as found: arguments of `Segmenter.segment_encoded`."""
+
+    threshold: Annotated[
+        float,
+        Option(
+            "Probability above which a pixel belongs to the mask, between 0 and 1.",
+            OUTPUT,
+            metavar="T",
+            parse=_threshold,
+        ),
+    ] = 0.5
+    min_presence: Annotated[
+        float,
+        Option(
+            "Leave the mask empty where the presence score is below this, from 0 to 1.",
+            OUTPUT,
+            metavar="P",
+            parse=_share,
+        ),
+    ] = 0.0
+    refine: Annotated[
+        bool | None, Option("Snap mask borders to edges of the image. Default: on.", OUTPUT)
+    ] = None
+    seed: Seed = 0
+
+
+@dataclass(frozen=True)
+class FormatChoice:
+    """Which files are written: for `results.outputs.choose_formats`."""
+
+    formats: Annotated[
+        tuple[str, ...],
+        Option(
+            f"What to write; repeat for several: {', '.join(FORMATS)}. Default: mask, heatmap, overlay.",
+            OUTPUT,
+            flags=("--format", "-f"),
+            metavar="FORMAT",
+            parse=_format,
+        ),
+    ] = ()
+    matting: Annotated[
+        bool,
+        Option("Matting for cut-outs, for hair and leaves; needs pip install 'diffseg\\[matting]'.", OUTPUT),
+    ] = False
