@@ -34,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffseg_cli.files import whole_file
 from diffseg_cli.models.attention import (
     AttentionMaps,
     GridHW,
@@ -43,7 +44,7 @@ from diffseg_cli.models.attention import (
     split_joint_attention,
 )
 from diffseg_cli.models.support import SupportFeatures
-from diffseg_cli.results.render import heatmap, overlay, whole_file
+from diffseg_cli.results.render import heatmap, overlay
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter
 

@@ -77,11 +77,6 @@ def asking(path: Path) -> Iterator[None]:
 # --- names ---------------------------------------------------------------------------------------------
 
 
-def true_name(path: Path) -> str:
-    """The name under which two ways to the same file are one."""
-    return str(path) if is_elsewhere(path) else os.path.realpath(path)
-
-
 def way_between(folder: Path, path: Path) -> str:
     """How to get from a folder to a file: relative, so that both can move; whole where one is elsewhere."""
     if is_elsewhere(path):

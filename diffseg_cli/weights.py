@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from diffseg_cli.errors import InputError, WeightsError
+from diffseg_cli.errors import WeightsError
+from diffseg_cli.files import write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -195,7 +196,7 @@ def write_manifest(root: Path) -> list[WeightsEntry]:
             row |= {"sha256": file_sha256(root / name), "bytes": (root / name).stat().st_size}
         rows.append(row)
     text = json.dumps({"format": MANIFEST_FORMAT, "files": rows}, indent=2, ensure_ascii=False) + "\n"
-    _write_atomic(root / MANIFEST, text.encode())
+    write_whole(root / MANIFEST, text.encode())
     return [WeightsEntry(**row) for row in rows]
 
 
@@ -277,7 +278,7 @@ def write_safetensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Map
     header = json.loads(raw[8 : 8 + length]) | {"__metadata__": dict(metadata)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # keeps the tensors aligned
-    _write_atomic(Path(path), len(text).to_bytes(8, "little") + text + raw[8 + length :])
+    write_whole(path, len(text).to_bytes(8, "little") + text + raw[8 + length :])
 
 
 def load_strict(module: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path) -> None:
@@ -318,22 +319,6 @@ def _refusal(path: Path, head: bytes) -> WeightsError:
     if "code" in kind or "pickle" in kind:
         hint = "Where you trust it, load it and save its tensors with safetensors.torch.save_file."
     return WeightsError(f"{path} is {kind}.", hint)
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(
-            f"{path} cannot be written: {reason}.", "Choose a folder you may write to."
-        ) from error
-    finally:
-        if partial.is_file():
-            partial.unlink()
 
 
 if __name__ == "__main__":

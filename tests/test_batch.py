@@ -19,8 +19,9 @@ from conftest import make_swift_segmenter
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from diffseg_cli import files as files_module
 from diffseg_cli import segmenter as segmenter_module
-from diffseg_cli.batch import manifest, pipeline, sizing, store
+from diffseg_cli.batch import pipeline, sizing, store
 from diffseg_cli.batch import runner as runner_module
 from diffseg_cli.batch.manifest import ManifestReader, ManifestWriter
 from diffseg_cli.batch.runner import Runner
@@ -313,9 +314,9 @@ def test_a_manifest_without_locks_is_written_all_the_same(monkeypatch: pytest.Mo
     def unsupported(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "no locks")
 
-    monkeypatch.setattr(manifest.fcntl, "flock", unsupported)
+    monkeypatch.setattr(files_module.fcntl, "flock", unsupported)
     batch()
-    monkeypatch.setattr(manifest, "fcntl", None)
+    monkeypatch.setattr(files_module, "fcntl", None)
     assert set(states(batch("--json")).values()) == {"skipped"}
 
 
@@ -370,14 +371,12 @@ def breaking(number: int, code: int, name: str = "") -> Callable[..., None]:
     """`replace_file` that fails from its n-th file on, or for one name."""
     real, lock, count = store.replace_file, threading.Lock(), [0]
 
-    def replace(path: Path, content: bytes, partial: Path) -> None:
+    def replace(path: Path, content: bytes, prefix: str) -> None:
         with lock:
             count[0] += 1
         if (name and path.name == name) or (not name and count[0] >= number):
-            partial.write_bytes(content[: len(content) // 2])
-            partial.unlink()
             raise OSError(code, os.strerror(code))
-        real(path, content, partial)
+        real(path, content, prefix)
 
     return replace
 
@@ -405,16 +404,16 @@ def test_one_file_that_cannot_be_written_is_one_failure(monkeypatch: pytest.Monk
 
 
 def test_a_manifest_that_cannot_grow_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, count = ManifestWriter._write, [0]
+    real, count = files_module.LineLog.add, [0]
 
-    def full(self: ManifestWriter, content: Any) -> None:
+    def full(self: files_module.LineLog, record: Any) -> None:
         count[0] += 1
         if count[0] > 2:
-            raise store.unwritable(self.path, OSError(errno.ENOSPC, "No space left on device"))
-        real(self, content)
+            raise files_module.unwritable(self.path, OSError(errno.ENOSPC, "No space left on device"))
+        real(self, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ManifestWriter, "_write", full)
+        patch.setattr(files_module.LineLog, "add", full)
         assert "manifest.jsonl cannot be written: No space left" in batch(code=3).stderr
     assert not [
         thread for thread in threading.enumerate() if thread.name.startswith(("read", "model", "write"))

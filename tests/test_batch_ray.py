@@ -172,11 +172,11 @@ def test_a_stop_keeps_what_came(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lost_place_or_cluster_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     real, count = store.replace_file, [0]
 
-    def full(path: Path, content: bytes, partial: Path) -> None:
+    def full(path: Path, content: bytes, prefix: str) -> None:
         count[0] += 1
         if count[0] > 4:  # a picture has three files
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(path, content, partial)
+        real(path, content, prefix)
 
     def dies(_: Alone) -> Iterator[dict[str, str]]:
         raise ChildProcessError("The actor died.\nMore of it")

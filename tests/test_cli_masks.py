@@ -220,7 +220,7 @@ def test_a_picture_comes_in_and_files_are_written() -> None:
         (("--out", "-"), b"no picture", 3, "stdin is not a picture"),
         (("--out", "-", "--json"), b"", 2, "--out - writes one mask"),
         (("--out", "-", "-q", "dog.png"), b"", 2, "--out - writes one mask"),
-        (("-q", "-"), b"", 2, "would both be written"),
+        (("-q", "-"), b"", 2, "- is given twice"),
     ],
 )
 @pytest.mark.usefixtures("loads")

@@ -25,6 +25,7 @@ RANKS = {
     "config.py": 0,
     "choices.py": 0,
     "places.py": 1,
+    "files.py": 1,
     "refine.py": 0,
     "reading/": 1,
     "results/": 2,

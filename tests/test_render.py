@@ -1,23 +1,13 @@
-"""Results out: what overlays and heatmaps show, and that files are whole or not there."""
+"""Results out: what overlays and heatmaps show."""
 
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffseg_cli.errors import InputError
-from diffseg_cli.results.render import (
-    check_folder,
-    heatmap,
-    overlay,
-    whole_file,
-    write_mask,
-    write_overlay,
-    write_picture,
-)
+from diffseg_cli.results.render import heatmap, overlay, write_mask, write_overlay, write_picture
 
 
 def test_files_hold_what_was_written(tmp_path: Path) -> None:
@@ -33,45 +23,6 @@ def test_files_hold_what_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), overlay(image, mask))
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "h.png")), heatmap(score_map))
     assert len(list(tmp_path.iterdir())) == 3  # no temporary file stays
-
-
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "m.png"
-    path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as stream:
-        stream.write(b"half")
-        raise KeyboardInterrupt
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
-    (tmp_path / "taken.png").mkdir()
-    with (
-        pytest.raises(InputError, match=r"taken\.png cannot be written"),
-        whole_file(tmp_path / "taken.png") as stream,
-    ):
-        stream.write(b"whole")
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["m.png", "taken.png"]
-
-
-def test_a_longest_possible_name_can_be_written(tmp_path: Path) -> None:
-    path = tmp_path / ("n" * 251 + ".png")
-    write_mask(path, np.ones((2, 2), dtype=bool))
-    assert path.is_file()
-
-
-def test_files_are_as_readable_as_any_new_file(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_bytes(b"")
-    write_mask(tmp_path / "m.png", np.ones((2, 2), dtype=bool))
-    assert (tmp_path / "m.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-def test_folders_are_tried_without_being_made(tmp_path: Path) -> None:
-    check_folder(tmp_path)
-    check_folder(tmp_path / "not" / "yet")
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "file").write_bytes(b"")
-    for folder in ("file", "file/below", "nul\0", "l" * 300):
-        with pytest.raises(InputError, match="cannot be written") as caught:
-            check_folder(tmp_path / folder)
-        assert "--out" in str(caught.value.hint)
 
 
 def test_heat_grows_with_the_score() -> None:

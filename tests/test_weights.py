@@ -113,10 +113,10 @@ def test_views_and_shared_tensors_can_be_written(tmp_path: Path) -> None:
 def test_nothing_half_written_is_left(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = small_file.read_bytes()
 
-    def full_disk(_self: Path, _target: Path) -> None:
+    def full_disk(_partial: Path, _path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full_disk)
+    monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(InputError, match="No space left"):
         weights.write_safetensors(small_file, {"c": torch.zeros(3)}, {})
     assert small_file.read_bytes() == before

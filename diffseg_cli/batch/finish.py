@@ -8,10 +8,11 @@ from typing import Any
 
 from diffseg_cli.batch.index_page import Card, render_index
 from diffseg_cli.batch.job import Job, Signature
-from diffseg_cli.batch.manifest import ManifestReader, Row, only_one
+from diffseg_cli.batch.manifest import ManifestReader, Row
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import InputError
+from diffseg_cli.files import only_one
 from diffseg_cli.results.outputs import RunFiles
 
 INDEX = "index.html"

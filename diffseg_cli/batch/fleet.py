@@ -23,8 +23,9 @@ from diffseg_cli.batch.pipeline import Pipeline
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.runner import Outcome, Rows, Runner, load_runner, moved
 from diffseg_cli.batch.sizing import choose_batch_size
-from diffseg_cli.batch.store import PlaceLost, Store
+from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import DiffsegError, MissingDependency, UsageError
+from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Encoded
 from diffseg_cli.places import is_elsewhere, place
 from diffseg_cli.segmenter import load_chosen

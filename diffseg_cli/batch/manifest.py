@@ -6,27 +6,19 @@ readers. Lines stay on disk: in memory is only where they are.
 """
 
 import json
-import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
 
-from diffseg_cli.batch.store import unwritable
-from diffseg_cli.errors import UsageError
+from diffseg_cli.files import LineLog, unwritable, whole_lines
 from diffseg_cli.places import is_elsewhere
 
-try:
-    import fcntl
-except ImportError:  # Windows, where two runs at once are not noticed
-    fcntl = None  # type: ignore[assignment]
-
 NAME = "manifest"
+BUSY = "Wait for it, or share the work: --part 1/2 here, --part 2/2 there."
 
 
 @dataclass(frozen=True)
@@ -87,20 +79,6 @@ def _fetched(path: Path) -> BinaryIO:
     return copy
 
 
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in a block like this with the same folder."""
-    handle = os.open(folder, os.O_RDONLY) if fcntl and not is_elsewhere(folder) else None
-    try:
-        if handle is not None:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
 class ManifestReader:
     """All manifests of a folder, merged.
 
@@ -120,16 +98,15 @@ class ManifestReader:
             file = _fetched(path) if is_elsewhere(path) else path.open("rb")
         except OSError as error:
             raise unwritable(path, error) from error
-        number, offset = len(self._files), 0
+        number = len(self._files)
         self._files.append(file)
-        for line in file:
-            row = _parse(line) if line.endswith(b"\n") else None
+        for offset, line in whole_lines(file):
+            row = _parse(line)
             if row is not None:
                 places = self._places.setdefault(row.key, [])
                 if places and places[-1][0] == number:
                     places.pop()
                 places.append((number, offset))
-            offset += len(line)
 
     def rows(self, key: str) -> list[Row]:
         """What is known of a picture, the latest last."""
@@ -185,43 +162,7 @@ class ManifestWriter:
     """
 
     def __init__(self, out: Path, tag: str = "") -> None:
-        self.path = out / f"{NAME}{tag}.jsonl"
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b", buffering=0)
-            self._claim()
-            self._repair()
-        except OSError as error:
-            raise unwritable(self.path, error) from error
-
-    def _claim(self) -> None:
-        """Keep a second run out; the system lets go of the file however this process ends."""
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"Another run is writing {self.path}.",
-                "Wait for it, or share the work: --part 1/2 here, --part 2/2 there.",
-            ) from error
-        except OSError:  # a file system without locks
-            return
-
-    def _repair(self) -> None:
-        """Cut off the half line of a killed run."""
-        end = self._file.seek(0, os.SEEK_END)
-        step = 2**16
-        start = end
-        while start > 0:
-            start = max(0, start - step)
-            self._file.seek(start)
-            newline = self._file.read(step).rfind(b"\n")
-            if newline >= 0:
-                start += newline + 1
-                break
-        if start != end:
-            self._file.truncate(start)
+        self._log = LineLog(out / f"{NAME}{tag}.jsonl", BUSY)
 
     def add(self, row: Row) -> None:
         """Write down what became of a picture."""
@@ -235,13 +176,7 @@ class ManifestWriter:
         """Let readers see everything; here they do already."""
 
     def _write(self, content: dict[str, Any]) -> None:
-        line = json.dumps(content).encode() + b"\n"
-        try:
-            written = self._file.write(line)
-            while written < len(line):
-                written += self._file.write(line[written:])
-        except OSError as error:
-            raise unwritable(self.path, error) from error
+        self._log.add(content)
 
     def __enter__(self) -> "ManifestWriter":
         return self
@@ -249,4 +184,4 @@ class ManifestWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._log.close()

@@ -15,7 +15,7 @@ import torch
 
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.runner import Outcome, Picture, Runner, exact_threads, shares_a_cpu
-from diffseg_cli.batch.store import PlaceLost
+from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Answer
 from diffseg_cli.reading.image_io import check_image
 from diffseg_cli.reading.input_files import InputFile

@@ -7,13 +7,13 @@ import glob
 import hashlib
 import os
 import posixpath
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from diffseg_cli.errors import InputError, UsageError
-from diffseg_cli.places import SIGN, asking, files_below, is_elsewhere, matching, place, true_name
+from diffseg_cli.files import Claims
+from diffseg_cli.places import SIGN, asking, files_below, is_elsewhere, matching, place
 
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"),
@@ -192,43 +192,6 @@ def _listed_elsewhere(names: Sequence[str]) -> list[Item]:
 # --- checks --------------------------------------------------------------------------------------------
 
 
-class Claims:
-    """Which result has which name, so that none is lost.
-
-    Args:
-        suffixes: as in `Item.outputs`.
-        out: folder of the results.
-        taken: other files of the run below `out`.
-        read: supports, pictures and the like.
-    """
-
-    def __init__(
-        self, suffixes: Mapping[str, str], out: Path, *, taken: Iterable[str], read: Iterable[Path]
-    ) -> None:
-        self._suffixes, self._out, self._root = suffixes, out, true_name(out)
-        self._owner = {_folded(name): "the run itself" for name in taken}
-        self._inputs = {_folded(true_name(path)) for path in read}
-
-    def add(self, item: Item) -> None:
-        """Claim the names of a picture's results.
-
-        Raises:
-            UsageError: one is claimed already, also where case is ignored, or is read by the run.
-        """
-        for name in item.outputs(self._suffixes).values():
-            other = self._owner.setdefault(_folded(name), item.key)
-            if other != item.key:
-                raise UsageError(
-                    f"{other} and {item.key} would both be written to {self._out / name}.",
-                    "Rename one, or choose pictures by a pattern such as 'photos/*.jpg'.",
-                )
-            if _folded(f"{self._root}/{name}") in self._inputs:
-                raise UsageError(
-                    f"{self._out / name} is read by this run and would be overwritten.",
-                    "Choose another --out.",
-                )
-
-
 def check_outputs(
     items: Sequence[Item],
     suffixes: Mapping[str, str],
@@ -237,15 +200,22 @@ def check_outputs(
     taken: Iterable[str],
     read: Iterable[Path],
 ) -> None:
-    """Refuse a plan that would lose a result or an input; arguments and errors as in `Claims`."""
-    claims = Claims(suffixes, out, taken=taken, read=[*read, *(item.path for item in items)])
+    """Refuse a plan that would lose a result or an input.
+
+    Args:
+        items: the plan.
+        suffixes: as in `Item.outputs`.
+        out: folder of the results.
+        taken: other files of the run below `out`.
+        read: supports and the like.
+
+    Raises:
+        UsageError: as `files.Claims.claim`.
+    """
+    claims = Claims(out, [*read, *(item.path for item in items)])
+    claims.claim(taken, "the run itself")
     for item in items:
-        claims.add(item)
-
-
-def _folded(name: str) -> str:
-    """What file systems that ignore case and Unicode forms take for the same name."""
-    return unicodedata.normalize("NFC", name.replace(os.sep, "/")).casefold()
+        claims.claim(item.outputs(suffixes).values(), item.key)
 
 
 # --- parts ---------------------------------------------------------------------------------------------

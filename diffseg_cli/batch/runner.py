@@ -22,8 +22,9 @@ from PIL import Image
 from diffseg_cli.batch.job import Job, Signature, sign
 from diffseg_cli.batch.manifest import Row
 from diffseg_cli.batch.plan import Item
-from diffseg_cli.batch.store import PlaceLost, Store
+from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import DiffsegError, InputError
+from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Answer, Encoded, encode_things, find_in, scene_record
 from diffseg_cli.places import read_whole, way_between
 from diffseg_cli.reading.image_io import read_image

@@ -1,27 +1,17 @@
 """The folder results go to: every file whole or not there, and leftovers of killed runs found again."""
 
 import contextlib
-import errno
 import hashlib
-import os
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffseg_cli.errors import InputError
+from diffseg_cli.files import check_folder, replace_file, temporary_name, unwritable
 from diffseg_cli.places import OBJECT_STORES, asking, follow, is_elsewhere, put
-from diffseg_cli.results.render import check_folder, replace_file
 
-# What is wrong with the whole place and not with one file: going on would fail for every picture.
-OF_THE_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE}
 ABANDONED = 3600  # seconds after which a part that another machine began is taken for dead
 CHUNK = 2**20
 PROBE = ".diffseg-batch-probe"
-
-
-class PlaceLost(InputError):
-    """The output folder as a whole cannot be written any more; the run stops."""
 
 
 class Store:
@@ -51,12 +41,11 @@ class Store:
             InputError: this one cannot be written.
         """
         path = self.root / name
-        partial = path.with_name(f"{self._prefix}{os.getpid()}-{threading.get_ident()}.partial")
         try:
             if is_elsewhere(path):
-                put(path, content, partial)
+                put(path, content, path.with_name(temporary_name(self._prefix)))
             else:
-                replace_file(path, content, partial)
+                replace_file(path, content, self._prefix)
         except OSError as error:
             raise unwritable(path, error) from error
         return hashlib.sha256(content).hexdigest()
@@ -102,13 +91,3 @@ def check_place(root: Path) -> None:
         store = Store(root)
         store.write(PROBE, b"")
         store.remove(PROBE)
-
-
-def unwritable(path: Path, error: OSError) -> InputError:
-    """What to raise for a file that cannot be written."""
-    if error.errno in OF_THE_PLACE:
-        return PlaceLost(
-            f"{path} cannot be written: {error.strerror}. What was finished is kept.",
-            "Make room or choose another --out, then give the same command again.",
-        )
-    return InputError(f"{path} cannot be written: {error.strerror or error}.", "Check who may write there.")

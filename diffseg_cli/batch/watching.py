@@ -7,11 +7,12 @@ from pathlib import Path
 
 from diffseg_cli.batch.arrivals import Arrivals
 from diffseg_cli.batch.pipeline import Pipeline
-from diffseg_cli.batch.plan import Claims, Item
+from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.runner import Outcome, Runner
 from diffseg_cli.batch.session import Session
 from diffseg_cli.batch.sizing import choose_batch_size
 from diffseg_cli.errors import UsageError
+from diffseg_cli.files import Claims
 
 FINISH_SECONDS = 30  # between two renewals of the files of the run while pictures arrive
 
@@ -67,7 +68,7 @@ class Watching:
         todo = []
         for item in items:
             try:
-                self._claims.add(item)
+                self._claims.claim(item.outputs(self._session.job.suffixes).values(), item.key)
                 todo.append(item)
             except UsageError as error:
                 yield self._noted(self._session.runner.fail(item, error))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffseg_cli.bench.meters import Stage
+from diffseg_cli.files import write_whole
 from diffseg_cli.frames import crop_to_object, from_frame, mask_to_frame, stack_frames
 from diffseg_cli.models.knowledge import knowledge_scores
 from diffseg_cli.models.support import SupportFeatures
@@ -23,7 +24,6 @@ from diffseg_cli.presence import presence_features
 from diffseg_cli.reading.image_io import read_image, read_pair
 from diffseg_cli.refine import refine_borders
 from diffseg_cli.results.outputs import DEFAULT_FORMATS, PICTURE_FILES, Found, Scene, result_bytes
-from diffseg_cli.results.render import write_whole
 from diffseg_cli.segmenter import Segmenter
 
 Pairs = Sequence[tuple[Path, Path]]

@@ -66,7 +66,7 @@ def bench(
     device, format and run.
     """
     if out:
-        from diffseg_cli.results.render import check_folder
+        from diffseg_cli.files import check_folder
 
         check_folder(out)
     with console.working("Measuring"):
@@ -126,8 +126,9 @@ def _show(record: dict[str, Any], *, as_json: bool) -> None:
 
 def _write(record: dict[str, Any], out: Path) -> None:
     from diffseg_cli.bench.chart import draw_chart
+    from diffseg_cli.files import write_whole
     from diffseg_cli.results.annotations import json_bytes
-    from diffseg_cli.results.render import write_picture, write_whole
+    from diffseg_cli.results.render import write_picture
 
     write_whole(out / "bench.json", json_bytes(record, indent=2))
     write_picture(out / "bench.png", draw_chart(record))

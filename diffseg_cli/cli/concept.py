@@ -113,7 +113,7 @@ def show(
 
 
 def _check_sheet(sheet: Path, files: list[Path]) -> None:
-    from diffseg_cli.results.render import check_folder
+    from diffseg_cli.files import check_folder
 
     if sheet.resolve() in {path.resolve() for path in files}:
         raise UsageError(f"{sheet} would be overwritten.", "Choose another name for the sheet.")

@@ -28,7 +28,11 @@ class Plan:
 
 
 def plan_outputs(
-    queries: Sequence[Path], out: Path, suffixes: Mapping[str, str], inputs: Sequence[Path]
+    queries: Sequence[Path],
+    out: Path,
+    suffixes: Mapping[str, str],
+    inputs: Sequence[Path],
+    run_files: Sequence[str] = (),
 ) -> list[Plan]:
     """Name every result, and refuse a run that would lose one or an input; then check that it can be done.
 
@@ -37,6 +41,7 @@ def plan_outputs(
         out: folder of the results; for "-" see `check_streams`.
         suffixes: result -> what follows the query's stem in its file name.
         inputs: other files of the run.
+        run_files: names of results of the whole run.
 
     Raises:
         UsageError: two results, or a result and an input, have the same name.
@@ -44,31 +49,22 @@ def plan_outputs(
     """
     if out == STREAM and suffixes:
         raise UsageError("--out - is for the mask of `diffseg segment`.", "Give a folder here.")
+    from diffseg_cli.files import Claims, check_folder
     from diffseg_cli.reading.image_io import check_image
-    from diffseg_cli.results.render import check_folder
 
-    plans = [
-        Plan(query, {what: out / f"{_stem(query)}{suffix}" for what, suffix in suffixes.items()})
-        for query in queries
-    ]
-    owner: dict[str, Path] = {}
-    read = {path.resolve() for path in [*queries, *inputs]}
-    for plan in plans:
-        for output in plan.outputs.values():
-            other = owner.setdefault(str(output).casefold(), plan.query)  # some file systems ignore case
-            if other is not plan.query:
-                raise UsageError(
-                    f"{other} and {plan.query} would both be written to {output}.",
-                    "Rename one of them, or run them apart with different --out.",
-                )
-            if output.resolve() in read:
-                raise UsageError(
-                    f"{output} is read by this run and would be overwritten.", "Choose another --out."
-                )
+    claims = Claims(out, [*queries, *inputs])
+    claims.claim(run_files, "the run itself")
+    plans: list[Plan] = []
+    for query in queries:
+        if any(query == plan.query for plan in plans):
+            raise UsageError(f"{query} is given twice.", "Give each query once.")
+        names = {what: f"{_stem(query)}{suffix}" for what, suffix in suffixes.items()}
+        claims.claim(names.values(), str(query))
+        plans.append(Plan(query, {what: out / name for what, name in names.items()}))
     for query in queries:
         if query != STREAM:
             check_image(query)
-    if suffixes:
+    if suffixes or run_files:
         check_folder(out)
     return plans
 
@@ -122,8 +118,8 @@ def check_files(image: Path, outputs: Sequence[Path]) -> None:
         UsageError: a result would replace the picture.
         InputError: the picture cannot be opened, or a folder not be written.
     """
+    from diffseg_cli.files import check_folder
     from diffseg_cli.reading.image_io import check_image
-    from diffseg_cli.results.render import check_folder
 
     check_image(image)
     for output in outputs:

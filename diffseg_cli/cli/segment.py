@@ -56,9 +56,9 @@ def segment(
     pairs = read_pairs(things)
     watch = Watch()
     with console.working("Loading the model"):
+        from diffseg_cli.files import write_whole
         from diffseg_cli.finding import encode_things, settings_record
         from diffseg_cli.results.outputs import RunFiles
-        from diffseg_cli.results.render import write_whole
         from diffseg_cli.segmenter import load_chosen
 
         segmenter = load_chosen(model)
@@ -91,7 +91,6 @@ def _plan(
 ) -> tuple[list[inputs.Plan], dict[str, Path]]:
     """The files of each picture and those of the run, checked as in `inputs.plan_outputs`."""
     from diffseg_cli.results.outputs import RUN_FILES, choose_formats, picture_files
-    from diffseg_cli.results.render import check_folder
 
     chosen = choose_formats(files.formats, matting=files.matting)
     read = [path for thing in things for path in thing.files]
@@ -100,17 +99,9 @@ def _plan(
             raise UsageError("--out - writes the mask alone.", "Give a folder for other formats.")
         return inputs.plan_outputs(queries, out, {}, read), {}
     suffixes = picture_files(chosen, [thing.name for thing in things])
-    plans = inputs.plan_outputs(queries, out, suffixes, read)
-    run_paths = {what: out / RUN_FILES[what] for what in chosen if what in RUN_FILES}
-    taken = {
-        path.resolve() for path in [*queries, *read, *(p for plan in plans for p in plan.outputs.values())]
-    }
-    for path in run_paths.values():
-        if path.resolve() in taken:
-            raise UsageError(f"{path} would be written twice, or is read.", "Choose another --out.")
-    if run_paths:
-        check_folder(out)
-    return plans, run_paths
+    run_files = {what: RUN_FILES[what] for what in chosen if what in RUN_FILES}
+    plans = inputs.plan_outputs(queries, out, suffixes, read, list(run_files.values()))
+    return plans, {what: out / name for what, name in run_files.items()}
 
 
 def _segment_one(
@@ -125,9 +116,9 @@ def _segment_one(
     matting: bool,
 ) -> dict[str, Any]:
     """Segment one query, write its results; returns what JSON says of it."""
+    from diffseg_cli.files import write_whole
     from diffseg_cli.finding import find_in, scene_record
     from diffseg_cli.results.outputs import mask_png, result_bytes, run_shapes
-    from diffseg_cli.results.render import write_whole
 
     watch = Watch()
     image = inputs.read_query_image(plan.query)

@@ -29,6 +29,7 @@ def find_things(choice: SupportChoice, masks: MaskChoice) -> "list[Thing]":
             "Put the supports into a concept of their own with `diffseg concept make`.",
         )
     from diffseg_cli.concept import check_name, read_concept_info
+    from diffseg_cli.files import folded
     from diffseg_cli.finding import Thing
 
     if not choice.concept:
@@ -41,7 +42,7 @@ def find_things(choice: SupportChoice, masks: MaskChoice) -> "list[Thing]":
     things = [Thing(read_concept_info(path).name, path) for path in choice.concept]
     owner: dict[str, Thing] = {}
     for thing in things:
-        other = owner.setdefault(thing.name.casefold(), thing)
+        other = owner.setdefault(folded(thing.name), thing)
         if other is not thing:
             raise UsageError(
                 f"{other.concept} and {thing.concept} are both called {thing.name}.",

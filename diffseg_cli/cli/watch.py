@@ -16,9 +16,9 @@ from diffseg_cli.errors import ExitCode, InputError, UsageError
 
 if TYPE_CHECKING:
     from diffseg_cli.batch.job import Job
-    from diffseg_cli.batch.plan import Claims
     from diffseg_cli.batch.runner import Outcome
     from diffseg_cli.batch.watching import Watching
+    from diffseg_cli.files import Claims
 
 EXAMPLES = """Examples:
 
@@ -105,8 +105,7 @@ def _claims(folder: Path, job: "Job", out: Path) -> "Claims":
     """
     from diffseg_cli.batch.finish import INDEX
     from diffseg_cli.batch.manifest import NAME
-    from diffseg_cli.batch.plan import Claims
-    from diffseg_cli.results.render import check_folder
+    from diffseg_cli.files import Claims, check_folder
 
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder.", "Name the folder in which pictures arrive.")
@@ -116,7 +115,9 @@ def _claims(folder: Path, job: "Job", out: Path) -> "Claims":
         )
     check_folder(out)
     taken = [*job.run_files.values(), INDEX, f"{NAME}.jsonl"]
-    return Claims(job.suffixes, out, taken=taken, read=[path for each in job.things for path in each.files])
+    claims = Claims(out, [path for each in job.things for path in each.files])
+    claims.claim(taken, "the run itself")
+    return claims
 
 
 @contextmanager

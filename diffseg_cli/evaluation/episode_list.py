@@ -14,7 +14,7 @@ from typing import Any
 
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.errors import InputError
-from diffseg_cli.results.render import whole_file
+from diffseg_cli.files import write_whole
 
 FORMAT = "diffseg-episodes-1"
 
@@ -85,8 +85,7 @@ def write_list(path: Path, about: Mapping[str, Any], lines: Sequence[str]) -> No
     Raises:
         InputError: the folder cannot be written.
     """
-    with whole_file(path) as stream:
-        stream.write("\n".join([json.dumps({"format": FORMAT, **about}), *lines, ""]).encode())
+    write_whole(path, "\n".join([json.dumps({"format": FORMAT, **about}), *lines, ""]).encode())
 
 
 def read_list(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

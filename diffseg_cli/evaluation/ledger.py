@@ -12,6 +12,7 @@ from typing import Any
 
 from diffseg_cli.errors import InputError
 from diffseg_cli.evaluation.summary import EpisodeResult
+from diffseg_cli.files import LineLog, whole_lines
 
 NAME = "episodes"
 
@@ -29,11 +30,11 @@ def read_ledgers(out: Path, key: dict[str, Any]) -> dict[tuple[int, int, int], E
     done = {}
     for path in sorted(out.glob(f"{NAME}*.jsonl")):
         try:
-            head, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or [""]
-            if head:
-                _check_key(path, json.loads(head), key)
-            for line in lines:
-                row = json.loads(line)
+            with path.open("rb") as stream:
+                head, *rows = [json.loads(line) for _, line in whole_lines(stream)] or [None]
+            if head is not None:
+                _check_key(path, head, key)
+            for row in rows:
                 row["counts"] = {method: tuple(counts) for method, counts in row["counts"].items()}
                 result = EpisodeResult(**row)
                 done[result.place] = result
@@ -54,31 +55,22 @@ class Ledger:
         rank: of the process where several write into the same folder, else None.
 
     Raises:
-        InputError: the folder cannot be written.
+        UsageError: another run is writing it.
+        InputError: it cannot be written.
     """
 
     def __init__(self, out: Path, key: dict[str, Any], rank: int | None = None) -> None:
-        self.path = out / (f"{NAME}.jsonl" if rank is None else f"{NAME}.{rank}.jsonl")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
-            self._file.seek(0)
-            whole = self._file.read().rfind(b"\n") + 1
-            self._file.truncate(whole)
-            if not whole:
-                self._write(key)
-        except OSError as error:
-            raise InputError(
-                f"{self.path} cannot be written: {error.strerror}.", "Choose another --out."
-            ) from error
+        self._log = LineLog(out / (f"{NAME}.jsonl" if rank is None else f"{NAME}.{rank}.jsonl"))
+        if self._log.empty:
+            self._log.add(key)
 
     def add(self, result: EpisodeResult) -> None:
-        """Write down one episode."""
-        self._write(asdict(result))
+        """Write down one episode.
 
-    def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row).encode() + b"\n")
-        self._file.flush()
+        Raises:
+            InputError: the file cannot grow.
+        """
+        self._log.add(asdict(result))
 
     def __enter__(self) -> "Ledger":
         return self
@@ -86,7 +78,7 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._log.close()
 
 
 def _check_key(path: Path, theirs: dict[str, Any], key: dict[str, Any]) -> None:

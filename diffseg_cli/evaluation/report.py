@@ -18,7 +18,8 @@ from PIL import Image
 
 from diffseg_cli.evaluation.evaluate import Illustration
 from diffseg_cli.evaluation.summary import EpisodeResult
-from diffseg_cli.results.render import heatmap, overlay, whole_file
+from diffseg_cli.files import write_whole
+from diffseg_cli.results.render import heatmap, overlay
 
 REPORT, PLOT, RECORD = "report.html", "per_class.svg", "record.json"
 COLORS = {
@@ -69,8 +70,7 @@ def write_report(out: Path, record: Mapping[str, Any], pictures: Pictures) -> No
         (REPORT, render_report(record, pictures)),
         (RECORD, json.dumps(record, indent=2) + "\n"),
     ):
-        with whole_file(out / name) as stream:
-            stream.write(text.encode())
+        write_whole(out / name, text.encode())
 
 
 def render_report(record: Mapping[str, Any], pictures: Pictures) -> str:

@@ -1,14 +1,9 @@
-"""Results out: masks, heatmaps and overlays as PNG files that are either whole or not there.
+"""Results out: masks, heatmaps and overlays as PNG files.
 
 Letters: H W size of the picture, as its reader sees it.
 """
 
 import io
-import os
-import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -16,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffseg_cli.errors import InputError
+from diffseg_cli.files import write_whole
 
 TINT = (255, 45, 85)  # RGB; rare in photographs
 TINT_SHARE = 0.45
@@ -26,69 +21,6 @@ HEAT = cv2.COLORMAP_INFERNO  # even steps look even, also in print and to colour
 
 
 # --- files ---------------------------------------------------------------------------------------------
-
-
-def check_folder(folder: str | Path) -> None:
-    """Check that results can be written to a folder, which need not exist yet; leaves nothing behind.
-
-    Raises:
-        InputError: it cannot be made or written, or is no folder.
-    """
-    existing = Path(folder)
-    try:
-        while not _is_there(existing):
-            existing = existing.parent
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except (OSError, ValueError) as error:
-        raise _unwritable(folder, error) from error
-
-
-def _is_there(path: Path) -> bool:
-    """Like `exists`, but a path that never can be (a file as folder, too long a name) is an error."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def replace_file(path: Path, content: bytes | memoryview, partial: Path) -> None:
-    """Write a file under the name `partial` in the same folder, then rename it. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_file(path: str | Path) -> Iterator[io.BytesIO]:
-    """Collect the bytes of a file; it appears under its name when they are complete, or not at all.
-
-    Raises:
-        InputError: the folder cannot be made or written.
-    """
-    path = Path(path)
-    content = io.BytesIO()
-    yield content
-    partial = path.with_name(f".diffseg-{os.getpid()}-{threading.get_ident()}.partial")
-    try:
-        replace_file(path, content.getbuffer(), partial)
-    except (OSError, ValueError) as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: str | Path, error: Exception) -> InputError:
-    reason = getattr(error, "strerror", None) or error
-    return InputError(f"{path} cannot be written: {reason}.", "Choose a folder you may write to with --out.")
-
-
-def write_whole(path: str | Path, content: bytes) -> None:
-    """Write a file as `whole_file` does."""
-    with whole_file(path) as stream:
-        stream.write(content)
 
 
 def write_picture(path: str | Path, pixels: NDArray[np.uint8]) -> None:

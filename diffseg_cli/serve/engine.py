@@ -19,6 +19,7 @@ from PIL import Image
 
 from diffseg_cli.choices import AnswerChoice
 from diffseg_cli.errors import DiffsegError
+from diffseg_cli.files import folded
 from diffseg_cli.finding import Answer, Encoded, Pair, find_in
 from diffseg_cli.mask_making import box_region, mask_from_box
 from diffseg_cli.results.outputs import mask_png, support_tile
@@ -185,8 +186,8 @@ class Engine:
         return Reply(mask_png([made]), PNG, {"X-Diffseg-Area": f"{made.mean():.6f}"})
 
     def _keep(self, order: ConceptOrder) -> Concept:
-        taken = {name.casefold() for name in list(self.concepts)}  # another thread may delete one
-        if order.name.casefold() in taken:
+        taken = {folded(name) for name in list(self.concepts)}  # another thread may delete one
+        if folded(order.name) in taken:
             raise Refusal(
                 HTTPStatus.CONFLICT,
                 f"A concept is called {order.name} already.",

@@ -10,7 +10,6 @@ Letters: r rows, v views, S picture size, E edge size, H W = S/8, c latent chann
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.errors import InputError
+from diffseg_cli.files import replace_file
 from diffseg_cli.frames import crop_to_object, mask_to_frame, to_frame
 from diffseg_cli.loading import edge_size as default_edge_size
 from diffseg_cli.models.backbone import Backbone
@@ -178,9 +178,7 @@ class FeatureCache:
                     array[rows.start : rows.stop] = values
                 for array in self._arrays.values():
                     array.flush()  # type: ignore[attr-defined]  # a memmap
-                partial = progress.with_suffix(f".{os.getpid()}")
-                partial.write_text(str(rows.stop))
-                partial.replace(progress)  # after the rows: what is counted is there
+                replace_file(progress, str(rows.stop).encode())  # after the rows: what is counted is there
                 yield rows.stop, self.rows
         except OSError as error:
             raise InputError(

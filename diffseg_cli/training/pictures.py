@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from diffseg_cli.errors import MissingDependency
 from diffseg_cli.results.chart import Chart, draw_charts
+from diffseg_cli.results.render import write_picture
 from diffseg_cli.training.run_state import read_log
 from diffseg_cli.training.trainer import TrainStep
 
@@ -30,7 +29,7 @@ def write_curves(folder: Path) -> Path | None:
     if not charts:
         return None
     path = folder / CURVES
-    _save(charts, path)
+    write_picture(path, draw_charts(charts))
     return path
 
 
@@ -45,13 +44,7 @@ def write_reliability(rows: Sequence[tuple[float, float, float]], path: Path) ->
         diagonal=True,
         dots={"measured": [share for _, _, share in rows]},
     )
-    _save([chart], path)
-
-
-def _save(charts: Sequence[Chart], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(draw_charts(charts)).save(partial, format="PNG")
-    partial.replace(path)
+    write_picture(path, draw_charts([chart]))
 
 
 class Board:

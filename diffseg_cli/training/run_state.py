@@ -6,7 +6,6 @@ of the log ahead of the state are dropped when the run goes on.
 """
 
 import json
-import os
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffseg_cli.errors import InputError
+from diffseg_cli.files import LineLog, whole_lines, write_whole
 from diffseg_cli.weights import read_header, read_safetensors, write_safetensors
 
 STATE, MODULES, LOG = "state.safetensors", "modules.safetensors", "log.jsonl"
@@ -45,13 +45,18 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     path = folder / LOG
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    with path.open("rb") as log:
+        return [json.loads(line) for _, line in whole_lines(log)]
 
 
 def append_log(folder: Path, record: dict[str, Any]) -> None:
-    """Add a line, in one write."""
-    with (folder / LOG).open("a", encoding="utf-8") as log:
-        log.write(json.dumps(record) + "\n")
+    """Add a line.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    with LineLog(folder / LOG) as log:
+        log.add(record)
 
 
 def cut_log(folder: Path, step: int) -> None:
@@ -59,9 +64,7 @@ def cut_log(folder: Path, step: int) -> None:
     if not (folder / LOG).is_file():
         return
     kept = [record for record in read_log(folder) if record["step"] <= step]
-    partial = folder / f".{LOG}.{os.getpid()}.partial"
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    partial.replace(folder / LOG)
+    write_whole(folder / LOG, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def save_state(folder: Path, run: SavedRun, key: dict[str, Any]) -> None:
