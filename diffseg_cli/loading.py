@@ -1,7 +1,8 @@
 """Build networks from their files: the one place that knows which weights make which network."""
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.hed import HED, load_hed
 from diffseg_cli.models.hed_student import HedStudent, load_hed_student
+from diffseg_cli.models.kandinsky import KandinskyBackbone, load_kandinsky
 from diffseg_cli.models.knowledge import KNOWLEDGE
 from diffseg_cli.models.perceptual_attention import PerceptualAttention
 from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.weights import file_sha256, find_weights, load_strict, read_safetensors, write_safetensors
 
+EdgeDetector = HED | HedStudent
 COMPACT_ENCODER, COMPACT_DECODER = "compact/encoder.safetensors", "compact/decoder.safetensors"
 
 
@@ -100,33 +103,84 @@ def save_fitted(backbone: CompactBackbone, path: Path, training: str) -> None:
     )
 
 
+@dataclass(frozen=True)
+class BackboneRequest:
+    """What a backbone is asked for.
+
+    Attributes:
+        source: its name, or the folder it lies in.
+        device: where to put it.
+        dtype: to compute in.
+        offload: keep only the part in use on the device, where it has parts.
+        image_size: S, where it is resizable; None for its own.
+    """
+
+    source: str
+    device: torch.device
+    dtype: torch.dtype
+    offload: bool
+    image_size: int | None
+
+
+@dataclass(frozen=True)
+class BackboneKind:
+    """What is known of a backbone before it is loaded.
+
+    Attributes:
+        network: its class, whose class attributes hold without weights.
+        load: from its files.
+        modules: file of the SCM and PAM shipped for it, in `weights/`; None where there are none.
+    """
+
+    network: type[Backbone]
+    load: Callable[[BackboneRequest], Backbone]
+    modules: str | None
+
+
+# Of each edge detector: with random weights, and with its own.
+EDGE_DETECTORS: dict[str, tuple[Callable[[], EdgeDetector], Callable[[], EdgeDetector]]] = {
+    "hed": (HED, load_hed),
+    "student": (HedStudent, load_hed_student),
+}
+BACKBONES = {
+    CompactBackbone.name: BackboneKind(
+        network=CompactBackbone,
+        load=lambda asked: load_compact(device=asked.device, dtype=asked.dtype, image_size=asked.image_size),
+        modules="compact/modules.safetensors",
+    ),
+    KandinskyBackbone.name: BackboneKind(
+        network=KandinskyBackbone,
+        load=lambda asked: load_kandinsky(
+            asked.source, device=asked.device, dtype=asked.dtype, offload=asked.offload
+        ),
+        modules=None,
+    ),
+}
+
+
+def backbone_kind(model: str) -> BackboneKind:
+    """The kind a name means; a folder means Kandinsky 2.2.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if model not in BACKBONES and not Path(model).is_dir():
+        raise UsageError(
+            f"Unknown model '{model}'.", f"Use {', '.join(BACKBONES)}, or a folder that holds Kandinsky 2.2."
+        )
+    return BACKBONES.get(model, BACKBONES[KandinskyBackbone.name])
+
+
 def load_backbone(
     model: str, device: torch.device, dtype: torch.dtype, offload: bool, image_size: int | None = None
 ) -> Backbone:
-    """A backbone by name, or Kandinsky 2.2 from a folder.
-
-    Args:
-        model: "compact", "kandinsky-2-2" or a folder.
-        device: where to put it.
-        dtype: to compute in.
-        offload: keep only the part of Kandinsky in use on the device.
-        image_size: S of the compact backbone; default as configured.
+    """A backbone by name, or Kandinsky 2.2 from a folder; arguments as of `BackboneRequest`.
 
     Raises:
         UsageError: neither a known name nor a folder, or a size it cannot see at.
         WeightsError: its weights are missing or damaged.
     """
-    if model == "compact":
-        return load_compact(device=device, dtype=dtype, image_size=image_size)
-    if model != "kandinsky-2-2" and not Path(model).is_dir():
-        raise UsageError(
-            f"Unknown model '{model}'.", "Use compact, kandinsky-2-2, or a folder that holds Kandinsky 2.2."
-        )
-    from diffseg_cli.models.kandinsky import (
-        load_kandinsky,
-    )  # diffusers and transformers take seconds to import
-
-    return load_kandinsky(model, device=device, dtype=dtype, offload=offload)
+    return backbone_kind(model).load(BackboneRequest(model, device, dtype, offload, image_size))
 
 
 def build_modules(backbone: Backbone, scm: ScmConfig | None, pam: PamConfig | None) -> nn.ModuleDict:
@@ -153,21 +207,22 @@ def build_modules(backbone: Backbone, scm: ScmConfig | None, pam: PamConfig | No
 
 
 def edge_size(backbone: Backbone) -> int:
-    """Size the edge detector runs at for this backbone's SCM, which reads at most four places a latent."""
-    if backbone.name != "compact":
-        return backbone.image_size // 2
-    return CompactConfig.edge_size * backbone.image_size // CompactConfig.image_size
+    """Size E the edge detector runs at: SCM brings edges to four places per latent, and that is S/2."""
+    return backbone.image_size // 2
 
 
-def load_edge_detector(backbone: Backbone) -> HED | HedStudent:
+def build_edge_detector(backbone: Backbone) -> EdgeDetector:
+    """The edge detector of this backbone with random weights."""
+    return EDGE_DETECTORS[backbone.edge_detector][0]()
+
+
+def load_edge_detector(backbone: Backbone) -> EdgeDetector:
     """What finds the edges SCM reads, for this backbone, in training and in use.
 
     Raises:
         WeightsError: its weights are missing or damaged.
     """
-    # HED itself would be four fifths of the compact model's work, and nothing of Kandinsky's.
-    hed = load_hed_student() if backbone.name == "compact" else load_hed()
-    return hed.to(device=backbone.device, dtype=backbone.dtype)
+    return EDGE_DETECTORS[backbone.edge_detector][1]().to(device=backbone.device, dtype=backbone.dtype)
 
 
 def trained_size(checkpoint: Path) -> int | None:

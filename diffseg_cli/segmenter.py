@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffseg_cli import loading
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.compute import describe_device, limit_threads, resolve_device, resolve_dtype
 from diffseg_cli.config import CompactConfig, SegmentConfig
 from diffseg_cli.errors import InputError, UsageError, WeightsError
 from diffseg_cli.frames import crop_to_object, from_frame, mask_to_frame, stack_frames
-from diffseg_cli.loading import edge_size, load_backbone, load_edge_detector, load_modules, trained_size
 from diffseg_cli.models.attention import AttentionMaps, OnLayer, score_maps
 from diffseg_cli.models.backbone import Backbone, Control
 from diffseg_cli.models.hed import HED
@@ -39,7 +39,6 @@ from diffseg_cli.weights import find_weights
 HEADS = ("pam", "attention")
 FUSIONS = ("concat", "mean")
 NOISE_LEVELS = 1000  # of Kandinsky's schedule
-COMPACT_MODULES = "compact/modules.safetensors"
 
 
 class Segmenter:
@@ -94,12 +93,10 @@ class Segmenter:
     @property
     def description(self) -> str:
         """One sentence: model, device, number format, head."""
-        stand_in = "the compact model (a small stand-in, not a diffusion model)"
-        what = stand_in if self.model == "compact" else self.model
         modules = " and ".join(name.upper() for name in self.trained if self.head == "pam" or name == "scm")
         how = modules or "attention alone, without trained modules"
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{what} on {describe_device(self.device)} in {dtype}, with {how}"
+        return f"{self.backbone.description} on {describe_device(self.device)} in {dtype}, with {how}"
 
     def find_edges(self, images: Tensor) -> Tensor | None:
         """images (b 3 S S) in [0, 1] -> edges (b 1 E E) in [0, 1], or None when nothing reads them."""
@@ -348,7 +345,7 @@ def load_segmenter(
 
     Args:
         model: "compact", "kandinsky-2-2", or a folder with Kandinsky 2.2 in hub layout.
-        checkpoint: SCM and PAM; default the shipped ones for compact, none for Kandinsky.
+        checkpoint: SCM and PAM; default the ones shipped for the backbone, if any.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         dtype: "float32", "bfloat16" or "float16"; default what suits the device.
         head: "pam" or "attention"; default "pam" where there is a checkpoint, else "attention".
@@ -368,14 +365,16 @@ def load_segmenter(
         raise UsageError(
             f"Timesteps must lie between 0 and {NOISE_LEVELS - 1}.", "Give for example 50 or 20,50,100."
         )
-    if checkpoint is None and model == "compact" and head != "attention":
-        checkpoint = find_weights(COMPACT_MODULES)
+    shipped = loading.backbone_kind(model).modules
+    if checkpoint is None and shipped is not None and head != "attention":
+        checkpoint = find_weights(shipped)
     used = Path(checkpoint) if checkpoint is not None and head != "attention" else None
     place = resolve_device(device)
     limit_threads()
     number_format = resolve_dtype(dtype, place)
-    backbone = load_backbone(model, place, number_format, offload, trained_size(used) if used else None)
-    trained, config = load_modules(used, backbone) if used else (nn.ModuleDict(), {})
+    image_size = loading.trained_size(used) if used else None
+    backbone = loading.load_backbone(model, place, number_format, offload, image_size)
+    trained, config = loading.load_modules(used, backbone) if used else (nn.ModuleDict(), {})
     if head == "pam" and "pam" not in trained:
         raise WeightsError(
             f"Head 'pam' needs a trained PAM, and there is none for {backbone.name}.",
@@ -384,12 +383,12 @@ def load_segmenter(
     return Segmenter(
         backbone=backbone,
         trained=trained.to(device=place, dtype=number_format),
-        hed=load_edge_detector(backbone) if "scm" in trained else None,
+        hed=loading.load_edge_detector(backbone) if "scm" in trained else None,
         head=head or ("pam" if "pam" in trained else "attention"),
         settings=SegmentConfig(fusion=fusion or SegmentConfig.fusion, timesteps=timesteps),
         presence=PresenceCalibration.from_config(config.get("presence")),
         mask_gamma=config.get("mask_gamma", 1.0),
-        edge_size=edge_size(backbone),
+        edge_size=loading.edge_size(backbone),
         knowledge=config.get("knowledge", "self+cross"),
     )
 

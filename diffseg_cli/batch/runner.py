@@ -263,7 +263,7 @@ def load_runner(job: Job, store: Store, rows: Rows | None = None) -> Runner:
 
 def shares_a_cpu(segmenter: Segmenter) -> bool:
     """Whether several threads may look at pictures with it at once, each on one core."""
-    return segmenter.device.type == "cpu" and segmenter.model == "compact"
+    return segmenter.device.type == "cpu" and segmenter.backbone.shares_cpu
 
 
 def _threads(segmenter: Segmenter) -> int | None:
@@ -275,8 +275,8 @@ def _threads(segmenter: Segmenter) -> int | None:
 def exact_threads(segmenter: Segmenter) -> Iterator[None]:
     """Compute with one thread a picture, as sums taken by several depend on how many there are.
 
-    OpenCV too, for the sake of the other pictures. Of Kandinsky on a CPU nobody waits for several pictures at
-    once: it keeps all threads, and the signature says how many.
+    OpenCV too, for the sake of the other images. A backbone that shares no CPU keeps all threads, and the
+    signature says how many.
     """
     if not shares_a_cpu(segmenter):
         yield

@@ -12,10 +12,10 @@ from diffseg_cli.choices import ModelChoice
 from diffseg_cli.compute import limit_threads, resolve_device, resolve_dtype
 from diffseg_cli.config import PamConfig, ScmConfig, SegmentConfig
 from diffseg_cli.errors import UsageError
-from diffseg_cli.loading import build_compact, build_modules, edge_size
+from diffseg_cli.loading import build_compact, build_edge_detector, build_modules, edge_size
 from diffseg_cli.models.backbone import Backbone
-from diffseg_cli.models.hed import HED
-from diffseg_cli.models.hed_student import HedStudent
+from diffseg_cli.models.compact import CompactBackbone
+from diffseg_cli.models.kandinsky import KandinskyBackbone
 from diffseg_cli.segmenter import Segmenter, load_chosen
 
 PICTURE_HW = (480, 640)  # most pictures of COCO
@@ -85,7 +85,7 @@ def random_segmenter(
         torch.manual_seed(seed)
         backbone = _random_backbone(model, device, dtype, offload, configs, seed)
         trained = build_modules(backbone, ScmConfig(), PamConfig())
-        hed = HedStudent() if model == "compact" else HED()
+        hed = build_edge_detector(backbone)
     for module in (trained, hed):
         module.eval().requires_grad_(False).to(device=device, dtype=dtype)
     return Segmenter(backbone=backbone, trained=trained, hed=hed, head="pam", edge_size=edge_size(backbone))
@@ -99,16 +99,14 @@ def _random_backbone(
     configs: KandinskyConfigs,
     seed: int,
 ) -> Backbone:
-    if model == "compact":
+    if model == CompactBackbone.name:
         compact = build_compact()
         compact.fingerprint = f"random-{seed}"
         return compact.to(device=device, dtype=dtype)
-    if model != "kandinsky-2-2":
+    if model != KandinskyBackbone.name:
         raise UsageError(
             f"There are no random weights for '{model}'.", "Use --model compact or kandinsky-2-2."
         )
-    from diffseg_cli.models.kandinsky import KandinskyBackbone
-
     networks = random_networks(
         configs,
         device=device,

@@ -187,7 +187,7 @@ class Evaluation:
         encoding = query.seconds["latents"] + sum(part.seconds["latents"] for part in parts)
         if method == "prototype":
             support = SupportFeatures.join([part.support for part in parts])
-            weights = getattr(self.segmenter.backbone, "channel_weights", None)
+            weights = self.segmenter.backbone.channel_weights
             return prototype_scores(query.latents, support.latents, support.masks, weights), encoding
         encoding += query.seconds["edges"] + sum(part.seconds["support"] for part in parts)
         picture, score_map = self._forward(query, episode, seed)

@@ -1,6 +1,9 @@
-"""The contract both backbones answer: everything after it is the same code.
+"""The contract every backbone answers: everything after it is the same code.
 
-Letters: b queries, k supports, S model-frame size in pixels, c latent channels, H W = S/8,
+What differs from one to the next is a member here, so that nothing else asks a backbone for its name or type.
+A new one is a module beside this one and a row of `loading.BACKBONES`.
+
+Letters: b queries, k supports, S model-frame size in pixels, c latent channels, H W = S/8, i latent group,
 t prompt tokens per support, d their width.
 """
 
@@ -22,6 +25,7 @@ class Backbone(Protocol):
 
     Attributes:
         name: "compact" or "kandinsky-2-2"; what a checkpoint is tied to.
+        description: what it is, in a few words for people.
         fingerprint: short hash of the frozen weights; checkpoints and saved concepts are checked against it.
         image_size: S it works best at; a multiple of 64.
         latent_channels: c.
@@ -32,11 +36,20 @@ class Backbone(Protocol):
         masks_support: True when `encode` is to be given supports with their background blacked out (eq. 3);
             False when it sees the whole support picture and the mask enters through prompt and PAM alone.
         adds_noise: whether `look` adds noise to the latents.
+        resizable: whether it can be loaded for another S than the one it works best at.
+        shares_cpu: whether a CPU is used best by several looks at once, one core each; else one look takes
+            all cores.
+        mixed_precision: whether training keeps it in float32 and encodes under autocast; else it computes in
+            the number format it is loaded in.
+        edge_detector: what finds the edges SCM reads, a key of `loading.EDGE_DETECTORS`.
+        channel_weights: (c) how much each latent channel counts in a comparison, or None for all alike.
+        latents_fingerprint: of all that latents and prompts depend on; what they are cached under.
         device: where its parameters are.
         dtype: what it computes in.
     """
 
     name: str
+    description: str
     fingerprint: str
     image_size: int
     latent_channels: int
@@ -45,6 +58,10 @@ class Backbone(Protocol):
     support_margin: float | None
     masks_support: bool
     adds_noise: bool
+    resizable: bool
+    shares_cpu: bool
+    mixed_precision: bool
+    edge_detector: str
 
     @property
     def device(self) -> torch.device: ...
@@ -52,8 +69,22 @@ class Backbone(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
+    @property
+    def channel_weights(self) -> Tensor | None: ...
+
+    @property
+    def latents_fingerprint(self) -> str: ...
+
     def encode(self, images: Tensor) -> Tensor:
         """images (b 3 S S) in [0, 1] -> latents (b c H W)."""
+        ...
+
+    def encode_blocks(self, images: Tensor) -> list[Tensor]:
+        """images (b 3 S S) in [0, 1] -> latents as they are cached: (b width_i h_i w_i) per latent group."""
+        ...
+
+    def stack_blocks(self, blocks: Sequence[Tensor]) -> Tensor:
+        """What `encode_blocks` gave -> latents (b c H W)."""
         ...
 
     def embed(self, images: Tensor, masks: Tensor, latents: Tensor | None = None) -> Tensor:

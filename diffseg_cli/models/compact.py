@@ -15,6 +15,7 @@ Letters: b batch, k supports, S picture size, c latent channels, H W = S/8, h w 
 t prompt tokens a support (f of the object, the rest of the background), i tapped block.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -102,8 +103,13 @@ class CompactBackbone(nn.Module):
     """
 
     name = "compact"
+    description = "the compact model (a small stand-in, not a diffusion model)"
     masks_support = False
     adds_noise = False
+    resizable = True
+    shares_cpu = True
+    mixed_precision = True
+    edge_detector = "student"  # HED itself would be four fifths of this model's work
 
     def __init__(
         self,
@@ -150,6 +156,15 @@ class CompactBackbone(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.decoder.leave.weight.dtype
+
+    @property
+    def latents_fingerprint(self) -> str:
+        """Of encoder, statistics, basis and prompt; not of the decoder, so that it can be refitted."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            if name.startswith(("encoder.", "mean_", "std_", "basis_")):
+                digest.update(value.half().cpu().numpy().tobytes())
+        return f"{digest.hexdigest()} {(self.object_tokens, self.background_tokens)}"
 
     def features(self, images: Tensor) -> list[Tensor]:
         """images (b 3 S S) in [0, 1] -> raw features of the tapped blocks, each (b width_i h w)."""

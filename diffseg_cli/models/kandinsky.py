@@ -56,10 +56,15 @@ class KandinskyBackbone:
             one by one.
     """
 
-    name = KANDINSKY
+    name = description = KANDINSKY
     support_margin: float | None = None  # eq. 3; CLIP has a crop of its own
     masks_support = True
     adds_noise = True
+    resizable = False  # the UNet was trained at one size
+    shares_cpu = False  # on a CPU nobody waits for several images at once: one takes all cores
+    mixed_precision = False
+    edge_detector = "hed"
+    channel_weights: Tensor | None = None
 
     def __init__(
         self,
@@ -99,6 +104,20 @@ class KandinskyBackbone:
         """images (b 3 S S) in [0, 1] -> MoVQ latents (b c H W), unscaled as in Kandinsky's img2img."""
         pixels = images.to(self.dtype) * 2 - 1
         return torch.cat([self.movq.encode(piece).latents for piece in self._pieces(pixels)])
+
+    def encode_blocks(self, images: Tensor) -> list[Tensor]:
+        """`encode` as one block: MoVQ's latents are of one depth."""
+        return [self.encode(images)]
+
+    def stack_blocks(self, blocks: Sequence[Tensor]) -> Tensor:
+        """The one block of `encode_blocks`."""
+        (latents,) = blocks
+        return latents
+
+    @property
+    def latents_fingerprint(self) -> str:
+        """Of all weights and the number format, in which MoVQ and CLIP compute."""
+        return f"{self.fingerprint} {self.dtype}"
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (b c H W) -> pictures (b 3 S S), about [0, 1]; differentiable in the latents."""

@@ -28,7 +28,6 @@ from diffseg_cli.files import replace_file
 from diffseg_cli.frames import crop_to_object, mask_to_frame, to_frame
 from diffseg_cli.loading import edge_size as default_edge_size
 from diffseg_cli.models.backbone import Backbone
-from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.hed import HED
 from diffseg_cli.models.hed_student import HedStudent
 from diffseg_cli.models.support import SupportFeatures
@@ -80,18 +79,6 @@ def augment(
         (pixels - pixels.mean()) * generator.uniform(0.7, 1.3) + pixels.mean() + generator.uniform(-25, 25)
     )
     return np.clip(pixels, 0, 255).astype(np.uint8), mask
-
-
-def latents_hash(backbone: Backbone) -> str:
-    """Of everything latents and prompts depend on; of compact not the decoder, so that it can be refitted."""
-    if not isinstance(backbone, CompactBackbone):
-        return f"{backbone.fingerprint} {backbone.dtype}"
-    digest = hashlib.sha256()
-    for name, value in sorted(backbone.state_dict().items()):
-        if name.startswith(("encoder.", "mean_", "std_", "basis_")):
-            digest.update(value.half().cpu().numpy().tobytes())
-    prompt = (backbone.object_tokens, backbone.background_tokens)
-    return f"{digest.hexdigest()} {prompt}"
 
 
 def dataset_hash(dataset: FewShotDataset) -> str:
@@ -146,7 +133,8 @@ class FeatureCache:
         self.own_supports = backbone.support_margin is not None or backbone.masks_support
         self.stride = views + self.own_supports
         self.edge_size = edge_size or default_edge_size(backbone)
-        parts = [LAYOUT, backbone.name, latents_hash(backbone), backbone.image_size, backbone.support_margin]
+        parts = [LAYOUT, backbone.name, backbone.latents_fingerprint]
+        parts += [backbone.image_size, backbone.support_margin]
         parts += [dataset_hash(dataset), views, self.edge_size, seed, type(hed).__name__]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         self.folder = folder / key
@@ -234,7 +222,7 @@ class FeatureCache:
         if backbone.masks_support:  # eq. 3
             seen = torch.where(as_support[:, None, None, None], images * masks, images)
         blocks = {"latents": self._encode(seen), "targets": self._encode(masks.expand(-1, 3, -1, -1))}
-        latents = self._stack([block.float() for block in blocks["latents"]])
+        latents = backbone.stack_blocks([block.float() for block in blocks["latents"]])
         arrays = {
             "image_embeds": backbone.embed(images, masks, latents).half().cpu().numpy(),
             "masks": _to_bytes(F.interpolate(masks, size=(size // 2, size // 2), mode="area")),
@@ -250,15 +238,10 @@ class FeatureCache:
         return arrays
 
     def _encode(self, images: Tensor) -> list[Tensor]:
-        """Latents as they are stored: of compact in blocks at their own strides, a fifth of the size."""
-        if not isinstance(self.backbone, CompactBackbone):
-            return [self.backbone.encode(images)]
-        with torch.autocast(images.device.type, torch.bfloat16):  # twice as fast, and stored in half
+        """Latents as they are stored, in half precision."""
+        mixed = self.backbone.mixed_precision  # twice as fast
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
             return self.backbone.encode_blocks(images)
-
-    def _stack(self, blocks: list[Tensor]) -> Tensor:
-        """Latents (r c H W) of what `_encode` gave."""
-        return self.backbone.stack_blocks(blocks) if isinstance(self.backbone, CompactBackbone) else blocks[0]
 
     def _gather(self, name: str, rows: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
         array = self._array(name)
@@ -269,8 +252,10 @@ class FeatureCache:
         return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
     def _latents(self, name: str, rows: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
-        parts = len(self.backbone.latent_groups) if isinstance(self.backbone, CompactBackbone) else 1
-        return self._stack([self._gather(f"{name}_{index}", rows, mirrored) for index in range(parts)])
+        indices = range(len(self.backbone.latent_groups))
+        return self.backbone.stack_blocks(
+            [self._gather(f"{name}_{index}", rows, mirrored) for index in indices]
+        )
 
     def read(self, rows: Sequence[int], mirrored: Sequence[bool]) -> CachedBatch:
         """Rows as tensors on the backbone's device, some of them mirrored left to right."""

@@ -12,6 +12,7 @@ from diffseg_cli.datasets.episode import FewShotDataset, read_folder
 from diffseg_cli.errors import UsageError
 from diffseg_cli.loading import (
     COMPACT_ENCODER,
+    backbone_kind,
     build_compact,
     load_backbone,
     load_edge_detector,
@@ -19,7 +20,6 @@ from diffseg_cli.loading import (
 )
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.knowledge import FEATURE_KNOWLEDGE
-from diffseg_cli.segmenter import COMPACT_MODULES
 from diffseg_cli.training.compact_fit import fit_backbone
 from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.training.own_classes import check_folder, hold_out
@@ -60,7 +60,7 @@ class TrainPlan:
         model: "compact", "kandinsky-2-2" or a folder that holds it.
         modules: which modules, and what they read.
         init: "shipped", a checkpoint, or "none" for random weights; None: "shipped" for a folder of one's own
-            and the compact model as it is, else "none".
+            where modules of this form are shipped for the backbone, else "none".
         recipe: "default" or "paper".
         steps: None: as `TrainConfig`, or as `FineTuneConfig` from given weights.
         lr: highest, of the default recipe; None as `steps`.
@@ -109,7 +109,7 @@ class TrainPlan:
     def start(self) -> str | None:
         """What the weights start from, None for random ones."""
         as_shipped = replace(self.modules, pam=PamConfig()) == ModulesConfig()
-        if self.init is None and self.own_classes and self.model == "compact" and as_shipped:
+        if self.init is None and self.own_classes and as_shipped and backbone_kind(self.model).modules:
             return "shipped"
         return None if self.init in (None, "none") else self.init
 
@@ -157,13 +157,21 @@ def check_plan(plan: TrainPlan) -> None:
         raise UsageError(f"{plan.dataset} is trained one fold at a time.", f"Give --fold 0 to {folds - 1}.")
     if plan.fold is not None and not 0 <= plan.fold < max(folds, 1):
         raise UsageError(f"{plan.dataset} has no fold {plan.fold}.", "Leave --fold out, or give 0 to 3.")
-    if plan.model != "compact" and plan.modules.knowledge in FEATURE_KNOWLEDGE:
+    _check_model(plan)
+
+
+def _check_model(plan: TrainPlan) -> None:
+    """Refuse what this backbone cannot give, before it is loaded."""
+    kind = backbone_kind(plan.model)
+    if kind.network.adds_noise and plan.modules.knowledge in FEATURE_KNOWLEDGE:
         raise UsageError(
-            f"Knowledge '{plan.modules.knowledge}' is a stand-in made of the compact model's features.",
+            f"Knowledge '{plan.modules.knowledge}' stands in for a diffusion model, and {plan.model} is one.",
             "Use self+cross, cross or self.",
         )
-    if plan.model != "compact" and plan.modules.image_size:
-        raise UsageError("Only the compact model can see at another size.", "Leave --image-size out.")
+    if plan.modules.image_size and not kind.network.resizable:
+        raise UsageError(f"{plan.model} sees images at its own size only.", "Leave --image-size out.")
+    if plan.start == "shipped" and kind.modules is None:
+        raise UsageError(f"No trained modules are shipped for {plan.model}.", "Give --init none or a file.")
 
 
 def read_pictures(plan: TrainPlan) -> tuple[FewShotDataset, FewShotDataset | None]:
@@ -215,7 +223,8 @@ def modules_job(plan: TrainPlan) -> Iterator[Progress]:
     board = Board(plan.out) if plan.tensorboard and team.leads else None
     dataset, held_out = read_pictures(plan)
     device = resolve_device(team_device(plan.device))
-    dtype = resolve_dtype("float32" if plan.model == "compact" else plan.dtype, device)
+    mixed = backbone_kind(plan.model).network.mixed_precision
+    dtype = resolve_dtype("float32" if mixed else plan.dtype, device)
     backbone = load_backbone(plan.model, device, dtype, False, plan.modules.image_size)
     _check_scales(plan.modules, backbone)
     hed, folder = load_edge_detector(backbone), plan.cache or plan.out / "cache"
@@ -253,7 +262,8 @@ def _make_trainer(
     segmenter, settings = new_segmenter(cache, modules.scm, modules.pam, plan.seed, modules.knowledge)
     start = None
     if plan.start is not None:
-        start = find_weights(COMPACT_MODULES) if plan.start == "shipped" else Path(plan.start)
+        shipped = backbone_kind(plan.model).modules
+        start = find_weights(shipped) if shipped and plan.start == "shipped" else Path(plan.start)
         tensors, info = read_checkpoint(start, backbone=backbone.name, fingerprint=backbone.fingerprint)
         load_strict(segmenter.trained, {name: value.float() for name, value in tensors.items()}, start)
         settings |= {name: info.config[name] for name in ("presence", "mask_gamma") if name in info.config}
