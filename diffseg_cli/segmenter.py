@@ -349,7 +349,7 @@ def load_segmenter(
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         dtype: "float32", "bfloat16" or "float16"; default what suits the device.
         head: "pam" or "attention"; default "pam" where there is a checkpoint, else "attention".
-        fusion: of several supports, "concat" or "mean"; default the one that measured better.
+        fusion: of several supports, "concat" or "mean"; default "concat".
         offload: keep only the part of Kandinsky in use on the device.
         timesteps: noise levels a diffusion backbone looks at, each in [0, 999]; their maps are averaged.
 

@@ -329,7 +329,7 @@ def test_a_bad_picture_stops_no_other() -> None:
     result = batch(code=5)
     assert "4 done, 0 skipped, 2 failed" in result.stderr
     assert re.search(r"failed: photos/bad.jpg: photos/bad.jpg is damaged or cut short", result.stderr)
-    assert "error: 2 pictures failed of 6." in result.stderr
+    assert "error: 2 images failed of 6." in result.stderr
     again = batch("--json", code=5)
     assert states(again) == {**dict.fromkeys("abcd", "skipped"), "bad": "failed", "text": "failed"}
     assert rows(again)["text"]["error"].startswith("photos/text.jpg is not a picture")
@@ -344,7 +344,7 @@ def test_on_error_stop_ends_early_and_loses_nothing() -> None:
         save(f"photos/more/{index:02}.png", index)
     Path("photos/a.png").write_bytes(b"")
     result = batch("--on-error", "stop", "--workers", "1", code=5)
-    assert "error: Stopped: 1 picture failed." in result.stderr and not Path("out/index.html").exists()
+    assert "error: Stopped: 1 image failed." in result.stderr and not Path("out/index.html").exists()
     save("photos/a.png", 0)
     now = list(states(batch("--json")).values())
     assert now.count("done") > 0 and len(now) == 34
@@ -533,8 +533,8 @@ def test_the_sheet_holds_every_picture() -> None:
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_progress, "LINE_SECONDS", 0)
-    lines = [line for line in batch().stderr.splitlines() if " a second, " in line]
-    assert len(lines) == 3 and re.fullmatch(r"1/4 pictures, \d+\.\d a second, \d+ s left", lines[0])
+    lines = [line for line in batch().stderr.splitlines() if " per second, " in line]
+    assert len(lines) == 3 and re.fullmatch(r"1/4 images, \d+\.\d per second, \d+ s left", lines[0])
 
 
 # --- killing and memory --------------------------------------------------------------------------------

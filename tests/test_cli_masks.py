@@ -104,7 +104,7 @@ def test_a_box_round_the_whole_picture() -> None:
         ("dog.png", 2, "Nothing says where", "--box, --polygon and --point"),
         ("dog.png --box 1,1,9,9 --point 3,3", 2, "--box and --point are different ways", "one of"),
         ("dog.png --not-point 3,3", 2, "Nothing says where", "--point"),
-        ("dog.png --box 1,1,9,9 --not-point 3,3", 2, "only where the thing is not", "--point"),
+        ("dog.png --box 1,1,9,9 --not-point 3,3", 2, "only where the object is not", "--point"),
         ("dog.png --box 1,1,9", 2, "'1,1,9' does not fit --box", "X,Y,WIDTH,HEIGHT"),
         ("dog.png --box 1,1,nan,9", 2, "'1,1,nan,9' does not fit --box", "X,Y,WIDTH,HEIGHT"),
         ("dog.png --box 1,1,1e999,9", 2, "does not fit --box", "X,Y,WIDTH,HEIGHT"),

@@ -14,6 +14,7 @@ from conftest import make_swift_segmenter
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from diffseg_cli import loading
 from diffseg_cli import segmenter as segmenter_module
 from diffseg_cli.batch import session
 from diffseg_cli.choices import (
@@ -249,11 +250,13 @@ def test_the_loader_hands_on_what_it_was_given(
         asked.append(arguments)
         return small_segmenter.backbone
 
-    monkeypatch.setattr(segmenter_module, "load_backbone", load_backbone)
+    monkeypatch.setattr(loading, "load_backbone", load_backbone)
     loaded = segmenter_module.load_chosen(
-        ModelChoice("nowhere", "cpu", "bfloat16", True, head="attention", fusion="mean", timesteps=(10, 50))
+        ModelChoice(
+            "kandinsky-2-2", "cpu", "bfloat16", True, head="attention", fusion="mean", timesteps=(10, 50)
+        )
     )
-    assert asked[0][:4] == ("nowhere", torch.device("cpu"), torch.bfloat16, True)
+    assert asked[0][:4] == ("kandinsky-2-2", torch.device("cpu"), torch.bfloat16, True)
     assert loaded.head == "attention"
     assert (loaded.settings.fusion, loaded.settings.timesteps) == ("mean", (10, 50))
 

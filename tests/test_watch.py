@@ -213,7 +213,7 @@ def test_without_events_the_folder_is_listed(monkeypatch: pytest.MonkeyPatch) ->
         until(there("late_mask.png"))
 
     result = watch_while(work)
-    assert "The system does not tell of changes here; looking every 0.5 s." in result.stderr
+    assert "The system does not report changes here; listing the folder every 0.5 s." in result.stderr
     assert result.stdout == "out/late_mask.png\n"
 
 
@@ -232,7 +232,7 @@ def test_what_vanishes_before_it_is_read_is_forgotten() -> None:
 @pytest.mark.parametrize(
     ("options", "code", "text"),
     [
-        (("nowhere", "-o", "out"), 3, "nowhere is no folder."),
+        (("nowhere", "-o", "out"), 3, "nowhere is not a folder."),
         (("inbox", "-o", "inbox"), 2, "inbox is the watched folder itself."),
     ],
 )

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from diffseg_cli.choices import MaskChoice, ModelChoice, Seed, SupportChoice
+from diffseg_cli.choices import (
+    OUTPUT,
+    MaskChoice,
+    ModelChoice,
+    Seed,
+    SupportChoice,
+)
 from diffseg_cli.cli import console, inputs, options
 from diffseg_cli.cli.things import find_things, read_pairs
 from diffseg_cli.errors import UsageError
@@ -29,62 +35,60 @@ def attn(
     query: Annotated[
         Path,
         typer.Option(
-            "--query", "-q", metavar="IMAGE", help="Picture to look at.", rich_help_panel=options.QUERY
+            "--query", "-q", metavar="IMAGE", help="Image to look at.", rich_help_panel=options.QUERY
         ),
     ],
     *,
     supports: SupportChoice,
     point: Annotated[
         str | None,
-        typer.Option(
-            metavar="X,Y", help="Show the affinity of this pixel of the query.", rich_help_panel=options.QUERY
-        ),
+        typer.Option(metavar="X,Y", help="Show the affinity of this pixel.", rich_help_panel=options.QUERY),
     ] = None,
     region: Annotated[
         Path | None,
         typer.Option(
             metavar="MASK",
-            help="Show the affinity of this area of the query. Default: where M_a is above 0.5.",
+            help="Show the affinity of this area. Default: where the score map is above 0.5.",
             rich_help_panel=options.QUERY,
         ),
     ] = None,
     layers: Annotated[
         bool,
-        typer.Option("--layers", help="Also the maps of each layer (and timestep).", rich_help_panel=DETAIL),
+        typer.Option("--layers", help="Also the maps of each layer and timestep.", rich_help_panel=DETAIL),
     ] = False,
     heads: Annotated[
-        bool, typer.Option("--heads", help="Also those of each attention head.", rich_help_panel=DETAIL)
+        bool, typer.Option("--heads", help="Also the maps of each attention head.", rich_help_panel=DETAIL)
     ] = False,
     tokens: Annotated[
-        bool, typer.Option("--tokens", help="Also the share of each image token.", rich_help_panel=DETAIL)
+        bool, typer.Option("--tokens", help="Also the attention to each image token.", rich_help_panel=DETAIL)
     ] = False,
     matrices: Annotated[
         bool,
         typer.Option(
-            "--matrices", help="Also the whole affinity of each scale, in the file.", rich_help_panel=DETAIL
+            "--matrices", help="Also save the whole affinity matrix of each scale.", rich_help_panel=DETAIL
         ),
     ] = False,
     masks: MaskChoice,
     model: ModelChoice,
     seed: Seed = 0,
-    file_format: Annotated[
+    arrays: Annotated[
         Literal["npz", "safetensors"],
-        typer.Option("--format", help="Of the raw arrays.", rich_help_panel=options.OUTPUT),
+        typer.Option(help="File format of the arrays.", rich_help_panel=OUTPUT),
     ] = "npz",
     out: options.Out = Path("diffseg_out"),
     json: options.Json = False,
 ) -> None:
-    """Show where the model looks: attention maps of a query, as sheet and arrays.
+    """Show where the model looks in an image: attention maps as a sheet and as arrays.
 
-    M_cross (how much of the prompt a place takes up), M_a (the score map) and
-    the affinity of a region, of all layers together and of each scale.
+    Shows the cross-attention to the supports, the score map, and the affinity
+    of a region, for all layers together and for each scale.
     docs/attention-maps.md lists every array with its name and shape.
     """
     details = {"layers": layers, "heads": heads, "tokens": tokens}
     suffixes = {"sheet": "_attn.png"} | {
         kind: f"_attn_{kind}.png" for kind, wanted in details.items() if wanted
     }
-    suffixes["arrays"] = f"_attn.{file_format}"
+    suffixes["arrays"] = f"_attn.{arrays}"
     things = find_things(supports, masks)
     if len(things) > 1:
         raise UsageError("`diffseg attn` looks for one concept.", "Give --concept once.")

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelChoice, SupportChoice
+from diffseg_cli.choices import (
+    ADVANCED,
+    OUTPUT,
+    AnswerChoice,
+    FormatChoice,
+    MaskChoice,
+    ModelChoice,
+    SupportChoice,
+)
 from diffseg_cli.cli import console, options
 from diffseg_cli.cli.batch_progress import GO_ON, Tally, shown, stop_gently
 from diffseg_cli.cli.batch_ray import choose_crew, open_fleet
@@ -58,15 +66,15 @@ def batch(
         typer.Option(
             "--queries",
             "-q",
-            metavar="DIR|GLOB|LIST.txt|-",
-            help="Pictures to search: a folder, a pattern in quotes, a text file with a path a line, or - "
-            "for such a list on stdin; URLs such as s3://bucket/photos too. Repeat it for several.",
+            metavar="DIR|GLOB|LIST",
+            help="Images to search: a folder, a pattern in quotes, a text file with one path per line, or - "
+            "for such a list on stdin; URLs such as s3://bucket/photos too. Repeat for several.",
             rich_help_panel=options.QUERY,
         ),
     ] = None,
     recursive: Annotated[
         bool,
-        typer.Option("--recursive", help="Look into folders of folders.", rich_help_panel=options.QUERY),
+        typer.Option("--recursive", help="Search subfolders too.", rich_help_panel=options.QUERY),
     ] = False,
     *,
     supports: SupportChoice,
@@ -82,7 +90,7 @@ def batch(
             metavar="DIR|URL",
             parser=_place,
             help="Folder for the results.",
-            rich_help_panel=options.OUTPUT,
+            rich_help_panel=OUTPUT,
         ),
     ] = Path("diffseg_out"),
     json: options.Json = False,
@@ -91,8 +99,8 @@ def batch(
         typer.Option(
             metavar="auto|N",
             callback=_batch_size,
-            help="Pictures the model looks at together, as far as no result changes by it.",
-            rich_help_panel=RUN,
+            help="Images the model takes at once, as long as that changes no result.",
+            rich_help_panel=ADVANCED,
         ),
     ] = "auto",
     workers: Annotated[
@@ -100,7 +108,7 @@ def batch(
         typer.Option(
             min=1,
             metavar="N",
-            help="Threads that read, and threads that write; of Ray, processes with a model each.",
+            help="Threads that read, and as many that write; with --engine ray, processes with a model each.",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -108,7 +116,7 @@ def batch(
         bool,
         typer.Option(
             "--resume/--no-resume",
-            help="Skip what is done and still agrees with picture, settings and weights, or do all again.",
+            help="Skip images whose results still fit image, settings and weights, or do all again.",
             rich_help_panel=RUN,
         ),
     ] = True,
@@ -117,20 +125,20 @@ def batch(
         typer.Option(
             metavar="K/N",
             callback=_part,
-            help="Do the k-th of n shares; all shares may run at once into one --out.",
-            rich_help_panel=RUN,
+            help="Do the K-th of N shares; all may run at once into one --out.",
+            rich_help_panel=ADVANCED,
         ),
     ] = None,
     engine: Annotated[
         Literal["local", "ray"],
-        typer.Option(help="Work here, or on the machines of a Ray cluster.", rich_help_panel=RUN),
+        typer.Option(help="Work here, or on a Ray cluster.", rich_help_panel=ADVANCED),
     ] = "local",
     address: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|HOST:PORT",
-            help="Ray cluster to join; without, that of RAY_ADDRESS or of this machine, or a new one.",
-            rich_help_panel=RUN,
+            metavar="HOST:PORT",
+            help="Ray cluster to join. Default: RAY_ADDRESS, else one on this machine.",
+            rich_help_panel=ADVANCED,
         ),
     ] = None,
     gpus_per_worker: Annotated[
@@ -139,27 +147,27 @@ def batch(
             min=0.01,
             max=1,
             metavar="X",
-            help="Share of a GPU a worker of Ray takes, such as 0.5 for two on each.",
-            rich_help_panel=RUN,
+            help="Share of a GPU per Ray worker; 0.5 puts two on each.",
+            rich_help_panel=ADVANCED,
         ),
     ] = None,
     on_error: Annotated[
         Literal["continue", "stop"],
-        typer.Option(help="What a picture that fails does to the others.", rich_help_panel=RUN),
+        typer.Option(help="Whether an image that fails ends the run.", rich_help_panel=RUN),
     ] = "continue",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List what would be done.", rich_help_panel=RUN)
+        bool, typer.Option("--dry-run", help="List what would be done, and do nothing.", rich_help_panel=RUN)
     ] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Check the finished folder --out instead.", rich_help_panel=RUN)
+        bool, typer.Option("--verify", help="Check the results in --out instead.", rich_help_panel=RUN)
     ] = False,
 ) -> None:
-    """Find a thing in many pictures, given one or a few pictures of it with masks.
+    """Find an object in many images, given one or a few images of it with masks.
 
-    Results mirror the folders of the pictures. A manifest in --out says what
-    was done, so that the same command goes on where it was stopped, however
-    it was; index.html there shows everything. Prints where the files of the
-    run are, or with --json a line a picture as they are done.
+    Results mirror the folders of the images. A manifest in --out records what
+    was done: the same command goes on where a run was stopped. index.html in
+    --out shows all results. Prints the files of the whole run, or with --json
+    one line per image as it is done.
     """
     if verify:
         _verify(out)
@@ -200,7 +208,7 @@ def describe_job(
 def _plan(
     queries: list[str], job: "Job", out: Path, part: str | None, *, recursive: bool
 ) -> "tuple[list[Item], Part]":
-    """All pictures, checked against losing anything, and this run's share of them."""
+    """All images, checked against losing anything, and this run's share of them."""
     from diffseg_cli.batch.finish import INDEX
     from diffseg_cli.batch.manifest import NAME
     from diffseg_cli.batch.plan import STREAM, Part, check_outputs, find_items
@@ -287,7 +295,7 @@ def _pipeline(
 
     chosen = choose_batch_size(session.runner, size, len(session.own))
     if size and chosen < min(size, len(session.own)):
-        console.note(f"Batches of {size} would change last bits of results; pictures go one by one.")
+        console.note(f"Batches of {size} would change last bits of results; images go one by one.")
     threads = workers or min(os.cpu_count() or 1, MOST_WORKERS)
     return Pipeline(session.runner, workers=threads, batch_size=chosen, stop_on_error=stop_on_error)
 
@@ -295,7 +303,7 @@ def _pipeline(
 def _work(
     session: "Session[Loaded]", engine: "Pipeline | Fleet", *, stop_on_error: bool, as_json: bool
 ) -> Tally:
-    """Do this run's share and finish it; every picture is written down as it is done.
+    """Do this run's share and finish it; every image is written down as it is done.
 
     Raises:
         Exit: it was interrupted.
@@ -318,7 +326,7 @@ def _work(
 
 
 def outcome_row(outcome: "Outcome", out: Path) -> dict[str, Any]:
-    """One picture as JSON."""
+    """One image as JSON."""
     row = outcome.row
     return {
         "query": str(outcome.item.path),

@@ -24,7 +24,7 @@ GO_ON = "Give the same command again to go on."
 
 @dataclass
 class Tally:
-    """What became of the pictures of a run."""
+    """What became of the images of a run."""
 
     total: int
     done: int = 0
@@ -54,7 +54,7 @@ class Tally:
 
     @property
     def pace(self) -> float:
-        """Pictures a second, skipped ones aside."""
+        """Images per second, skipped ones aside."""
         return (self.done + self.failed) / max(time.monotonic() - self.start, 1e-9)
 
     def line(self) -> str:
@@ -67,7 +67,7 @@ class Tally:
             else f"{left:.0f} s"
         )
         failed = f", {self.failed} failed" if self.failed else ""
-        return f"{self.seen}/{self.total} pictures{failed}, {self.pace:.1f} a second, {shown} left"
+        return f"{self.seen}/{self.total} images{failed}, {self.pace:.1f} per second, {shown} left"
 
     def tell(self) -> None:
         """The summary."""
@@ -76,16 +76,16 @@ class Tally:
         if self.failed > len(self.failures):
             console.say(f"... and {self.failed - len(self.failures)} more; the manifest names them.")
         counts = f"{self.done} done, {self.skipped} skipped, {self.failed} failed, {self.empty} empty"
-        pace = f" ({self.pace:.1f} a second)" if self.done > 1 else ""
+        pace = f" ({self.pace:.1f} per second)" if self.done > 1 else ""
         console.say(f"{counts}, in {time.monotonic() - self.start:.1f} s{pace}")
         if self.seconds:
             stages = ", ".join(f"{stage} {total:.1f}" for stage, total in self.seconds.items())
             console.say(f"seconds of all threads together: {stages}")
 
     def raise_failures(self, *, stopped: bool) -> None:
-        """Raise PartialFailure if a picture failed."""
+        """Raise PartialFailure if an image failed."""
         if self.failed:
-            many = f"{self.failed} picture{'s' if self.failed > 1 else ''} failed"
+            many = f"{self.failed} image{'s' if self.failed > 1 else ''} failed"
             if stopped:
                 raise PartialFailure(f"Stopped: {many}.", f"Mend it. {GO_ON}")
             raise PartialFailure(
@@ -116,10 +116,10 @@ def shown(outcomes: "Iterable[Outcome]", tally: Tally) -> "Iterator[Outcome]":
     """The outcomes, counted, with a bar on a terminal and a line now and then elsewhere."""
     if sys.stderr.isatty():
         with console.bars() as bars:
-            task = bars.add_task("pictures", total=tally.total, figures="")
+            task = bars.add_task("images", total=tally.total, figures="")
             for outcome in outcomes:
                 tally.add(outcome)
-                bars.update(task, completed=tally.seen, figures=f"{tally.pace:.1f} a second")
+                bars.update(task, completed=tally.seen, figures=f"{tally.pace:.1f} per second")
                 yield outcome
         return
     last = time.monotonic()

@@ -5,14 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from diffseg_cli.choices import ModelChoice
-from diffseg_cli.cli import console, options
+from diffseg_cli.choices import (
+    MODEL,
+    OUTPUT,
+    ModelChoice,
+)
+from diffseg_cli.cli import console
 
 EXAMPLES = """Examples:
 
   diffseg bench --repeats 20 --out bench/
 
-  diffseg bench --model kandinsky-2-2 --random-weights --device cuda --batch-size 8 --json"""
+  diffseg bench --model kandinsky-2-2 --random-weights --device cuda --json"""
 
 WORK = "Work"  # panel of the help
 
@@ -25,45 +29,50 @@ def bench(
         typer.Option(
             "--random-weights",
             help="Build the model at full size without its files; its answers mean nothing.",
-            rich_help_panel=options.MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = False,
     image_size: Annotated[
         int | None,
         typer.Option(
-            metavar="S",
-            help="Size in pixels the model sees pictures at, a multiple of 64; default its own.",
-            rich_help_panel=options.MODEL,
+            metavar="PX",
+            help="Size at which the model sees images, a multiple of 64. Default: its own.",
+            rich_help_panel=MODEL,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Queries at once.", rich_help_panel=WORK)] = 1,
-    shots: Annotated[int, typer.Option(min=1, help="Supports.", rich_help_panel=WORK)] = 1,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Queries at once.", rich_help_panel=WORK)
+    ] = 1,
+    shots: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Number of supports.", rich_help_panel=WORK)
+    ] = 1,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Runs that are timed, after one to warm up.", rich_help_panel=WORK)
+        int, typer.Option(min=1, metavar="N", help="Timed runs, after one to warm up.", rich_help_panel=WORK)
     ] = 10,
     processor_time: Annotated[
         bool,
         typer.Option(
             "--processor-time",
-            help="Count seconds on the processor, for a CPU that has other work too.",
+            help="Measure processor time, for a CPU that is busy with other work.",
             rich_help_panel=WORK,
         ),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Record and chart.", rich_help_panel=options.OUTPUT),
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Folder for record and chart.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=options.OUTPUT)
+        bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
     ] = False,
 ) -> None:
-    """Time every stage, beside what it computes and what this machine could do.
+    """Time every stage, and compare it with what this machine could do.
 
-    Figures are of one support and one query: read from a file, searched, and
-    written as `diffseg segment` does. The undivided run of the same work tells
-    what timing the stages apart costs. FLOP are those of matrix products and
-    convolutions, the ceiling is the best square matrix product of the same
-    device, format and run.
+    Figures are for one support and one query: read from a file, searched and
+    written as `diffseg segment` does. The undivided run shows what timing the
+    stages one by one costs. FLOP counts matrix products and convolutions; the
+    ceiling is the fastest square matrix product on the same device.
     """
     if out:
         from diffseg_cli.files import check_folder

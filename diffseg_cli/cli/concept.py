@@ -8,14 +8,15 @@ import typer
 
 from diffseg_cli.choices import SUPPORT, BackboneChoice, Mask, MaskChoice, ModelChoice, Support
 from diffseg_cli.cli import console, inputs
-from diffseg_cli.cli.options import expand
+from diffseg_cli.cli.options import Verb, Verbs, expand
 from diffseg_cli.errors import UsageError
 
 concept_app = typer.Typer(
     no_args_is_help=True,
+    cls=Verbs,
     help="Save supports as one file (.dsc), show it, check which supports help.",
     epilog="Examples:\n\n  diffseg concept make dog.dsc --support a.jpg --mask a.png\n\n"
-    "  diffseg segment --concept dog.dsc --query scene.jpg",
+    "  diffseg concept show dog.dsc --sheet supports.png",
 )
 
 MAKE_EXAMPLES = """Examples:
@@ -36,11 +37,11 @@ CHECK_EXAMPLES = """Examples:
 
   diffseg concept check dog.dsc --json | jq .supports"""
 
-Concepts = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Concepts.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a concept on stdout.")]
+Concepts = Annotated[list[Path], typer.Argument(metavar="FILE", help="Concepts to show.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per concept.")]
 
 
-@concept_app.command(epilog=MAKE_EXAMPLES)
+@concept_app.command(cls=Verb, epilog=MAKE_EXAMPLES)
 @expand
 def make(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Concept to write, for example dog.dsc.")],
@@ -57,10 +58,10 @@ def make(
     backbone: BackboneChoice,
     as_json: Json = False,
 ) -> None:
-    """Encode supports and save them as one file, to give as --concept instead.
+    """Encode supports and save them as one file, for --concept.
 
-    The file also holds the pictures at 384 pixels, their names and hashes, and
-    fits the model it was made with only.
+    The file also holds the images at 384 pixels, their names and hashes. It
+    fits only the model it was made with.
     """
     from diffseg_cli.concept import check_name, source_of, write_concept
 
@@ -82,15 +83,15 @@ def make(
         console.result(str(file))
 
 
-@concept_app.command(epilog=SHOW_EXAMPLES)
+@concept_app.command(cls=Verb, epilog=SHOW_EXAMPLES)
 def show(
     files: Concepts,
     sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw their supports on this sheet, a PNG.")
+        Path | None, typer.Option(metavar="FILE", help="Draw the supports on a sheet, a PNG.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what concepts hold: name, supports, and the model they fit."""
+    """Show what concepts hold: name, supports, and the model they fit."""
     from diffseg_cli.concept import read_concept_info
 
     if sheet:
@@ -134,7 +135,7 @@ def _draw(files: list[Path], sheet: Path) -> None:
     write_picture(sheet, support_sheet(named))
 
 
-@concept_app.command(epilog=CHECK_EXAMPLES)
+@concept_app.command(cls=Verb, epilog=CHECK_EXAMPLES)
 @expand
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A concept of three supports or more.")],
@@ -144,10 +145,10 @@ def check(
 ) -> None:
     """Find out which supports help and which hurt, by leaving each out.
 
-    Each support is looked for with the others. "found" is the IoU at which all
-    others find it, "alone" the soft IoU at which it alone finds them, "gain"
-    what it adds to the rest. It hurts where it looks unlike the others, alone
-    finds them worse, and adds nothing: another thing, or a wrong mask.
+    "found" is the IoU with which the others find a support, "alone" the soft
+    IoU with which it alone finds the others, "gain" what it adds to them. A
+    support hurts if the others find it badly, it finds them badly and it adds
+    nothing: it shows something else, or its mask is wrong.
     """
     from diffseg_cli.concept import read_concept, read_concept_info, read_thumbnails
 

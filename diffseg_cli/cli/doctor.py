@@ -26,14 +26,14 @@ INDENT = " " * 9  # as wide as a status
 def doctor(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FILES", help="Pictures, masks, annotation files or weights to look at."),
+        typer.Argument(metavar="FILE", help="Images, masks, annotation files or weights to examine."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a line instead of a table.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Say what works here, what given files are, and what is wrong with them.
+    """Check this installation, and say what files are and what is wrong with them.
 
-    Exit code 0 when all is well, else that of the worst: 3 for a file that is
-    damaged or needs another option, 4 for weights.
+    Exit code 0 if all is well, else that of the worst finding: 3 for a file
+    that is damaged or needs an option, 4 for weights.
     """
     from diffseg_cli.doctor import examine_file, examine_machine
 

@@ -16,21 +16,24 @@ EXAMPLES = """Examples:
 
 
 def edges(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Pictures to trace.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Images to trace.")],
     hed: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Other HED weights: safetensors, or ControlNetHED.pth."),
+        typer.Option(metavar="FILE", help="Other HED weights: safetensors or ControlNetHED.pth."),
     ] = None,
     size: Annotated[
-        int, typer.Option(min=16, max=4096, help="Longest side the network sees; larger finds finer edges.")
+        int,
+        typer.Option(
+            min=16, max=4096, metavar="PX", help="Longest side the network sees; larger finds finer edges."
+        ),
     ] = 512,
     device: Device = "auto",
     out: options.Out = Path("diffseg_out"),
     json: options.Json = False,
 ) -> None:
-    """Draw the edges HED sees: white on black, at the size of the picture.
+    """Draw the edges of images, white on black, as HED finds them.
 
-    They are what the Spatial Control Module aligns attention maps with.
+    The Spatial Control Module aligns attention maps with such edges.
     """
     plans = inputs.plan_outputs(images, out, {"edges": "_edges.png"}, [hed] if hed else [])
     with console.working("Loading HED"):
@@ -41,7 +44,7 @@ def edges(
         place = resolve_device(device)
         network = load_hed(hed).to(place)
     console.say(f"Using HED on {describe_device(place)}.")
-    for plan in console.track(plans, len(plans), "pictures"):
+    for plan in console.track(plans, len(plans), "images"):
         write_edges(plan.query, plan.outputs["edges"], network, size)
         if json:
             row = {

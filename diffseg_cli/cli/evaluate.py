@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from diffseg_cli.choices import ModelChoice
+from diffseg_cli.choices import (
+    OUTPUT,
+    ModelChoice,
+)
 from diffseg_cli.cli import console, options
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ EXAMPLES = """Examples:
 
   diffseg evaluate --root my_classes/ --shots 1 --peer prototype --out report/
 
-  diffseg evaluate --dataset pascal-5i --root VOCdevkit --fold all --runs 10 --workers 4 --out runs/voc"""
+  diffseg evaluate --dataset pascal-5i --root VOCdevkit --workers 4 --out voc/"""
 
 DATA, EPISODES, WORK = "Data", "Episodes", "Work"  # panels of the help
 SHOWN = 4  # best, median and worst episodes each in the report
@@ -24,63 +27,77 @@ SHOWN = 4  # best, median and worst episodes each in the report
 
 def evaluate(
     root: Annotated[
-        Path, typer.Option(help="Where the data set lies; it is never downloaded.", rich_help_panel=DATA)
+        Path,
+        typer.Option(metavar="DIR", help="Folder of the data set; never downloaded.", rich_help_panel=DATA),
     ],
     dataset: Annotated[
         Literal["folder", "pascal-5i", "coco-20i", "coco-40-20-20", "fss-1000"],
-        typer.Option(
-            help="folder: one folder a class, NAME.jpg and its mask NAME.png.", rich_help_panel=DATA
-        ),
+        typer.Option(metavar="NAME", help=options.DATASET_HELP, rich_help_panel=DATA),
     ] = "folder",
     fold: Annotated[
-        str | None, typer.Option(metavar="0..3|all", help="Fold; default all.", rich_help_panel=DATA)
+        str | None,
+        typer.Option(metavar="0..3|all", help="Fold to measure. Default: all.", rich_help_panel=DATA),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Part of the data set; default test, or all of a folder.", rich_help_panel=DATA),
+        typer.Option(
+            metavar="NAME", help="Split to measure. Default: test; all of a folder.", rich_help_panel=DATA
+        ),
     ] = None,
     sources: Annotated[
         str | None,
-        typer.Option(
-            help="Only these sources of a folder's index.csv, comma separated.", rich_help_panel=DATA
-        ),
+        typer.Option(metavar="A,B", help="Only these sources of a folder's index.csv.", rich_help_panel=DATA),
     ] = None,
-    shots: Annotated[int, typer.Option(min=1, help="Supports an episode.", rich_help_panel=EPISODES)] = 1,
+    shots: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Supports per episode.", rich_help_panel=EPISODES)
+    ] = 1,
     runs: Annotated[
-        int, typer.Option(min=1, help="Repetitions with other episodes.", rich_help_panel=EPISODES)
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Repetitions, each with new episodes.", rich_help_panel=EPISODES
+        ),
     ] = 1,
     episodes_per_class: Annotated[
         int | None,
-        typer.Option(min=1, help="In each run; default the protocol's.", rich_help_panel=EPISODES),
+        typer.Option(min=1, metavar="N", help="Per run. Default: the protocol's.", rich_help_panel=EPISODES),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the list of episodes.", rich_help_panel=EPISODES)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seed of the episodes.", rich_help_panel=EPISODES)
+    ] = 0,
     episodes_in: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Run this list of episodes.", rich_help_panel=EPISODES),
+        typer.Option(metavar="FILE", help="Run the episodes listed in this file.", rich_help_panel=EPISODES),
     ] = None,
     episodes_out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Write the list of episodes, for other systems.", rich_help_panel=EPISODES
+            metavar="FILE", help="Write the list of episodes, for other programs.", rich_help_panel=EPISODES
         ),
     ] = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            help="Beside it on the same episodes: prototype, attention, seggpt, matcher-lite; repeat it.",
+            metavar="NAME",
+            help="Also run this method on the same episodes: prototype, attention, seggpt or matcher-lite; "
+            "repeat for several.",
             rich_help_panel=WORK,
         ),
     ] = None,
     peer_weights: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Weights of peers; default the hub's local cache.", rich_help_panel=WORK
+            metavar="DIR",
+            help="Weights of these methods. Default: the hub's local cache.",
+            rich_help_panel=WORK,
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.", rich_help_panel=WORK)] = 1,
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Spread over a Ray cluster instead.", rich_help_panel=WORK)
-    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Processes on this machine.", rich_help_panel=WORK)
+    ] = 1,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Work here, or on a Ray cluster.", rich_help_panel=WORK),
+    ] = "local",
     *,
     model: ModelChoice,
     out: Annotated[
@@ -89,16 +106,20 @@ def evaluate(
             "--out",
             "-o",
             metavar="DIR",
-            help="Report, record and plot; a stopped run with the same folder goes on.",
-            rich_help_panel=options.OUTPUT,
+            help="Folder for report, record and plot; a stopped run goes on there.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     json: Annotated[
         bool,
-        typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=options.OUTPUT),
+        typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT),
     ] = False,
 ) -> None:
-    """Measure a model on labelled pictures, beside peers and published figures of the same protocol."""
+    """Measure a model on labelled images, beside other methods and published figures.
+
+    Every episode is drawn as the protocol of the data set says, so that the
+    figures compare with published ones.
+    """
     with console.working("Loading the model and the data set"):
         from diffseg_cli.datasets import PROTOCOLS
         from diffseg_cli.evaluation.benchmark import Benchmark, Plan, check_peers, choose_folds
@@ -124,7 +145,7 @@ def evaluate(
         from diffseg_cli.evaluation.episode_list import write_list
 
         write_list(episodes_out, benchmark.about(), benchmark.lines)
-    results = _run(benchmark, out, workers, ray)
+    results = _run(benchmark, out, workers, ray=engine == "ray")
     if results is not None:
         record = benchmark.record(results)
         console.show_evaluation(record, as_json=json)
@@ -132,7 +153,9 @@ def evaluate(
             _write_report(benchmark, record, results, out)
 
 
-def _run(benchmark: "Benchmark", out: Path | None, workers: int, ray: bool) -> "list[EpisodeResult] | None":
+def _run(
+    benchmark: "Benchmark", out: Path | None, workers: int, *, ray: bool
+) -> "list[EpisodeResult] | None":
     from diffseg_cli.evaluation.spread import collect, run_benchmark, spread_over_machines
 
     running = run_benchmark(benchmark, out, workers=workers, ray=ray)

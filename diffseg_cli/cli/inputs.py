@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 STREAM = Path("-")  # stdin as a query, stdout as the place of results
-MOST_PIPED = 512_000_000  # bytes; an uncompressed picture of 100 megapixels has 300
+MOST_PIPED = 512_000_000  # bytes; an uncompressed image of 100 megapixels has 300
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One picture and the files its results go to."""
+    """One image and the files its results go to."""
 
     query: Path
     outputs: dict[str, Path]
@@ -37,7 +37,7 @@ def plan_outputs(
     """Name every result, and refuse a run that would lose one or an input; then check that it can be done.
 
     Args:
-        queries: pictures to work on; "-" is one on stdin, whose results are called "stdin".
+        queries: images to work on; "-" is one on stdin, whose results are called "stdin".
         out: folder of the results; for "-" see `check_streams`.
         suffixes: result -> what follows the query's stem in its file name.
         inputs: other files of the run.
@@ -81,21 +81,21 @@ def check_streams(queries: Sequence[Path], out: Path, *, as_json: bool) -> None:
     """
     if STREAM in queries and sys.stdin.isatty():
         raise UsageError(
-            "--query - reads a picture from a pipe.", "For example: cat a.jpg | diffseg segment ..."
+            "--query - reads an image from a pipe.", "For example: cat a.jpg | diffseg segment ..."
         )
     if out != STREAM:
         return
     if len(queries) > 1 or as_json:
         raise UsageError(
             "--out - writes one mask to stdout and nothing else.",
-            "Give a folder for several pictures, or for --json.",
+            "Give a folder for several images, or for --json.",
         )
     if sys.stdout.isatty():
         raise UsageError("--out - would write a PNG to the terminal.", "Add for example: > mask.png")
 
 
 def read_query_image(query: Path) -> "NDArray[np.uint8]":
-    """Read a picture from a file, or from stdin for "-".
+    """Read an image from a file, or from stdin for "-".
 
     Raises:
         InputError: it cannot be used.
@@ -107,16 +107,16 @@ def read_query_image(query: Path) -> "NDArray[np.uint8]":
         return read_image(query)
     content = sys.stdin.buffer.read(MOST_PIPED + 1)
     if len(content) > MOST_PIPED:
-        raise InputError(f"stdin holds more than {MOST_PIPED // 10**6} MB.", "Scale the picture down first.")
+        raise InputError(f"stdin holds more than {MOST_PIPED // 10**6} MB.", "Scale the image down first.")
     return read_image(InputFile("stdin", content))
 
 
 def check_files(image: Path, outputs: Sequence[Path]) -> None:
-    """Check that a picture can be opened, and that results can be written and do not replace it.
+    """Check that an image can be opened, and that results can be written and do not replace it.
 
     Raises:
-        UsageError: a result would replace the picture.
-        InputError: the picture cannot be opened, or a folder not be written.
+        UsageError: a result would replace the image.
+        InputError: the image cannot be opened, or a folder not be written.
     """
     from diffseg_cli.files import check_folder
     from diffseg_cli.reading.image_io import check_image
@@ -129,16 +129,16 @@ def check_files(image: Path, outputs: Sequence[Path]) -> None:
 
 
 def read_supports(supports: Sequence[Path], masks: Sequence[Path], choice: MaskChoice) -> "list[Pair]":
-    """Read support pictures with their masks, paired in order.
+    """Read support images with their masks, paired in order.
 
     Args:
-        supports: pictures.
+        supports: images.
         masks: one each.
         choice: how the masks are read.
 
     Raises:
         UsageError: not one mask a support, or two choices that exclude each other.
-        InputError: one cannot be used, or a mask has another size than its picture.
+        InputError: one cannot be used, or a mask has another size than its image.
     """
     if len(supports) != len(masks):
         raise UsageError(
@@ -153,11 +153,11 @@ def read_supports(supports: Sequence[Path], masks: Sequence[Path], choice: MaskC
 def read_query(
     query: Path, point: str | None, region: Path | None
 ) -> "tuple[NDArray[np.uint8], NDArray[np.bool_] | None]":
-    """Read a picture to look at, and the place or area whose affinity is asked for, if one is chosen.
+    """Read an image to look at, and the place or area whose affinity is asked for, if one is chosen.
 
     Raises:
         UsageError: both a point and a region, or a point that is none or lies outside.
-        InputError: the picture or the region's mask cannot be used, or their sizes differ.
+        InputError: the image or the region's mask cannot be used, or their sizes differ.
     """
     if point is not None and region is not None:
         raise UsageError("--point and --region both choose a region.", "Give one of them.")

@@ -23,7 +23,7 @@ from diffseg_cli.cli import (
 )
 from diffseg_cli.cli.concept import concept_app
 from diffseg_cli.cli.models import models_app
-from diffseg_cli.cli.options import expand
+from diffseg_cli.cli.options import CalmHelp, Verb, expand
 from diffseg_cli.errors import DiffsegError, ExitCode
 from diffseg_cli.version import __version__
 
@@ -34,7 +34,7 @@ EXAMPLES = """Examples:
   diffseg attn --support dog.jpg --mask dog.png --query scene.jpg --out maps/"""
 
 
-class Translator(TyperGroup):
+class Translator(CalmHelp, TyperGroup):
     """Typer's group, with our errors as `error:` and `hint:` lines on stderr and their exit code."""
 
     def invoke(self, ctx: Any) -> Any:  # Typer's own annotation names a private class
@@ -65,22 +65,23 @@ def diffseg(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """Few-shot segmentation: show one masked picture of a thing, find it in others."""
+    """Few-shot segmentation: mask an object in one image, find it in others."""
 
 
-app.command(epilog=segment.EXAMPLES)(expand(segment.segment))
-app.command(epilog=batch.EXAMPLES)(expand(batch.batch))
-app.command(epilog=attn.EXAMPLES)(expand(attn.attn))
-app.command(epilog=edges.EXAMPLES)(expand(edges.edges))
-app.command(epilog=mask.EXAMPLES)(expand(mask.mask))
-app.command(epilog=train.EXAMPLES)(expand(train.train))
-app.command(epilog=evaluate.EXAMPLES)(expand(evaluate.evaluate))
-app.command(epilog=watch.EXAMPLES)(expand(watch.watch))
-app.command(epilog=serve.EXAMPLES)(expand(serve.serve))
-app.command(epilog=doctor.EXAMPLES)(expand(doctor.doctor))
-app.command(epilog=bench.EXAMPLES)(expand(bench.bench))
-app.add_typer(concept_app, name="concept")
-app.add_typer(models_app, name="models")
+VERBS = {  # panel of the help -> its verbs
+    "Find": (segment, batch, watch, serve),
+    "Supports": (mask,),
+    "Explain": (attn, edges),
+    "Train and measure": (train, evaluate, bench),
+    "Install": (doctor,),
+}
+for panel, modules in VERBS.items():
+    for module in modules:
+        verb = module.__name__.rpartition(".")[2]
+        add = app.command(cls=Verb, epilog=module.EXAMPLES, rich_help_panel=panel)
+        add(expand(getattr(module, verb)))
+app.add_typer(concept_app, name="concept", rich_help_panel="Supports")
+app.add_typer(models_app, name="models", rich_help_panel="Install")
 
 
 def main() -> None:
@@ -99,5 +100,5 @@ def main() -> None:
 
 def _advice(error: Exception) -> str:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "Memory ran out: try a smaller picture, --dtype bfloat16, --offload or --device cpu."
+        return "Memory ran out: try a smaller image, --dtype bfloat16, --offload or --device cpu."
     return f"This should not happen: set {console.DEBUG_VARIABLE}=1 to see where it did."

@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffseg_cli.choices import Device, ModelChoice
-from diffseg_cli.cli import console, inputs, options
+from diffseg_cli.choices import (
+    OUTPUT,
+    Device,
+    ModelChoice,
+)
+from diffseg_cli.cli import console, inputs
 from diffseg_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,29 +30,31 @@ MOST_CORNERS = 20_000  # numbers an outline on the command line may have
 
 
 def mask(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Picture of the thing.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image of the object.")],
     box: Annotated[
         str | None,
         typer.Option(
-            metavar="X,Y,W,H", help="The thing fills this box: left, top, width, height.", rich_help_panel=HOW
+            metavar="X,Y,W,H", help="Box around the object: left, top, width, height.", rich_help_panel=HOW
         ),
     ] = None,
     polygon: Annotated[
         str | None,
-        typer.Option(metavar="X,Y,X,Y,...", help="The thing has this outline, exactly.", rich_help_panel=HOW),
+        typer.Option(metavar="X,Y,X,Y,...", help="Exact outline of the object.", rich_help_panel=HOW),
     ] = None,
     point: Annotated[
         list[str] | None,
         typer.Option(
             metavar="X,Y",
-            help="The thing is here; repeat it for several. A box gives better masks.",
+            help="A point on the object; repeat for several. A box gives better masks.",
             rich_help_panel=HOW,
         ),
     ] = None,
     not_point: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="X,Y", help="With --point: the thing is not here; may be repeated.", rich_help_panel=HOW
+            metavar="X,Y",
+            help="With --point: a point that is not on the object; repeat for several.",
+            rich_help_panel=HOW,
         ),
     ] = None,
     device: Device = "auto",
@@ -58,18 +64,18 @@ def mask(
             "--out",
             "-o",
             metavar="FILE",
-            help="Mask to write, a PNG. Default: IMAGE_mask.png in the working folder.",
-            rich_help_panel=options.OUTPUT,
+            help="PNG to write. Default: IMAGE_mask.png in the current folder.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=options.OUTPUT)
+        bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
     ] = False,
 ) -> None:
-    """Make the mask of a support from a box, an outline or points in pixels.
+    """Make a mask from a box, an outline or points, in pixels.
 
-    Writes the mask (PNG, 0 and 255) and an overlay beside it: look at that
-    before you use the mask, and mend the mask in any paint program.
+    Writes the mask (PNG, 0 and 255) and an overlay beside it. Look at the
+    overlay first; the mask can be corrected in any paint program.
     """
     files = _plan(image, out or Path(f"{image.stem}_mask.png"))
     from diffseg_cli.reading.image_io import read_image
@@ -90,11 +96,11 @@ def mask(
 
 
 def _plan(image: Path, out: Path) -> dict[str, Path]:
-    """The mask and its overlay, which must not be the picture itself.
+    """The mask and its overlay, which must not be the image itself.
 
     Raises:
         UsageError: one of them is, or the mask is to be something else than PNG.
-        InputError: the picture cannot be opened, or the folder not be written.
+        InputError: the image cannot be opened, or the folder not be written.
     """
     if out.suffix.lower() != ".png":
         raise UsageError(f"{out} does not end in .png.", "A mask is written as PNG, which loses nothing.")
@@ -123,11 +129,11 @@ def _make(
         raise UsageError(
             f"{' and '.join(given)} are different ways to make one mask."
             if given
-            else "Nothing says where the thing is.",
+            else "Nothing says where the object is.",
             "Give one of --box, --polygon and --point.",
         )
     if not_points and not points:
-        raise UsageError("--not-point says only where the thing is not.", "Give --point with it.")
+        raise UsageError("--not-point says only where the object is not.", "Give --point with it.")
     from diffseg_cli import mask_making
 
     size_hw = (image.shape[0], image.shape[1])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffseg_cli.cli import console
+from diffseg_cli.cli.options import Verb, Verbs
 from diffseg_cli.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -23,16 +24,19 @@ def _examples(*commands: str) -> str:
 
 models_app = typer.Typer(
     no_args_is_help=True,
+    cls=Verbs,
     help="List, inspect, check and fetch the weights.",
     epilog=_examples("diffseg models list", "diffseg models verify --json"),
 )
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line instead of columns.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
-@models_app.command("list", epilog=_examples("diffseg models list", "diffseg models list --json | jq .name"))
+@models_app.command(
+    "list", cls=Verb, epilog=_examples("diffseg models list", "diffseg models list --json | jq .name")
+)
 def list_models(as_json: JsonOption = False) -> None:
-    """Show every weight file: is it there, how large, under which licence, what it is.
+    """List every weight file: status, size, licence and purpose.
 
     Sizes are compared with the manifest; `diffseg models verify` compares the contents too.
     """
@@ -42,16 +46,19 @@ def list_models(as_json: JsonOption = False) -> None:
     _print_rows(rows, ("name", "status", "size", "licence", "what"), as_json)
 
 
-@models_app.command(epilog=_examples("diffseg models show compact", "diffseg models show dog.safetensors"))
+@models_app.command(
+    cls=Verb, epilog=_examples("diffseg models show compact", "diffseg models show dog.safetensors")
+)
 def show(
     target: Annotated[
         str, typer.Argument(metavar="NAME|FILE", help="A name from `list`, or a safetensors file.")
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Tell everything about a model or a file: source, licence, training data, hash, what is in it.
+    """Show all about a model or a file: source, licence, training data, hash, content.
 
-    "compact" shows all its files; a checkpoint also its backbone, training and metrics.
+    "compact" shows all its files; a checkpoint also shows its backbone,
+    training and metrics.
     """
     for row in _describe(target):
         if as_json:
@@ -61,12 +68,13 @@ def show(
 
 
 @models_app.command(
-    epilog=_examples("diffseg models verify", "DIFFSEG_WEIGHTS=mine diffseg models verify --json")
+    cls=Verb, epilog=_examples("diffseg models verify", "DIFFSEG_WEIGHTS=mine diffseg models verify --json")
 )
 def verify(as_json: JsonOption = False) -> None:
-    """Compare size and sha256 of every weight file with the manifest; exit code 4 if one is not right.
+    """Compare size and sha256 of every weight file with the manifest.
 
-    A file that no manifest lists is named "unlisted" and is no error.
+    Exit code 4 if a file is missing or damaged. A file that no manifest lists
+    is "unlisted", which is no error.
     """
     from diffseg_cli.weights import REFETCH, survey
 
@@ -80,18 +88,19 @@ def verify(as_json: JsonOption = False) -> None:
 
 
 @models_app.command(
-    epilog=_examples("diffseg models pull kandinsky-2-2", "diffseg models pull kandinsky-2-2 --variant fp16")
+    cls=Verb,
+    epilog=_examples("diffseg models pull kandinsky-2-2", "diffseg models pull kandinsky-2-2 --variant fp16"),
 )
 def pull(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to fetch: kandinsky-2-2.")],
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit on the hub; default: the main branch.")
+        str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub. Default: main.")
     ] = None,
     variant: Annotated[
-        str | None, typer.Option(help="fp16 fetches half the bytes, where the hub has them.")
+        str | None, typer.Option(metavar="NAME", help="fp16 fetches half the bytes, where the hub has it.")
     ] = None,
 ) -> None:
-    """Fetch a model that does not ship with diffseg into the ordinary Hugging Face cache.
+    """Fetch a model that does not ship with diffseg into the Hugging Face cache.
 
     Files that are there already are not fetched again.
     """

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from diffseg_cli.choices import ADVANCED, MODEL, OUTPUT, SUPPORT, Option
-
-__all__ = ["ADVANCED", "MODEL", "OUTPUT", "QUERY", "SUPPORT", "Json", "Out", "expand"]
+from diffseg_cli.choices import ADVANCED, OUTPUT, Option
 
 QUERY = "Query"  # panel of the help
+DATASET_HELP = (
+    "folder, pascal-5i, coco-20i, coco-40-20-20 or fss-1000. A folder has one folder per class, with "
+    "NAME.jpg and its mask NAME.png."
+)
 
 Out = Annotated[
     Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.", rich_help_panel=OUTPUT)
@@ -22,6 +25,31 @@ Out = Annotated[
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per image.", rich_help_panel=OUTPUT)
 ]
+
+
+def _no_type(ctx: Any) -> None:  # noqa: ARG001 - Typer's signature
+    return None
+
+
+class CalmHelp:
+    """For commands: help without the type of a flag or of an argument that has a name."""
+
+    def get_params(self, ctx: Any) -> list[Any]:  # Typer's own annotations name private classes
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if isinstance(param, TyperArgument):
+                param.display_type_rich = _no_type  # type: ignore[method-assign]
+            elif param.is_flag:
+                param.metavar = ""
+        return params
+
+
+class Verb(CalmHelp, TyperCommand):
+    """Typer's command with such help."""
+
+
+class Verbs(CalmHelp, TyperGroup):
+    """Typer's group with such help."""
 
 
 def expand(verb: Callable[..., None]) -> Callable[..., None]:

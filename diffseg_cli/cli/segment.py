@@ -89,7 +89,7 @@ def segment(
 def _plan(
     queries: list[Path], out: Path, files: FormatChoice, things: "list[Thing]"
 ) -> tuple[list[inputs.Plan], dict[str, Path]]:
-    """The files of each picture and those of the run, checked as in `inputs.plan_outputs`."""
+    """The files of each image and those of the run, checked as in `inputs.plan_outputs`."""
     from diffseg_cli.results.outputs import RUN_FILES, choose_formats, picture_files
 
     chosen = choose_formats(files.formats, matting=files.matting)

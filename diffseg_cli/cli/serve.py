@@ -29,18 +29,24 @@ GPU_BATCH = 8
 
 def serve(
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where to listen.", rich_help_panel=SERVER)
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on.", rich_help_panel=SERVER)
     ] = "127.0.0.1",
     port: Annotated[
         int,
-        typer.Option(min=0, max=65535, metavar="N", help="0 takes a free one.", rich_help_panel=SERVER),
+        typer.Option(
+            min=0,
+            max=65535,
+            metavar="N",
+            help="Port to listen on; 0 picks a free one.",
+            rich_help_panel=SERVER,
+        ),
     ] = 8000,
     token: Annotated[
         str | None,
         typer.Option(
             envvar=TOKEN_VARIABLE,
             metavar="TEXT",
-            help="What requests must carry; needed to listen beyond this machine.",
+            help="Token that requests must carry; required beyond this machine.",
             rich_help_panel=SERVER,
         ),
     ] = None,
@@ -52,36 +58,44 @@ def serve(
         typer.Option(
             min=1,
             metavar="N",
-            help="Queries segmented at once. Default: 8 on a GPU, 1 on a CPU.",
+            help="Images segmented at once. Default: 8 on a GPU, 1 on a CPU.",
             rich_help_panel=LIMITS,
         ),
     ] = None,
     max_mb: Annotated[
-        float, typer.Option(min=0.1, metavar="N", help="Size of a request.", rich_help_panel=LIMITS)
+        float, typer.Option(min=0.1, metavar="N", help="Largest request, in MB.", rich_help_panel=LIMITS)
     ] = 64,
     max_megapixels: Annotated[
         float,
-        typer.Option(min=0.01, max=100, metavar="N", help="Size of a picture.", rich_help_panel=LIMITS),
+        typer.Option(
+            min=0.01, max=100, metavar="N", help="Largest image, in megapixels.", rich_help_panel=LIMITS
+        ),
     ] = 50,
     max_seconds: Annotated[
-        float, typer.Option(min=0.1, metavar="N", help="Time a request may take.", rich_help_panel=LIMITS)
+        float,
+        typer.Option(
+            min=0.1, metavar="N", help="Longest time per request, in seconds.", rich_help_panel=LIMITS
+        ),
     ] = 60,
     max_requests: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Requests waiting or in work.", rich_help_panel=LIMITS)
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Most requests waiting or in progress.", rich_help_panel=LIMITS
+        ),
     ] = 32,
     max_concepts: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Concepts kept in memory.", rich_help_panel=LIMITS)
+        int, typer.Option(min=1, metavar="N", help="Most concepts kept in memory.", rich_help_panel=LIMITS)
     ] = 32,
     json: Annotated[
         bool,
-        typer.Option("--json", help="The address as a JSON object on stdout.", rich_help_panel=SERVER),
+        typer.Option("--json", help="Print the address as a JSON object.", rich_help_panel=SERVER),
     ] = False,
 ) -> None:
-    """Answer over HTTP, and show a page to try it on: open the address it prints.
+    """Serve over HTTP, with a web page to try it: open the address it prints.
 
-    Keeps the model and concepts ready. POST /v1/segment takes a query with a
-    concept, or with supports and masks, and gives a mask or JSON; docs/serve.md
-    has the rest. Ctrl-C finishes what is in hand and ends.
+    Keeps the model and concepts in memory. POST /v1/segment takes an image
+    with a concept, or with supports and masks, and answers with a mask or
+    JSON; see docs/serve.md. Ctrl-C finishes running requests, then ends.
     """
     try:
         from diffseg_cli.serve.guard import is_loopback

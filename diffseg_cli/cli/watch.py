@@ -24,14 +24,14 @@ EXAMPLES = """Examples:
 
   diffseg watch inbox/ --concept dog.dsc --out results/
 
-  diffseg watch inbox/ -c dog.dsc --recursive -f mask -f json --out results/ --json"""
+  diffseg watch inbox/ -c dog.dsc --recursive -f mask --out results/ --json"""
 
 
 def watch(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder in which pictures arrive.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder in which images arrive.")],
     recursive: Annotated[
         bool,
-        typer.Option("--recursive", help="Watch its folders too.", rich_help_panel=options.QUERY),
+        typer.Option("--recursive", help="Watch subfolders too.", rich_help_panel=options.QUERY),
     ] = False,
     *,
     supports: SupportChoice,
@@ -46,7 +46,7 @@ def watch(
         typer.Option(
             min=0.05,
             metavar="S",
-            help="Seconds without a change after which a picture is taken for whole.",
+            help="Seconds without a change after which a file counts as complete.",
             rich_help_panel=RUN,
         ),
     ] = 2.0,
@@ -55,23 +55,22 @@ def watch(
         typer.Option(
             min=0.1,
             metavar="S",
-            help="Seconds between two looks at the whole folder, for changes the system did not tell of.",
+            help="Seconds between two listings of the folder, for changes the system did not report.",
             rich_help_panel=RUN,
         ),
     ] = 30.0,
     workers: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Threads that read, and threads that write.", rich_help_panel=RUN
+            min=1, metavar="N", help="Threads that read, and as many that write.", rich_help_panel=RUN
         ),
     ] = None,
 ) -> None:
-    """Segment pictures as they arrive in a folder, until Ctrl-C.
+    """Segment images as they arrive in a folder, until Ctrl-C.
 
-    What is there already is done first. Results, manifest and index.html in
-    --out are those of `diffseg batch`, so that the same command goes on after
-    an end, and either verb with what the other did. Prints the files of each
-    picture, or with --json a line a picture, as they are done.
+    Images that are there already come first. --out holds the same files as
+    that of `diffseg batch`, so either verb goes on with what the other did.
+    Prints the files of each image, or with --json one line per image.
     """
     job = describe_job(supports, masks, model, answer, files)
     claims = _claims(folder, job, out)
@@ -83,7 +82,7 @@ def watch(
         from diffseg_cli.batch.watching import Watching
 
         if not arrivals.listens:
-            console.note(f"The system does not tell of changes here; looking every {rescan:g} s.")
+            console.note(f"The system does not report changes here; listing the folder every {rescan:g} s.")
         threads = workers or min(os.cpu_count() or 1, MOST_WORKERS)
         watching = Watching(session, arrivals, claims, threads)
         console.say(f"Watching {folder}; Ctrl-C ends it.")
@@ -101,14 +100,14 @@ def _claims(folder: Path, job: "Job", out: Path) -> "Claims":
 
     Raises:
         InputError: there is no such folder, or results cannot be written.
-        UsageError: results would arrive in it as pictures.
+        UsageError: results would arrive in it as images.
     """
     from diffseg_cli.batch.finish import INDEX
     from diffseg_cli.batch.manifest import NAME
     from diffseg_cli.files import Claims, check_folder
 
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder.", "Name the folder in which pictures arrive.")
+        raise InputError(f"{folder} is not a folder.", "Name the folder in which pictures arrive.")
     if folder.resolve() == out.resolve():
         raise UsageError(
             f"{out} is the watched folder itself.", f"Choose another --out, such as {out}/found."
