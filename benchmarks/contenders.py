@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.bench.random_kandinsky import FULL_SIZE, TINY, KandinskyNetworks, random_networks
 from diffseg_cli.bench.subject import random_segmenter
 from diffseg_cli.config import PamConfig, SegmentConfig
@@ -22,7 +23,7 @@ from diffseg_cli.models.attention import normalise, upsampling_matrix
 from diffseg_cli.models.kandinsky import SUPPORT_CROP, crop_supports
 from diffseg_cli.models.perceptual_attention import PerceptualAttention
 from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.segmenter import Segmenter
 
 SAM_POINTS = 8  # prompts a query, as many as the peer matcher-lite of `diffseg evaluate` sets
 SEGGPT_TINY: dict[str, Any] = {
@@ -139,7 +140,7 @@ def ours(segmenter: Segmenter, setting: Setting, what: str) -> Contender:
 
     backbone: Any = segmenter.backbone
     parts = [backbone] if isinstance(backbone, nn.Module) else networks_of(backbone)
-    weights = size_of(*parts, segmenter.trained, *([segmenter.hed] if segmenter.hed else []))
+    weights = size_of(*parts, segmenter.trained.modules, *([segmenter.hed] if segmenter.hed else []))
     return Contender(
         what,
         lambda: segmenter.encode_frames(frames, middle(frames)),

@@ -33,7 +33,6 @@ from diffseg_cli.bench.staged import write_predictions
 from diffseg_cli.bench.subject import draw_pictures, prepare_segmenter, random_segmenter
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.compute import limit_threads, resolve_device, resolve_dtype
-from diffseg_cli.loading import edge_size
 from diffseg_cli.segmenter import Segmenter
 
 WHAT = ("time", "flop", "memory")
@@ -106,8 +105,8 @@ def measure_point(
 def walk(
     axis: str, segmenter: Segmenter, values: Sequence[int], repeats: int, *, processor: bool = False
 ) -> Iterator[Point]:
-    """Measure an axis on a segmenter, from small to large; the segmenter is changed and changed back."""
-    own_size, own_edges, own_settings = segmenter.backbone.image_size, segmenter.edge_size, segmenter.settings
+    """Measure an axis from small to large; the backbone's size is changed and changed back."""
+    own_size = segmenter.backbone.image_size
     for value in values:
         with tempfile.TemporaryDirectory() as folder:
             if axis == "folder":
@@ -115,13 +114,12 @@ def walk(
                 continue
             if axis == "size":
                 segmenter.backbone.image_size = value
-                segmenter.edge_size = edge_size(segmenter.backbone)
             if axis == "timesteps":
                 levels = tuple(50 + 10 * index for index in range(value))
-                segmenter.settings = replace(segmenter.settings, timesteps=levels)
+                segmenter = replace(segmenter, settings=replace(segmenter.settings, timesteps=levels))
             work = _work(axis, value, segmenter, Path(folder))
             yield measure_point(value, work, segmenter.device, repeats, processor=processor)
-    segmenter.backbone.image_size, segmenter.edge_size, segmenter.settings = own_size, own_edges, own_settings
+    segmenter.backbone.image_size = own_size
 
 
 def _work(axis: str, value: int, segmenter: Segmenter, folder: Path) -> Callable[[], object]:

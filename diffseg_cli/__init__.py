@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from diffseg_cli.version import __version__
 
 if TYPE_CHECKING:
+    from diffseg_cli.assembly import load_segmenter
     from diffseg_cli.errors import DiffsegError
     from diffseg_cli.models.support import SupportFeatures
     from diffseg_cli.prediction import Prediction
-    from diffseg_cli.segmenter import Segmenter, load_segmenter
+    from diffseg_cli.segmenter import Segmenter
 
 __all__ = ["DiffsegError", "Prediction", "Segmenter", "SupportFeatures", "__version__", "load_segmenter"]
 
@@ -21,7 +22,7 @@ _HOME = {
     "Prediction": "diffseg_cli.prediction",
     "Segmenter": "diffseg_cli.segmenter",
     "SupportFeatures": "diffseg_cli.models.support",
-    "load_segmenter": "diffseg_cli.segmenter",
+    "load_segmenter": "diffseg_cli.assembly",
 }
 
 

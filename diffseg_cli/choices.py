@@ -115,7 +115,7 @@ class BackboneChoice:
 
 @dataclass(frozen=True)
 class ModelChoice(BackboneChoice):
-    """The model that answers: arguments of `segmenter.load_segmenter`."""
+    """The model that answers: arguments of `assembly.load_segmenter`."""
 
     checkpoint: Annotated[
         Path | None,

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from diffseg_cli.choices import AnswerChoice, MaskChoice
 from diffseg_cli.concept import read_concept, read_thumbnails, source_of
 from diffseg_cli.results.outputs import Found, Scene, settle, support_tile
-from diffseg_cli.version import __version__
 
 if TYPE_CHECKING:
     from diffseg_cli.models.support import SupportFeatures
@@ -154,23 +153,10 @@ def _why_empty(prediction: "Prediction") -> str:
 # --- records -------------------------------------------------------------------------------------------
 
 
-def model_record(segmenter: "Segmenter") -> dict[str, Any]:
-    """What computed a result, for JSON and for the files of `attn`."""
-    return {
-        "model": segmenter.model,
-        "fingerprint": segmenter.backbone.fingerprint,
-        "head": segmenter.head,
-        "fusion": segmenter.settings.fusion,
-        "device": str(segmenter.device),
-        "dtype": str(segmenter.dtype).removeprefix("torch."),
-        "version": __version__,
-    }
-
-
 def settings_record(segmenter: "Segmenter", answer: AnswerChoice) -> dict[str, Any]:
     """What decided a result: the model and what counts as found."""
-    refine = segmenter.settings.refine if answer.refine is None else answer.refine
-    return {**asdict(answer), "refine": refine, **model_record(segmenter)}
+    chosen = {name: value for name, value in asdict(answer).items() if value is not None}
+    return {**segmenter.record(), **chosen}
 
 
 def scene_record(scene: Scene) -> dict[str, Any]:

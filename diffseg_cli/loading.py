@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,8 @@ from diffseg_cli.models.kandinsky import KandinskyBackbone, load_kandinsky
 from diffseg_cli.models.knowledge import KNOWLEDGE
 from diffseg_cli.models.perceptual_attention import PerceptualAttention
 from diffseg_cli.models.spatial_control import SpatialControl
+from diffseg_cli.presence import PresenceCalibration
+from diffseg_cli.trained import Trained
 from diffseg_cli.weights import file_sha256, find_weights, load_strict, read_safetensors, write_safetensors
 
 EdgeDetector = HED | HedStudent
@@ -235,20 +236,23 @@ def trained_size(checkpoint: Path) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def load_modules(checkpoint: Path, backbone: Backbone) -> tuple[nn.ModuleDict, dict[str, Any]]:
-    """SCM and PAM of a checkpoint, checked against this backbone; in eval mode, without gradients.
+def load_modules(checkpoint: Path, backbone: Backbone, dtype: torch.dtype = torch.float32) -> Trained:
+    """What a checkpoint holds, checked against this backbone; in eval mode, without gradients.
 
-    Returns:
-        The modules, and the checkpoint's whole config, the calibration of the presence score included.
+    Args:
+        checkpoint: the file.
+        backbone: it was trained on; the modules go to its device.
+        dtype: of the modules.
 
     Raises:
         WeightsError: damaged, of another backbone, or of another version.
     """
     tensors, info = read_checkpoint(checkpoint, backbone=backbone.name, fingerprint=backbone.fingerprint)
+    config = info.config
     try:
-        scm, pam = info.config.get("scm"), info.config.get("pam")
-        if info.config.get("knowledge", "self+cross") not in KNOWLEDGE:
-            raise ValueError(f"unknown knowledge '{info.config['knowledge']}'")
+        scm, pam, knowledge = config.get("scm"), config.get("pam"), config.get("knowledge", Trained.knowledge)
+        if knowledge not in KNOWLEDGE:
+            raise ValueError(f"unknown knowledge '{knowledge}'")
         modules = build_modules(
             backbone, ScmConfig(**scm) if scm else None, PamConfig(**pam) if pam else None
         )
@@ -258,4 +262,11 @@ def load_modules(checkpoint: Path, backbone: Backbone) -> tuple[nn.ModuleDict, d
             "Update diffseg, or train it again.",
         ) from error
     load_strict(modules, tensors, checkpoint)
-    return modules.eval().requires_grad_(False), info.config
+    return Trained(
+        modules=modules.eval().requires_grad_(False).to(device=backbone.device, dtype=dtype),
+        knowledge=knowledge,
+        presence=PresenceCalibration.from_config(config.get("presence")),
+        mask_gamma=config.get("mask_gamma", Trained.mask_gamma),
+        image_size=config.get("image_size"),
+        source=str(checkpoint),
+    )

@@ -67,36 +67,3 @@ class PresenceCalibration:
     def score(self, features: Tensor) -> Tensor:
         """features (b 3) -> probability (b) in [0, 1] that the object is in the picture."""
         return torch.sigmoid(features @ features.new_tensor(self.weights) + self.bias)
-
-
-def fit_calibration(features: Tensor, present: Tensor) -> PresenceCalibration:
-    """Logistic regression, lightly regularised.
-
-    Args:
-        features: (n 3).
-        present: (n) in {0, 1}.
-    """
-    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
-    scaled = (features - mean) / std
-    weights = torch.zeros(features.shape[1], requires_grad=True)
-    bias = torch.zeros(1, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=100)
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        error = F.binary_cross_entropy_with_logits(scaled @ weights + bias, present.float())
-        error = error + 1e-3 * weights.square().sum()
-        error.backward()
-        return error
-
-    optimizer.step(loss)
-    unscaled = (weights / std).detach()
-    return PresenceCalibration(tuple(unscaled.tolist()), float(bias.detach() - (unscaled * mean).sum()))
-
-
-def roc_auc(scores: Tensor, present: Tensor) -> float:
-    """Probability that a picture with the object scores above one without; ties count half."""
-    with_it, without = scores[present > 0], scores[present <= 0]
-    above = (with_it[:, None] > without[None]).double().mean()
-    level = (with_it[:, None] == without[None]).double().mean()
-    return float(above + 0.5 * level)

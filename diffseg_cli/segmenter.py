@@ -7,22 +7,24 @@ training and evaluation use it.
 Letters: b queries, k supports, S picture size, H W = S/8, c latent channels, t prompt tokens, d their width.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from diffseg_cli import loading
-from diffseg_cli.choices import ModelChoice
-from diffseg_cli.compute import describe_device, limit_threads, resolve_device, resolve_dtype
-from diffseg_cli.config import CompactConfig, SegmentConfig
-from diffseg_cli.errors import InputError, UsageError, WeightsError
+from diffseg_cli.compute import describe_device
+from diffseg_cli.config import SegmentConfig
+from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.frames import crop_to_object, from_frame, mask_to_frame, stack_frames
-from diffseg_cli.models.attention import AttentionMaps, OnLayer, score_maps
+from diffseg_cli.loading import edge_size
+from diffseg_cli.models.attention import AttentionMaps, OnLayer, ScoreMaps
 from diffseg_cli.models.backbone import Backbone, Control
 from diffseg_cli.models.hed import HED
 from diffseg_cli.models.hed_student import HedStudent
@@ -30,53 +32,47 @@ from diffseg_cli.models.knowledge import FEATURE_KNOWLEDGE, knowledge_scores
 from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput
-from diffseg_cli.presence import PresenceCalibration, presence_features
+from diffseg_cli.presence import presence_features
 from diffseg_cli.reading.image_io import ImageSource, MaskSource, read_image, read_pair
 from diffseg_cli.refine import refine_borders
 from diffseg_cli.timing import Watch
-from diffseg_cli.weights import find_weights
-
-HEADS = ("pam", "attention")
-FUSIONS = ("concat", "mean")
-NOISE_LEVELS = 1000  # of Kandinsky's schedule
+from diffseg_cli.trained import Trained
+from diffseg_cli.version import __version__
+from diffseg_cli.weights import tensors_digest
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Segmenter:
-    """A frozen backbone with the trained modules on top.
+    """A frozen backbone with what was trained on top. It holds no state: `replace` gives one that differs.
 
-    Args:
+    Attributes:
         backbone: frozen, in eval mode.
-        trained: SCM and PAM, what is optimised, saved and loaded; either may be absent.
+        trained: SCM and PAM with what was fitted to them.
         hed: edge detector or its student; needed when SCM is there.
-        head: "pam" decodes PAM's latents; "attention" takes the score map as it is, without trained modules.
-        settings: fusion, timesteps and threshold.
-        presence: calibration of the presence score, or None for none.
-        mask_gamma: exponent of the predicted picture. Things unlike the training classes come out fainter
-            than those; chosen on held-out classes, it puts their best cut at 0.5. 1 when training.
-        edge_size: size the edge detector runs at.
-        knowledge: what the score map is made of, of `models.knowledge.KNOWLEDGE`.
+        head: "pam" decodes PAM's latents; "attention" takes the score map as it is.
+        settings: fusion, timesteps, and defaults of threshold and refinement.
     """
 
-    def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        trained: nn.ModuleDict,
-        hed: HED | HedStudent | None,
-        head: str,
-        settings: SegmentConfig | None = None,
-        presence: PresenceCalibration | None = None,
-        mask_gamma: float = 1.0,
-        edge_size: int = CompactConfig.edge_size,
-        knowledge: str = "self+cross",
-    ) -> None:
-        if head == "pam" and "pam" not in trained:
+    backbone: Backbone
+    trained: Trained
+    hed: HED | HedStudent | None
+    head: str
+    settings: SegmentConfig = field(default_factory=SegmentConfig)
+
+    def __post_init__(self) -> None:
+        if self.head == "pam" and "pam" not in self.trained.modules:
             raise ValueError("head 'pam' needs a trained PAM")
-        if knowledge in FEATURE_KNOWLEDGE and backbone.adds_noise:
+        knowledge = self.trained.knowledge
+        if knowledge in FEATURE_KNOWLEDGE and self.backbone.adds_noise:
             raise ValueError(f"knowledge '{knowledge}' stands in for a diffusion backbone's and needs none")
-        self.backbone, self.trained, self.hed, self.head = backbone, trained, hed, head
-        self.settings, self.presence = settings or SegmentConfig(), presence
-        self.mask_gamma, self.edge_size, self.knowledge = mask_gamma, edge_size, knowledge
+
+    def with_trained(self, trained: Trained) -> "Segmenter":
+        """The same backbone and settings under other modules.
+
+        Raises:
+            ValueError: the head needs a PAM, and they have none.
+        """
+        return replace(self, trained=trained)
 
     @property
     def model(self) -> str:
@@ -93,14 +89,55 @@ class Segmenter:
     @property
     def description(self) -> str:
         """One sentence: model, device, number format, head."""
-        modules = " and ".join(name.upper() for name in self.trained if self.head == "pam" or name == "scm")
+        names = [name for name in self.trained.modules if self.head == "pam" or name == "scm"]
+        modules = " and ".join(name.upper() for name in names)
         how = modules or "attention alone, without trained modules"
         dtype = str(self.dtype).removeprefix("torch.")
         return f"{self.backbone.description} on {describe_device(self.device)} in {dtype}, with {how}"
 
+    @property
+    def edge_size(self) -> int:
+        """Size the edge detector runs at."""
+        return edge_size(self.backbone)
+
+    @property
+    def digest(self) -> str:
+        """Short hash of everything that decides an answer beside supports, query, seed and machine."""
+        backbone = self.backbone
+        decides = {
+            "backbone": [backbone.name, backbone.fingerprint, backbone.image_size],
+            "trained": self.trained.digest,
+            "edges": [self.edge_size, tensors_digest(self.hed.state_dict()) if self.hed else None],
+            "head": self.head,
+            "settings": asdict(self.settings) | {"timesteps": self._timesteps},
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def _timesteps(self) -> list[int]:
+        """Noise levels of the look; none for a backbone that adds no noise."""
+        return list(self.settings.timesteps) if self.backbone.adds_noise else []
+
+    def record(self) -> dict[str, Any]:
+        """What computes a result, as plain values for JSON."""
+        return {
+            "model": self.model,
+            "fingerprint": self.backbone.fingerprint,
+            "trained": self.trained.record(),
+            "head": self.head,
+            "fusion": self.settings.fusion,
+            "timesteps": self._timesteps,
+            "refine": self.settings.refine,
+            "image_size": self.backbone.image_size,
+            "edge_size": self.edge_size,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "version": __version__,
+        }
+
     def find_edges(self, images: Tensor) -> Tensor | None:
         """images (b 3 S S) in [0, 1] -> edges (b 1 E E) in [0, 1], or None when nothing reads them."""
-        if self.hed is None or "scm" not in self.trained:
+        if self.hed is None or "scm" not in self.trained.modules:
             return None
         shrunk = F.interpolate(images.float(), size=(self.edge_size, self.edge_size), mode="area")
         edges: Tensor = self.hed(shrunk)
@@ -108,19 +145,21 @@ class Segmenter:
 
     def make_control(self, latents: Tensor, edges: Tensor | None) -> Control | None:
         """SCM bound to the edges (b 1 E E) of encoded queries (b c H W); None without edges or SCM."""
-        scm = self.trained["scm"] if "scm" in self.trained else None  # noqa: SIM401 - a ModuleDict has no get
+        modules = self.trained.modules
+        scm = modules["scm"] if "scm" in modules else None  # noqa: SIM401 - a ModuleDict has no get
         return scm.bind(edges, latents) if edges is not None and isinstance(scm, SpatialControl) else None
 
-    def run_look(
+    def find_scores(
         self,
         latents: Tensor,
-        control: Control | None,
+        edges: Tensor | None,
         support: SupportFeatures,
         noise: Tensor | None = None,
         on_layer: OnLayer | None = None,
-    ) -> AttentionMaps:
-        """One look at encoded queries; other arguments as in `forward`."""
-        return self.backbone.look(
+    ) -> tuple[AttentionMaps, ScoreMaps]:
+        """One look at encoded queries and its score map; arguments as in `forward`, the supports fused."""
+        control = self.make_control(latents, edges)
+        maps = self.backbone.look(
             latents,
             support.image_embeds.expand(latents.shape[0], -1, -1, -1),
             timesteps=self.settings.timesteps,
@@ -128,6 +167,8 @@ class Segmenter:
             control=control,
             on_layer=on_layer,
         )
+        knowledge = self.trained.knowledge
+        return maps, knowledge_scores(knowledge, self.backbone, maps, latents, support, control)
 
     def forward(
         self,
@@ -151,13 +192,11 @@ class Segmenter:
         """
         support = support.fused(self.settings.fusion)
         b = latents.shape[0]
-        control = self.make_control(latents, edges)
-        maps = self.run_look(latents, control, support, noise)
-        scores = knowledge_scores(self.knowledge, self.backbone, maps, latents, support, control)
+        maps, scores = self.find_scores(latents, edges, support, noise)
         if self.head == "attention":
             picture = F.interpolate(scores.score_map, scale_factor=8, mode="bilinear")
             return SegmenterOutput(maps, scores, None, picture)
-        predicted: Tensor = self.trained["pam"](
+        predicted: Tensor = self.trained.modules["pam"](
             latents,
             support.latents.expand(b, -1, -1, -1, -1).to(latents),
             support.masks.expand(b, -1, -1, -1, -1).to(latents),
@@ -167,13 +206,13 @@ class Segmenter:
         if not decode:
             return SegmenterOutput(maps, scores, predicted, predicted.new_empty(0))
         picture = self.backbone.decode_mask(predicted)
-        if self.mask_gamma != 1:
-            picture = picture.clamp(0, 1) ** self.mask_gamma
+        if self.trained.mask_gamma != 1:
+            picture = picture.clamp(0, 1) ** self.trained.mask_gamma
         return SegmenterOutput(maps, scores, predicted, picture)
 
     def check_presence(self, min_presence: float) -> None:
         """Raise UsageError if a presence score is asked for and there is none."""
-        if min_presence > 0 and self.presence is None:
+        if min_presence > 0 and self.trained.presence is None:
             raise UsageError("Without trained modules there is no presence score.", "Drop --min-presence.")
 
     def make_noise(self, latents: Tensor, seed: int) -> Tensor | None:
@@ -290,8 +329,8 @@ class Segmenter:
         output = self.forward(latents, queries.edges, support, self.make_noise(latents, seed))
         picture, score_map = output.picture.float().clamp(0, 1).cpu(), output.scores.score_map.float().cpu()
         presences: list[float] | list[None] = [None] * len(queries.images)
-        if self.presence is not None:
-            presences = self.presence.score(presence_features(output, latents, support)).tolist()
+        if self.trained.presence is not None:
+            presences = self.trained.presence.score(presence_features(output, latents, support)).tolist()
         clock.mark("look and modules")
         predictions = []
         for index, (image, presence) in enumerate(zip(queries.images, presences, strict=True)):
@@ -324,75 +363,6 @@ class Segmenter:
         frames = stack_frames([image], self.backbone.image_size).to(self.device)
         latents = self.backbone.encode(frames)
         noise = self.make_noise(latents, seed)
-        control = self.make_control(latents, self.find_edges(frames))
-        maps = self.run_look(latents, control, support.fused(self.settings.fusion), noise, on_layer)
-        size_hw = (latents.shape[2], latents.shape[3])
-        return Look(maps, score_maps(maps, size_hw), (image.shape[0], image.shape[1]))
-
-
-def load_segmenter(
-    model: str = "compact",
-    checkpoint: str | Path | None = None,
-    device: str = "auto",
-    dtype: str | None = None,
-    *,
-    head: str | None = None,
-    fusion: str | None = None,
-    offload: bool = False,
-    timesteps: Sequence[int] | None = None,
-) -> Segmenter:
-    """Load a backbone with its trained modules.
-
-    Args:
-        model: "compact", "kandinsky-2-2", or a folder with Kandinsky 2.2 in hub layout.
-        checkpoint: SCM and PAM; default the ones shipped for the backbone, if any.
-        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        dtype: "float32", "bfloat16" or "float16"; default what suits the device.
-        head: "pam" or "attention"; default "pam" where there is a checkpoint, else "attention".
-        fusion: of several supports, "concat" or "mean"; default "concat".
-        offload: keep only the part of Kandinsky in use on the device.
-        timesteps: noise levels a diffusion backbone looks at, each in [0, 999]; their maps are averaged.
-
-    Raises:
-        UsageError: an unknown model, device, format, head or fusion, or a timestep out of range.
-        WeightsError: weights or checkpoint missing, damaged, or made for each other's rivals.
-    """
-    for what, value, known in (("head", head, HEADS), ("fusion", fusion, FUSIONS)):
-        if value is not None and value not in known:
-            raise UsageError(f"Unknown {what} '{value}'.", f"Use {' or '.join(known)}.")
-    timesteps = SegmentConfig.timesteps if timesteps is None else tuple(timesteps)
-    if not timesteps or not all(0 <= step < NOISE_LEVELS for step in timesteps):
-        raise UsageError(
-            f"Timesteps must lie between 0 and {NOISE_LEVELS - 1}.", "Give for example 50 or 20,50,100."
-        )
-    shipped = loading.backbone_kind(model).modules
-    if checkpoint is None and shipped is not None and head != "attention":
-        checkpoint = find_weights(shipped)
-    used = Path(checkpoint) if checkpoint is not None and head != "attention" else None
-    place = resolve_device(device)
-    limit_threads()
-    number_format = resolve_dtype(dtype, place)
-    image_size = loading.trained_size(used) if used else None
-    backbone = loading.load_backbone(model, place, number_format, offload, image_size)
-    trained, config = loading.load_modules(used, backbone) if used else (nn.ModuleDict(), {})
-    if head == "pam" and "pam" not in trained:
-        raise WeightsError(
-            f"Head 'pam' needs a trained PAM, and there is none for {backbone.name}.",
-            "Give a checkpoint that has one, train one with `diffseg train`, or use --head attention.",
-        )
-    return Segmenter(
-        backbone=backbone,
-        trained=trained.to(device=place, dtype=number_format),
-        hed=loading.load_edge_detector(backbone) if "scm" in trained else None,
-        head=head or ("pam" if "pam" in trained else "attention"),
-        settings=SegmentConfig(fusion=fusion or SegmentConfig.fusion, timesteps=timesteps),
-        presence=PresenceCalibration.from_config(config.get("presence")),
-        mask_gamma=config.get("mask_gamma", 1.0),
-        edge_size=loading.edge_size(backbone),
-        knowledge=config.get("knowledge", "self+cross"),
-    )
-
-
-def load_chosen(choice: ModelChoice) -> Segmenter:
-    """`load_segmenter` with the options of a verb."""
-    return load_segmenter(**vars(choice))
+        fused = support.fused(self.settings.fusion)
+        maps, scores = self.find_scores(latents, self.find_edges(frames), fused, noise, on_layer)
+        return Look(maps, scores, (image.shape[0], image.shape[1]))

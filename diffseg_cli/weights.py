@@ -281,6 +281,17 @@ def write_safetensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Map
     write_whole(path, len(text).to_bytes(8, "little") + text + raw[8 + length :])
 
 
+def tensors_digest(tensors: "Mapping[str, Tensor]") -> str:
+    """Short hash of named tensors: their names, number formats, shapes and bytes."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
 def load_strict(module: "nn.Module", tensors: "Mapping[str, Tensor]", path: Path) -> None:
     """Copy tensors into a module that has exactly these parameters and buffers.
 

@@ -25,7 +25,7 @@ from conftest import make_small_segmenter, make_swift_segmenter  # noqa: E402
 import diffseg_cli.batch.pipeline  # noqa: E402
 import diffseg_cli.batch.session  # noqa: E402
 import diffseg_cli.batch.sizing  # noqa: E402, F401
-from diffseg_cli import segmenter as segmenter_module  # noqa: E402
+from diffseg_cli import assembly  # noqa: E402
 from diffseg_cli.batch import runner as runner_module  # noqa: E402
 from diffseg_cli.cli import main  # noqa: E402
 
@@ -171,5 +171,5 @@ if __name__ == "__main__":
     make_pictures(place)
     answer = make_swift_segmenter(make_small_segmenter())
     torch.set_num_threads(2)  # a child that computes has one thread a picture, and two pictures at once
-    segmenter_module.load_segmenter = lambda **_: answer
+    assembly.load_segmenter = lambda **_: answer
     print(json.dumps({"kill": kill, "interrupt": interrupt}[sys.argv[2]](place)))

@@ -12,6 +12,7 @@ from diffseg_cli.loading import build_compact, build_modules
 from diffseg_cli.models.hed import HED
 from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.trained import Trained
 
 SMALL = CompactConfig(variant=0, taps=(4, 7, 10, 14, 15), image_size=128)
 
@@ -21,24 +22,18 @@ def make_small_segmenter() -> Segmenter:
     torch.manual_seed(0)
     backbone = build_compact(SMALL)
     backbone.fingerprint = "small"
-    trained = build_modules(backbone, ScmConfig(width=16), PamConfig(width=16, head_width=8))
-    for parameter in trained["scm"].outputs.parameters():
+    modules = build_modules(backbone, ScmConfig(width=16), PamConfig(width=16, head_width=8))
+    for parameter in modules["scm"].outputs.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     hed = HED().eval().requires_grad_(False)
-    return Segmenter(
-        backbone=backbone, trained=trained.eval().requires_grad_(False), hed=hed, head="pam", edge_size=64
-    )
+    trained = Trained(modules.eval().requires_grad_(False))
+    return Segmenter(backbone=backbone, trained=trained, hed=hed, head="pam")
 
 
 def make_swift_segmenter(small: Segmenter) -> Segmenter:
     """Its backbone with the attention head and a presence score: for runs over many pictures."""
-    return Segmenter(
-        backbone=small.backbone,
-        trained=torch.nn.ModuleDict(),
-        hed=None,
-        head="attention",
-        presence=PresenceCalibration((2.0, 1.0, 1.0), -1.0),
-    )
+    trained = Trained(torch.nn.ModuleDict(), presence=PresenceCalibration((2.0, 1.0, 1.0), -1.0))
+    return Segmenter(backbone=small.backbone, trained=trained, hed=None, head="attention")
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.checkpoint import CheckpointInfo, write_checkpoint
 from diffseg_cli.cli.main import app
 from diffseg_cli.config import PamConfig, ScmConfig
@@ -15,7 +16,8 @@ from diffseg_cli.errors import UsageError, WeightsError
 from diffseg_cli.loading import load_compact, load_modules
 from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.knowledge import KNOWLEDGE
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.trained import Trained
 from diffseg_cli.training.run_state import MODULES
 from diffseg_cli.training.switches import choose_modules
 from tools import ablate
@@ -29,9 +31,8 @@ def backbone() -> CompactBackbone:
 
 def look_with(backbone: CompactBackbone, knowledge: str, *, channel: int = 0) -> torch.Tensor:
     """The map (2 1 16 16) of noise, asked for a bright square in one channel."""
-    asked = Segmenter(
-        backbone=backbone, trained=torch.nn.ModuleDict(), hed=None, head="attention", knowledge=knowledge
-    )
+    trained = Trained(torch.nn.ModuleDict(), knowledge=knowledge)
+    asked = Segmenter(backbone=backbone, trained=trained, hed=None, head="attention")
     masks = torch.zeros(2, 1, 128, 128)
     masks[..., 32:96, 32:96] = 1
     frames = 0.3 * torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
@@ -64,13 +65,8 @@ def test_features_find_a_copied_object(small_segmenter: Segmenter, knowledge: st
     mask = torch.zeros(1, 1, 128, 128)
     mask[..., 32:96, 32:96] = 1
     frame[:, 0] += 0.6 * mask[:, 0]
-    bare = Segmenter(
-        backbone=small_segmenter.backbone,
-        trained=torch.nn.ModuleDict(),
-        hed=None,
-        head="attention",
-        knowledge=knowledge,
-    )
+    trained = Trained(torch.nn.ModuleDict(), knowledge=knowledge)
+    bare = Segmenter(backbone=small_segmenter.backbone, trained=trained, hed=None, head="attention")
     score = bare.forward(bare.backbone.encode(frame), None, bare.encode_frames(frame, mask)).scores.score_map
     assert score[..., 4:12, 4:12].mean() > score[..., :4, :].mean() + 0.1
 
@@ -114,9 +110,9 @@ def test_a_checkpoint_remembers_its_switches(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["train", *options, *switches, "--out", str(out)])
         assert result.exit_code == 0, result.output
     scm, pam = (load_segmenter(checkpoint=tmp_path / n / MODULES, device="cpu") for n in ("scm", "pam"))
-    assert (scm.head, scm.knowledge, set(scm.trained)) == ("attention", "cross", {"scm"})
+    assert (scm.head, scm.trained.knowledge, set(scm.trained.modules)) == ("attention", "cross", {"scm"})
     assert scm.description.endswith("with SCM") and pam.description.endswith("with PAM")
-    assert (pam.head, pam.backbone.image_size, set(pam.trained)) == ("pam", 128, {"pam"})
+    assert (pam.head, pam.backbone.image_size, set(pam.trained.modules)) == ("pam", 128, {"pam"})
     assert scm.edge_size == 64 and scm.hed is not None and pam.hed is None
     assert len(list((tmp_path / "cache").iterdir())) == 1
     sample = tmp_path / "classes" / "ball" / "0.jpg"

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from diffseg_cli.attention_dump import (
     REGION_LEVEL,
@@ -26,6 +25,7 @@ from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.reading.mask_values import point_mask
 from diffseg_cli.results.sheet import PAPER, Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.trained import untrained
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "attention-maps.md"
 
@@ -35,7 +35,7 @@ def segmenter() -> Segmenter:
     torch.manual_seed(0)
     # Random features resemble each other: look closely.
     backbone = build_compact(CompactConfig(image_size=128, temperature=150))
-    return Segmenter(backbone=backbone, trained=nn.ModuleDict(), hed=None, head="attention")
+    return Segmenter(backbone=backbone, trained=untrained(), hed=None, head="attention")
 
 
 def picture(size_hw: tuple[int, int] = (90, 120)) -> NDArray[np.uint8]:

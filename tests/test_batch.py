@@ -19,8 +19,8 @@ from conftest import make_swift_segmenter
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from diffseg_cli import assembly
 from diffseg_cli import files as files_module
-from diffseg_cli import segmenter as segmenter_module
 from diffseg_cli.batch import pipeline, sizing, store
 from diffseg_cli.batch import runner as runner_module
 from diffseg_cli.batch.manifest import ManifestReader, ManifestWriter
@@ -75,7 +75,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_segmenter: Seg
     for seed, name in enumerate(NAMES):
         save(f"photos/{name}.png", seed)
     swift = make_swift_segmenter(small_segmenter)
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: swift)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: swift)
     return tmp_path
 
 
@@ -154,7 +154,7 @@ def test_nothing_depends_on_batches_workers_parts_or_order(folder: Path) -> None
     items = runner_module.Item  # in another order, without the pipeline
     with ManifestReader(folder / "none") as reader:
         runner = Runner(
-            segmenter_module.load_segmenter(), _job_of(folder), store.Store(folder / "alone"), reader.rows
+            assembly.load_segmenter(), _job_of(folder), store.Store(folder / "alone"), reader.rows
         )
         runner.run([items(Path("photos", f"{name}.png"), f"{name}.png") for name in NAMES[::-1]])
     alone = files("alone")
@@ -171,7 +171,7 @@ def _job_of(folder: Path) -> Any:
 
 
 def test_a_batch_size_is_used_only_if_no_bit_changes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    runner = Runner(segmenter_module.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
+    runner = Runner(assembly.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
     sizes: list[int] = []
     find = Runner.find
 
@@ -208,7 +208,7 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch, 
             raise torch.OutOfMemoryError("no memory")
         return find(self, pictures)
 
-    runner = Runner(segmenter_module.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
+    runner = Runner(assembly.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
     monkeypatch.setattr(Runner, "find", hungry)
     monkeypatch.setattr(pipeline, "shares_a_cpu", lambda _: False)
     items = [runner_module.Item(Path("photos", f"{name}.png"), f"{name}.png") for name in NAMES]
@@ -243,14 +243,23 @@ def test_what_agrees_is_skipped_and_anything_else_done_again() -> None:
     assert set(states(batch(*formats)).values()) == {"done"}
 
 
-def test_other_weights_do_everything_again(
-    monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        ({"presence": None}, "done"),
+        ({"mask_gamma": 0.5}, "done"),
+        ({"knowledge": "cross"}, "done"),
+        ({"source": "the same, moved"}, "skipped"),
+    ],
+)
+def test_whatever_was_trained_otherwise_does_everything_again(
+    monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter, change: dict[str, Any], state: str
 ) -> None:
     batch()
-    other = make_swift_segmenter(small_segmenter)
-    other.presence = None
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: other)
-    assert set(states(batch("--json")).values()) == {"done"}
+    swift = make_swift_segmenter(small_segmenter)
+    other = swift.with_trained(replace(swift.trained, **change))
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: other)
+    assert set(states(batch("--json")).values()) == {state}
 
 
 def test_folders_can_move_together() -> None:
@@ -455,7 +464,7 @@ def test_refused_before_anything_runs(arguments: tuple[str, ...], code: int, say
 
 
 def test_names_that_meet_are_refused_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmenter_module, "load_segmenter", None)
+    monkeypatch.setattr(assembly, "load_segmenter", None)
     save("photos/A.jpg", 3)
     assert "would both be written to out/" in batch(code=2).stderr and not Path("out").exists()
 
@@ -463,7 +472,7 @@ def test_names_that_meet_are_refused_before_the_model_is_loaded(monkeypatch: pyt
 def test_min_presence_without_a_score_is_refused_once(
     monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter
 ) -> None:
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: small_segmenter)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: small_segmenter)
     assert "there is no presence score" in batch("--min-presence", "0.5", code=2).stderr
 
 
@@ -589,7 +598,7 @@ def test_memory_stays_flat_over_many_pictures(monkeypatch: pytest.MonkeyPatch, f
         return [replace(answer, scene=replace(answer.scene, things=things))]
 
     monkeypatch.setattr(Runner, "find", mostly_known)
-    runner = Runner(segmenter_module.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
+    runner = Runner(assembly.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
     names = [NAMES[index % 4] for index in range(2000)]
     items = [runner_module.Item(Path("photos", f"{n}.png"), f"{i:04}.png") for i, n in enumerate(names)]
     sizes = {}

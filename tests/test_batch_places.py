@@ -13,8 +13,7 @@ from conftest import make_swift_segmenter
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from diffseg_cli import places
-from diffseg_cli import segmenter as segmenter_module
+from diffseg_cli import assembly, places
 from diffseg_cli.batch import manifest_pieces
 from diffseg_cli.batch.manifest import ManifestReader, Row
 from diffseg_cli.batch.store import Store
@@ -72,7 +71,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_segmenter: Segm
     UPath(f"{url}/photos/.hidden.png").write_bytes(b"")
     UPath(f"{url}/photos/notes.md").write_bytes(b"")
     swift = make_swift_segmenter(small_segmenter)
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: swift)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: swift)
     yield url
     UPath(url).fs.rm(UPath(url).path, recursive=True)
 

@@ -1,5 +1,6 @@
 """diffseg batch --engine ray: the bytes of the local engine, whatever dies, and what is refused."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -17,7 +18,7 @@ from PIL import Image
 from test_batch import HW, files, save
 from typer.testing import CliRunner, Result
 
-from diffseg_cli import segmenter as segmenter_module
+from diffseg_cli import assembly
 from diffseg_cli.batch import fleet, store
 from diffseg_cli.choices import AnswerChoice, ModelChoice
 from diffseg_cli.cli import main
@@ -118,7 +119,7 @@ class Alone:
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter) -> Segmenter:
     swift = make_swift_segmenter(small_segmenter)
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: swift)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: swift)
     data = types.SimpleNamespace(
         from_items=lambda items, override_num_blocks: Alone(items, override_num_blocks),
         ActorPoolStrategy=lambda size: size,
@@ -191,18 +192,19 @@ def test_a_lost_place_or_cluster_ends_the_run(monkeypatch: pytest.MonkeyPatch) -
     assert sorted(states(batch(*RAY, "--json")).values()) == ["done", "done", "done", "skipped"]
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_worker_that_is_not_like_the_others_is_refused(
-    monkeypatch: pytest.MonkeyPatch, alone: Segmenter, small_segmenter: Segmenter
+    monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter
 ) -> None:
-    other = make_swift_segmenter(small_segmenter)
-    other.presence = None
+    swift = make_swift_segmenter(small_segmenter)
+    other = swift.with_trained(dataclasses.replace(swift.trained, presence=None))
     with monkeypatch.context() as patch:
         patch.setattr(fleet, "load_chosen", lambda _: other)
         assert "has other weights, another version of diffseg or another" in batch(*RAY, code=3).stderr
     with monkeypatch.context() as patch:
         patch.setattr(fleet, "place", lambda name: Path(name.replace("out", "unseen")))
         assert "does not see unseen." in batch(*RAY, code=3).stderr and not Path("unseen").exists()
-    monkeypatch.setattr(alone, "presence", None)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: other)
     assert "there is no presence score" in batch(*RAY, "--min-presence", "0.5", code=2).stderr
 
 

@@ -39,15 +39,14 @@ from diffseg_cli.compute import describe_device
 from diffseg_cli.errors import ExitCode, UsageError
 from diffseg_cli.models.kandinsky import KandinskyBackbone, load_kandinsky
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.trained import untrained
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def small_kandinsky() -> Segmenter:
-    segmenter = random_segmenter("kandinsky-2-2", device=CPU, dtype=torch.float32, configs=TINY)
-    segmenter.edge_size = 32
-    return segmenter
+    return random_segmenter("kandinsky-2-2", device=CPU, dtype=torch.float32, configs=TINY)
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +140,7 @@ def test_stages_do_the_work_of_the_undivided_run(
     segmenter = small_kandinsky if kind == "kandinsky" else small_segmenter
     if kind == "attention head":
         segmenter = Segmenter(
-            backbone=small_segmenter.backbone, trained=nn.ModuleDict(), hed=None, head="attention"
+            backbone=small_segmenter.backbone, trained=untrained(), hed=None, head="attention"
         )
     pairs, queries = draw_pictures(tmp_path, shots=shots, batch_size=batch_size)
     idle = Stages(lambda: 0.0)

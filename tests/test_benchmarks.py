@@ -96,10 +96,10 @@ def test_slope_is_that_of_a_power_law(power: float) -> None:
 
 
 def test_growth_of_a_small_model(small_segmenter: Segmenter) -> None:
-    before = (small_segmenter.backbone.image_size, small_segmenter.edge_size)
+    before = small_segmenter.backbone.image_size
     records = [growth.measure_axis(axis, small_segmenter, (1, 2), 1) for axis in ("shots", "batch")]
     records.append(growth.measure_axis("size", small_segmenter, (64, 128), 1))
-    assert (small_segmenter.backbone.image_size, small_segmenter.edge_size) == before
+    assert small_segmenter.backbone.image_size == before
     assert records[1]["flop_slope"] == pytest.approx(1, abs=0.01)
     assert 0 < records[0]["flop_slope"] < 0.5 < records[2]["flop_slope"]
     assert "| slope |" in growth.table(records[0])

@@ -18,7 +18,7 @@ from PIL import Image
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from diffseg_cli import segmenter as segmenter_module
+from diffseg_cli import assembly
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.cli import console, main
 from diffseg_cli.concept import source_of, write_concept
@@ -85,7 +85,7 @@ class Loads:
 def loads(small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> Loads:
     backbone, trained = small_segmenter.backbone, small_segmenter.trained
     loads = Loads(Segmenter(backbone=backbone, trained=trained, hed=None, head="attention"))
-    monkeypatch.setattr(segmenter_module, "load_segmenter", loads)
+    monkeypatch.setattr(assembly, "load_segmenter", loads)
     return loads
 
 
@@ -299,7 +299,7 @@ def test_refused_before_anything_is_loaded_or_written(
     def no_loading(*_: Any, **__: Any) -> None:
         raise AssertionError("loaded before the input was checked")
 
-    monkeypatch.setattr(segmenter_module, "load_segmenter", no_loading)
+    monkeypatch.setattr(assembly, "load_segmenter", no_loading)
     monkeypatch.setattr("diffseg_cli.models.hed.load_hed", no_loading)
     Image.fromarray(box()).save("scene_mask.png")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -370,7 +370,7 @@ def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(segmenter_module, "load_segmenter", interrupted)
+    monkeypatch.setattr(assembly, "load_segmenter", interrupted)
     result = run("segment", *ONE, "-q", "scene.png")
     assert result.exit_code == 130 and result.stdout == "" and "Interrupted" in result.stderr
 
@@ -381,7 +381,7 @@ def test_the_unexpected_is_one_line_and_the_traceback_is_there_for_the_asking(
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("a number\nsecond line")
 
-    monkeypatch.setattr(segmenter_module, "load_segmenter", broken)
+    monkeypatch.setattr(assembly, "load_segmenter", broken)
     monkeypatch.setattr(sys, "argv", ["diffseg", "segment", *ONE, "--query", "scene.png"])
     with pytest.raises(SystemExit) as left:
         main.main()
@@ -401,7 +401,7 @@ def test_no_memory_left_says_what_to_try(
     def hungry(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
 
-    monkeypatch.setattr(segmenter_module, "load_segmenter", hungry)
+    monkeypatch.setattr(assembly, "load_segmenter", hungry)
     monkeypatch.setattr(sys, "argv", ["diffseg", "segment", *ONE, "--query", "scene.png"])
     with pytest.raises(SystemExit):
         main.main()

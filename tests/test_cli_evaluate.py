@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import diffseg_cli.segmenter as segmenter_module
+from diffseg_cli import assembly
 from diffseg_cli.cli.main import app
 from diffseg_cli.segmenter import Segmenter
 
@@ -17,7 +17,7 @@ H, W = 60, 80
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter) -> None:
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: small_segmenter)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: small_segmenter)
 
 
 def draw(image: Path, mask: Path, number: int, label: int) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from diffseg_cli import segmenter as segmenter_module
+from diffseg_cli import assembly
 from diffseg_cli.cli import main
 from diffseg_cli.segmenter import Segmenter
 
@@ -48,7 +48,7 @@ def loads(small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> Segmen
     answer = Segmenter(
         backbone=small_segmenter.backbone, trained=small_segmenter.trained, hed=None, head="attention"
     )
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda *_, **__: answer)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda *_, **__: answer)
     return answer
 
 
@@ -85,7 +85,7 @@ def test_a_mask_from_points_holds_them_and_not_the_others() -> None:
 
 
 def test_an_outline_is_taken_as_it_is_without_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmenter_module, "load_segmenter", no_loading)
+    monkeypatch.setattr(assembly, "load_segmenter", no_loading)
     result = run("mask", "dog.png", "--polygon", "10,5,30,5,30,25,10,25")
     assert result.exit_code == 0
     made = np.asarray(Image.open("dog_mask.png"))
@@ -125,7 +125,7 @@ def test_a_box_round_the_whole_picture() -> None:
 def test_what_mask_refuses(
     folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, code: int, says: str, hints: str
 ) -> None:
-    monkeypatch.setattr(segmenter_module, "load_segmenter", no_loading)
+    monkeypatch.setattr(assembly, "load_segmenter", no_loading)
     result = run("mask", *arguments.split())
     assert result.exit_code == code, result.output
     error, hint = result.stderr.splitlines()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from diffseg_cli import segmenter as segmenter_module
+from diffseg_cli import assembly
 from diffseg_cli.advice import advise
 from diffseg_cli.cli import main
 from diffseg_cli.concept import (
@@ -52,7 +52,7 @@ def attention(small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch) -> Se
     """What the command line gets when it loads a segmenter."""
     backbone, trained = small_segmenter.backbone, small_segmenter.trained
     answer = Segmenter(backbone=backbone, trained=trained, hed=None, head="attention")
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda *_, **__: answer)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda *_, **__: answer)
     return answer
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-import diffseg_cli.segmenter as segmenter_module
+from diffseg_cli import assembly
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.datasets.episode import draw_episode
 from diffseg_cli.errors import InputError, MissingDependency, UsageError
@@ -53,7 +53,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter) -> Segmenter:
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: small_segmenter)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: small_segmenter)
     return small_segmenter
 
 
@@ -150,17 +150,29 @@ def test_a_stopped_run_goes_on(plan: Plan, tmp_path: Path, monkeypatch) -> None:
     assert list(run_benchmark(Benchmark(plan), tmp_path)) == whole and len(measured) == len(whole) - 5
 
 
-def test_a_ledger_of_another_run_is_refused(small: Segmenter, plan: Plan, tmp_path: Path) -> None:
+def test_a_ledger_of_another_run_is_refused(
+    small: Segmenter, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     list(run_benchmark(Benchmark(plan), tmp_path))
     other = dataclasses.replace(plan, seed=5)
     with pytest.raises(InputError, match="another run: seed, episodes_sha256 differ"):
         list(run_benchmark(Benchmark(other), tmp_path))
     with torch.no_grad():  # the same list with other weights is another run too
-        weight = next(small.trained["pam"].parameters())
+        weight = next(small.trained.modules["pam"].parameters())
+        kept = weight.clone()
         weight += 1
-        with pytest.raises(InputError, match="trained_sha256 differs"):
+        with pytest.raises(InputError, match="trained, digest differ"):
             list(run_benchmark(Benchmark(plan), tmp_path))
-        weight -= 1
+        weight.copy_(kept)
+    for change in ({"mask_gamma": 0.5}, {"knowledge": "cross"}):
+        changed = small.with_trained(dataclasses.replace(small.trained, **change))
+        with monkeypatch.context() as patch:
+            patch.setattr(assembly, "load_segmenter", lambda *_, found=changed, **__: found)
+            with pytest.raises(InputError, match="trained, digest differ"):
+                list(run_benchmark(Benchmark(plan), tmp_path))
+    moved = small.with_trained(dataclasses.replace(small.trained, source="elsewhere"))
+    monkeypatch.setattr(assembly, "load_segmenter", lambda *_, **__: moved)
+    list(run_benchmark(Benchmark(plan), tmp_path))
     (tmp_path / "episodes.jsonl").write_text("no ledger\n")
     with pytest.raises(InputError, match="not a ledger"):
         list(run_benchmark(Benchmark(plan), tmp_path))

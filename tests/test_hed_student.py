@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.config import CompactConfig
 from diffseg_cli.errors import WeightsError
 from diffseg_cli.models.hed import load_hed
 from diffseg_cli.models.hed_student import SHIPPED, HedStudent, load_hed_student
 from diffseg_cli.reading.image_io import read_image
-from diffseg_cli.segmenter import load_segmenter
 from diffseg_cli.weights import file_sha256, find_weights, read_safetensors
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.numpy import save
 from typer.testing import CliRunner
 
-from diffseg_cli import segmenter as segmenter_module
+from diffseg_cli import assembly
 from diffseg_cli.cli import main
 from diffseg_cli.doctor import examine_file
 from diffseg_cli.errors import DiffsegError
@@ -263,7 +263,7 @@ def test_names_inside_files_lead_nowhere(
     answer = Segmenter(
         backbone=small_segmenter.backbone, trained=small_segmenter.trained, hed=None, head="attention"
     )
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda *_, **__: answer)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda *_, **__: answer)
     inner = tmp_path / "deep" / "inner"
     inner.mkdir(parents=True)
     monkeypatch.chdir(inner)

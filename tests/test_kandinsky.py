@@ -687,7 +687,7 @@ def test_a_pickle_beside_is_never_read(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_picture_is_segmented_through_the_public_door(folder: Path) -> None:
-    from diffseg_cli.segmenter import load_segmenter
+    from diffseg_cli.assembly import load_segmenter
 
     segmenter = load_segmenter(str(folder), device="cpu")
     assert (segmenter.model, segmenter.head) == ("kandinsky-2-2", "attention")

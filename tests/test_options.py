@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ from conftest import make_swift_segmenter
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from diffseg_cli import loading
-from diffseg_cli import segmenter as segmenter_module
+from diffseg_cli import assembly, loading
 from diffseg_cli.batch import session
 from diffseg_cli.choices import (
     AnswerChoice,
@@ -27,7 +26,7 @@ from diffseg_cli.choices import (
 )
 from diffseg_cli.cli import main
 from diffseg_cli.concept import source_of, write_concept
-from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig
+from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig, SegmentConfig
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.evaluation import benchmark
 from diffseg_cli.reading import image_io
@@ -140,7 +139,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_segmenter: Se
 def swift(monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter) -> None:
     """A model with a presence score, so that every option of the answer may be asked for."""
     answer = make_swift_segmenter(small_segmenter)
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: answer)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: answer)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_every_option_has_a_value_here_that_is_not_its_default(kind: Any, table:
 @pytest.mark.parametrize(
     ("kind", "function", "own"),
     [
-        (ModelChoice, segmenter_module.load_segmenter, set()),
+        (ModelChoice, assembly.load_segmenter, set()),
         (AnswerChoice, Segmenter.segment_encoded, {"self", "queries", "support"}),
         (MaskChoice, image_io.read_mask, {"source", "target", "most_pixels"}),
     ],
@@ -177,13 +176,13 @@ def test_fields_are_the_arguments_of_what_uses_them(
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "concept make"])
 def test_model_options_reach_the_loader(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
-    seen = spy(monkeypatch, segmenter_module, "load_segmenter", keywords)
+    seen = spy(monkeypatch, assembly, "load_segmenter", keywords)
     run(f"{VERBS[verb]} {words(MODEL)}")
     assert seen == [values(MODEL)]
 
 
 def test_a_concept_is_made_by_the_backbone_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = spy(monkeypatch, segmenter_module, "load_segmenter", keywords)
+    seen = spy(monkeypatch, assembly, "load_segmenter", keywords)
     run(f"{VERBS['concept make']} {words(BACKBONE)}")
     assert [{name: options[name] for name in BACKBONE} for options in seen] == [values(BACKBONE)]
 
@@ -251,7 +250,7 @@ def test_the_loader_hands_on_what_it_was_given(
         return small_segmenter.backbone
 
     monkeypatch.setattr(loading, "load_backbone", load_backbone)
-    loaded = segmenter_module.load_chosen(
+    loaded = assembly.load_chosen(
         ModelChoice(
             "kandinsky-2-2", "cpu", "bfloat16", True, head="attention", fusion="mean", timesteps=(10, 50)
         )
@@ -264,8 +263,7 @@ def test_the_loader_hands_on_what_it_was_given(
 def test_the_look_is_at_the_timesteps_of_the_settings(
     monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter
 ) -> None:
-    looking = make_swift_segmenter(small_segmenter)
-    monkeypatch.setattr(looking, "settings", segmenter_module.SegmentConfig(timesteps=(10, 50)))
+    looking = replace(make_swift_segmenter(small_segmenter), settings=SegmentConfig(timesteps=(10, 50)))
     seen = spy(monkeypatch, type(looking.backbone), "look", keywords)
     image = np.zeros((*HW, 3), np.uint8)
     mask = np.zeros(HW, bool)

@@ -11,7 +11,7 @@ from PIL import Image
 from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint_info, write_checkpoint
 from diffseg_cli.datasets.episode import FewShotDataset, Sample, group_by_class
 from diffseg_cli.errors import UsageError
-from diffseg_cli.presence import PresenceCalibration, fit_calibration, presence_features, roc_auc
+from diffseg_cli.presence import PresenceCalibration, presence_features
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.training.pictures import write_reliability
@@ -20,8 +20,10 @@ from diffseg_cli.training.presence_fit import (
     calibrate,
     calibrate_checkpoint,
     draw_presence_episode,
+    fit_calibration,
     presence_report,
     reliability,
+    roc_auc,
 )
 
 
@@ -93,8 +95,9 @@ def test_absent_thing_empties_the_mask(small_segmenter: Segmenter) -> None:
 
     def with_bias(bias: float | None) -> Segmenter:
         calibration = None if bias is None else PresenceCalibration((0.0, 0.0, 0.0), bias)
-        parts = {"backbone": small_segmenter.backbone, "trained": small_segmenter.trained}
-        return Segmenter(**parts, hed=small_segmenter.hed, head="pam", presence=calibration, edge_size=64)
+        return small_segmenter.with_trained(
+            dataclasses.replace(small_segmenter.trained, presence=calibration)
+        )
 
     support = small_segmenter.encode_support([(image, mask)])
     sure, unsure = (

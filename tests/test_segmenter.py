@@ -1,8 +1,8 @@
 """The whole method through its public doors: sizes, batches, fusion, reuse of supports, and real pictures."""
 
-import dataclasses
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.config import SegmentConfig
 from diffseg_cli.errors import InputError, UsageError, WeightsError
 from diffseg_cli.frames import crop_to_object
+from diffseg_cli.models.knowledge import KNOWLEDGE
 from diffseg_cli.models.support import SupportFeatures
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.trained import untrained
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -77,7 +80,6 @@ def test_one_support_given_twice_answers_as_once(small_segmenter: Segmenter, fus
         hed=small_segmenter.hed,
         head="pam",
         settings=SegmentConfig(fusion=fusion),
-        edge_size=64,
     )
     once, twice = (
         segmenter.segment(picture(5), segmenter.encode_support([(picture(0), box_mask())] * n))
@@ -102,9 +104,7 @@ def test_scm_acts_through_edges(small_segmenter: Segmenter, support: SupportFeat
 
 
 def test_attention_head_is_the_score_map(small_segmenter: Segmenter, support: SupportFeatures) -> None:
-    bare = Segmenter(
-        backbone=small_segmenter.backbone, trained=torch.nn.ModuleDict(), hed=None, head="attention"
-    )
+    bare = Segmenter(backbone=small_segmenter.backbone, trained=untrained(), hed=None, head="attention")
     prediction = bare.segment(picture(2), support)
     # The two are enlarged in one and in two steps, so they agree but for that.
     assert np.abs(prediction.probability - prediction.score_map).mean() < 0.03
@@ -118,9 +118,20 @@ def test_look_gives_the_maps_behind_the_answer(small_segmenter: Segmenter, suppo
     assert look.image_hw == (90, 120) and look.scores.score_map.shape == (1, 1, 16, 16)
 
 
+@pytest.mark.parametrize("knowledge", KNOWLEDGE)
+def test_look_shows_the_very_map_the_answer_used(
+    small_segmenter: Segmenter, support: SupportFeatures, knowledge: str
+) -> None:
+    segmenter = small_segmenter.with_trained(replace(small_segmenter.trained, knowledge=knowledge))
+    queries = segmenter.encode_queries([picture(2)])
+    used = segmenter.forward(queries.latents, queries.edges, support).scores
+    shown = segmenter.look(picture(2), support).scores
+    assert torch.equal(shown.score_map, used.score_map) and torch.equal(shown.raw_map, used.raw_map)
+
+
 def test_foreign_supports_are_refused(small_segmenter: Segmenter, support: SupportFeatures) -> None:
     with pytest.raises(WeightsError, match="encoded by compact"):
-        small_segmenter.segment(picture(0), dataclasses.replace(support, fingerprint="other"))
+        small_segmenter.segment(picture(0), replace(support, fingerprint="other"))
 
 
 def test_bad_supports(small_segmenter: Segmenter) -> None:
@@ -132,7 +143,7 @@ def test_bad_supports(small_segmenter: Segmenter) -> None:
 
 def test_pam_head_without_pam_is_a_programming_error(small_segmenter: Segmenter) -> None:
     with pytest.raises(ValueError, match="trained PAM"):
-        Segmenter(backbone=small_segmenter.backbone, trained=torch.nn.ModuleDict(), hed=None, head="pam")
+        Segmenter(backbone=small_segmenter.backbone, trained=untrained(), hed=None, head="pam")
 
 
 @pytest.mark.parametrize(
@@ -182,9 +193,6 @@ def test_gamma_moves_the_cut_and_keeps_the_ends(small_segmenter: Segmenter) -> N
     mask[16:48, 16:48] = True
     support = small_segmenter.encode_support([(image, mask)])
     plain = small_segmenter.segment(image, support, refine=False).probability
-    small_segmenter.mask_gamma = 0.5
-    try:
-        brighter = small_segmenter.segment(image, support, refine=False).probability
-    finally:
-        small_segmenter.mask_gamma = 1.0
+    fainter = small_segmenter.with_trained(replace(small_segmenter.trained, mask_gamma=0.5))
+    brighter = fainter.segment(image, support, refine=False).probability
     assert (brighter >= plain - 1e-6).all() and brighter.min() >= 0 and brighter.max() <= 1

@@ -25,10 +25,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
+from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.finding import Encoded
 from diffseg_cli.mask_making import box_region, mask_from_box
 from diffseg_cli.results.render import png_bytes
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve import app as app_module
 from diffseg_cli.serve.app import create_app
 from diffseg_cli.serve.engine import Concept, Engine, Order

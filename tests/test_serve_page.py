@@ -17,7 +17,8 @@ import uvicorn
 from chromium import Chromium, is_installed
 from PIL import Image
 
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.assembly import load_segmenter
+from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve.app import create_app
 from diffseg_cli.serve.limits import Limits
 

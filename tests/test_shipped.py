@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.assembly import load_segmenter
+from diffseg_cli.segmenter import Segmenter
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -10,17 +10,17 @@ import torch
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
+from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint_info
 from diffseg_cli.cli.main import app
-from diffseg_cli.config import PamConfig, ScmConfig, TrainConfig
+from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig, TrainConfig
 from diffseg_cli.datasets.episode import FewShotDataset, read_folder
 from diffseg_cli.errors import WeightsError
 from diffseg_cli.evaluation.evaluate import Evaluation
 from diffseg_cli.evaluation.summary import summarise
 from diffseg_cli.loading import load_modules
 from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
-from diffseg_cli.presence import PresenceCalibration
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training.compact_fit import fit_basis, spread_samples, train_decoder
 from diffseg_cli.training.draws import draw_step
 from diffseg_cli.training.feature_cache import FeatureCache, augment
@@ -64,7 +64,7 @@ def cache(
 
 
 def make_trainer(cache: FeatureCache, folder: Path, config: TrainConfig = CONFIG) -> Trainer:
-    segmenter, modules = new_segmenter(cache, ScmConfig(width=8), PAM, seed=0)
+    segmenter, modules = new_segmenter(cache, ModulesConfig(ScmConfig(width=8), PAM), seed=0)
     return Trainer(segmenter, cache, cache, config, folder, CheckpointInfo("compact", "small", modules))
 
 
@@ -146,12 +146,12 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(cache: FeatureCache, tmp_pat
 def test_only_the_modules_are_trained(cache: FeatureCache, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in cache.backbone.state_dict().items()}
     trainer = make_trainer(cache, tmp_path)
-    start = {name: value.clone() for name, value in trainer.trained.state_dict().items()}
+    start = {name: value.clone() for name, value in trainer.modules.state_dict().items()}
     list(trainer.run())
     assert all(torch.equal(value, before[name]) for name, value in cache.backbone.state_dict().items())
     changed = {
         name.split(".")[0]
-        for name, value in trainer.trained.state_dict().items()
+        for name, value in trainer.modules.state_dict().items()
         if not torch.equal(value, start[name])
     }
     assert changed == {"scm", "pam"}
@@ -161,8 +161,9 @@ def test_checkpoint_says_what_it_is_and_loads(cache: FeatureCache, tmp_path: Pat
     list(make_trainer(cache, tmp_path).run())
     info = read_checkpoint_info(tmp_path / MODULES)
     assert info.backbone == "compact" and info.training["recipe"] == "default" and "all" in info.metrics
-    modules, config = load_modules(tmp_path / MODULES, cache.backbone)
-    assert config["scm"]["width"] == 8
+    trained = load_modules(tmp_path / MODULES, cache.backbone)
+    modules = trained.modules
+    assert info.config["scm"]["width"] == 8 and trained.source == str(tmp_path / MODULES)
     assert set(modules) == {"scm", "pam"} and not any(p.requires_grad for p in modules.parameters())
     assert len((tmp_path / LOG).read_text().splitlines()) == 3
     cache.backbone.fingerprint, kept = "other", cache.backbone.fingerprint
@@ -214,9 +215,7 @@ def test_checkpoint_gets_a_presence_score(cache: FeatureCache, tmp_path: Path) -
     figures, rows = calibrate_checkpoint(tmp_path / MODULES, cache)
     assert sum(share for _, _, share in rows) == pytest.approx(1)
     assert 0 <= figures["auc all"] <= 1 and 0 <= figures["calibration error"] <= 1
-    calibration = PresenceCalibration.from_config(
-        load_modules(tmp_path / MODULES, cache.backbone)[1]["presence"]
-    )
+    calibration = load_modules(tmp_path / MODULES, cache.backbone).presence
     assert calibration is not None and len(calibration.weights) == 3
     assert read_checkpoint_info(tmp_path / MODULES).metrics["presence"] == figures
 
@@ -225,22 +224,23 @@ def test_gamma_brings_the_best_cut_to_a_half(
     cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(cache, tmp_path)
-    segmenter = trainer.segmenter
-    segmenter.trained.eval()
+    segmenter = trainer.averaged
 
-    def at_half() -> float:
-        return validate(segmenter, cache, episodes=4)["all"]
+    def at_half(gamma: float) -> float:
+        brightened = segmenter.with_trained(dataclasses.replace(segmenter.trained, mask_gamma=gamma))
+        return validate(brightened, cache, episodes=4)["all"]
 
-    segmenter.mask_gamma = gamma = fit_gamma(segmenter, cache, episodes=4)
-    best = at_half()
+    gamma = fit_gamma(segmenter, cache, episodes=4)
+    best = at_half(gamma)
     for cut in CUTS:
-        segmenter.mask_gamma = math.log(0.5) / math.log(cut)
-        assert at_half() <= best + LEVEL + 1e-3, f"{cut} is better than what {gamma} stands for"
+        assert at_half(math.log(0.5) / math.log(cut)) <= best + LEVEL + 1e-3, (
+            f"{cut} is better than what {gamma} stands for"
+        )
     monkeypatch.setattr("diffseg_cli.training.presence_fit.ENOUGH_CLASSES", 2)
     list(trainer.run())
     calibrate_checkpoint(tmp_path / MODULES, cache)
-    config = load_modules(tmp_path / MODULES, cache.backbone)[1]
-    assert 0.5 ** (1 / config["mask_gamma"]) in [pytest.approx(cut) for cut in CUTS]
+    gamma = load_modules(tmp_path / MODULES, cache.backbone).mask_gamma
+    assert 0.5 ** (1 / gamma) in [pytest.approx(cut) for cut in CUTS]
 
 
 def test_train_command_improves_the_shipped_modules(shapes: FewShotDataset, tmp_path: Path) -> None:

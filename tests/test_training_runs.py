@@ -13,12 +13,12 @@ import pytest
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
+from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.checkpoint import read_checkpoint_info
 from diffseg_cli.cli.main import app
 from diffseg_cli.config import FineTuneConfig, TrainConfig
 from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.errors import InputError, MissingDependency, UsageError
-from diffseg_cli.segmenter import load_segmenter
 from diffseg_cli.training.jobs import TrainPlan, modules_job
 from diffseg_cli.training.own_classes import hold_out
 from diffseg_cli.training.pictures import BOARD, CURVES
@@ -130,7 +130,7 @@ def test_kandinsky_trains_and_its_checkpoint_is_used(
     info = read_checkpoint_info(tmp_path / MODULES)
     assert info.backbone == "kandinsky-2-2" and info.training["init"] is None
     segmenter = load_segmenter(str(kandinsky), tmp_path / MODULES, "cpu")
-    assert segmenter.head == "pam" and set(segmenter.trained) == {"scm", "pam"}
+    assert segmenter.head == "pam" and set(segmenter.trained.modules) == {"scm", "pam"}
     sample = classes / "ball" / "0.jpg"
     prediction = segmenter.segment(sample, segmenter.encode_support([(sample, sample.with_suffix(".png"))]))
     assert prediction.mask.shape == (96, 128)

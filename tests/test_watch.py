@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 from watchdog.observers.api import BaseObserver
 
-from diffseg_cli import segmenter as segmenter_module
+from diffseg_cli import assembly
 from diffseg_cli.batch.arrivals import PATIENCE, Arrivals
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.cli import main
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_segmenter: Seg
     monkeypatch.chdir(tmp_path)
     backbone, trained = small_segmenter.backbone, small_segmenter.trained
     finder = Segmenter(backbone=backbone, trained=trained, hed=None, head="attention")
-    monkeypatch.setattr(segmenter_module, "load_segmenter", lambda **_: finder)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: finder)
     Path("a.png").write_bytes(picture(0))
     mask = np.zeros((48, 64), dtype=np.uint8)
     mask[10:35, 20:50] = 255

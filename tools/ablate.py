@@ -130,8 +130,8 @@ def run_row(
 ) -> None:
     """Train and measure one row and write `out/NAME.json`."""
     modules = modules_of(row, settings["image_size"])
-    segmenter, described = new_segmenter(train, modules.scm, modules.pam, settings["seed"], modules.knowledge)
-    if len(segmenter.trained):
+    segmenter, described = new_segmenter(train, modules, settings["seed"])
+    if len(segmenter.trained.modules):
         steps = settings["steps"]
         config = TrainConfig(
             steps=steps,
@@ -145,7 +145,7 @@ def run_row(
         for step in Trainer(segmenter, train, None, config, out / row.name, info).run():
             if step.step % max(1, steps // 4) == 0:
                 print(f"{row.name} {step.step}/{steps} {step.losses}", file=sys.stderr, flush=True)
-        segmenter.trained = load_modules(out / row.name / MODULES, backbone)[0].to(backbone.device)
+        segmenter = segmenter.with_trained(load_modules(out / row.name / MODULES, backbone))
     record = {
         "row": row.name,
         "settings": settings,

@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 
 from diffseg_cli.bench.subject import random_segmenter
 from diffseg_cli.compute import DTYPES
-from diffseg_cli.models.attention import score_maps
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.segmenter import Segmenter
 
@@ -95,7 +94,9 @@ def account(segmenter: Segmenter, *, batch_size: int, shots: int, offload: bool)
     # What meta tensors cannot do: say where an object is, and be moved.
     backbone.offload, backbone.support_crop, backbone._bring = offload, None, id
     clip, unet = parameter_bytes(backbone.image_encoder), parameter_bytes(backbone.unet)
-    small = parameter_bytes(backbone.movq, segmenter.trained, *([segmenter.hed] if segmenter.hed else []))
+    small = parameter_bytes(
+        backbone.movq, segmenter.trained.modules, *([segmenter.hed] if segmenter.hed else [])
+    )
     size = backbone.image_size
     pictures, supports = (torch.empty(n, 3, size, size, device=META) for n in (batch_size, shots))
     rows: list[Row] = []
@@ -113,12 +114,11 @@ def account(segmenter: Segmenter, *, batch_size: int, shots: int, offload: bool)
     support = SupportFeatures.of(backbone, latents[None], grid, embeds[None])
 
     def look() -> Any:
-        maps = segmenter.run_look(queries, segmenter.make_control(queries, edges), support, queries)
-        return score_maps(maps, (queries.shape[2], queries.shape[3])).score_map
+        return segmenter.find_scores(queries, edges, support, queries)[1].score_map
 
     score_map = count("look", unet, look)
     shared = (values.expand(batch_size, -1, -1, -1, -1) for values in (support.latents, support.masks))
-    pam = segmenter.trained["pam"]
+    pam = segmenter.trained.modules["pam"]
     predicted = count("PAM", unet, lambda: pam(queries, *shared, score_map.to(queries)))
     count("decode", unet, lambda: backbone.decode_mask(predicted))
     return rows

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.reading.image_io import read_image, read_mask
 from diffseg_cli.results.render import heatmap, overlay
-from diffseg_cli.segmenter import load_segmenter
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RESULTS = EXAMPLES / "results"

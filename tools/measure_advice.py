@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 
 from diffseg_cli.advice import advise
+from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.evaluation.metrics import count_pixels
 from diffseg_cli.reading.image_io import read_image, read_mask
-from diffseg_cli.segmenter import load_segmenter
 
 SHOTS = 5
 SOURCES = ("voc", "coco_mini")

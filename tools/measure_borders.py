@@ -14,11 +14,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.datasets.episode import FewShotDataset, draw_episode, read_folder
 from diffseg_cli.evaluation.metrics import IouCounts
 from diffseg_cli.reading.image_io import read_image, read_mask
 from diffseg_cli.refine import RADIUS_SHARE, SMOOTHNESS, refine_borders
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.segmenter import Segmenter
 
 SOURCES = ("voc", "coco_mini")
 RADII = (1 / 96, 1 / 64, 1 / 48, 1 / 32)

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.datasets.episode import Sample, read_folder
 from diffseg_cli.mask_making import (
     Bools,
@@ -27,7 +28,7 @@ from diffseg_cli.mask_making import (
     score_from,
 )
 from diffseg_cli.reading.image_io import read_pair
-from diffseg_cli.segmenter import Segmenter, load_segmenter
+from diffseg_cli.segmenter import Segmenter
 
 
 def deepest(mask: Bools) -> Point:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffseg_cli.segmenter import load_segmenter
+from diffseg_cli.assembly import load_segmenter
 
 BIRD = Path("examples/bird")
 QUERIES = [

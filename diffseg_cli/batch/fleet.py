@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from diffseg_cli.assembly import load_chosen
 from diffseg_cli.batch.job import Job, Signature
 from diffseg_cli.batch.manifest import NAME, Row
 from diffseg_cli.batch.pipeline import Pipeline
@@ -28,7 +29,6 @@ from diffseg_cli.errors import DiffsegError, MissingDependency, UsageError
 from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Encoded
 from diffseg_cli.places import is_elsewhere, place
-from diffseg_cli.segmenter import load_chosen
 
 GROUP = 32  # pictures a worker takes at a time, at most
 GROUPS = 4  # a worker gets so many at least, where there are few pictures

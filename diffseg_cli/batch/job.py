@@ -11,8 +11,6 @@ from diffseg_cli.finding import Encoded, Pair, Thing, settings_record
 from diffseg_cli.results.outputs import RUN_FILES, picture_files
 
 if TYPE_CHECKING:
-    import torch
-
     from diffseg_cli.segmenter import Segmenter
 
 
@@ -57,7 +55,7 @@ class Signature:
 
     Attributes:
         settings: short hash of `record`.
-        weights: short hash of the networks.
+        weights: `Segmenter.digest`.
         record: the settings, for people.
     """
 
@@ -76,9 +74,7 @@ def sign(job: Job, segmenter: "Segmenter", encoded: Sequence[Encoded], more: dic
         more: settings of the engine.
     """
     record = settings_record(segmenter, job.answer) | more
-    record |= {"device": segmenter.device.type, "timesteps": list(segmenter.settings.timesteps)}
-    record |= {"image_size": segmenter.backbone.image_size, "edge_size": segmenter.edge_size}
-    record |= {"matting": job.matting}
+    record |= {"device": segmenter.device.type, "matting": job.matting}
     record["things"] = [
         {
             "name": each.name,
@@ -87,25 +83,6 @@ def sign(job: Job, segmenter: "Segmenter", encoded: Sequence[Encoded], more: dic
         }
         for each in encoded
     ]
-    text = json.dumps(record, sort_keys=True)
-    return Signature(hashlib.sha256(text.encode()).hexdigest()[:16], _weights_digest(segmenter), record)
-
-
-def _weights_digest(segmenter: "Segmenter") -> str:
-    backbone = segmenter.backbone
-    tensors = list(segmenter.trained.state_dict().values())
-    if segmenter.hed is not None:
-        tensors += segmenter.hed.state_dict().values()
-    what = f"{backbone.name} {backbone.fingerprint} {segmenter.presence} {_digest(tensors)}"
-    return hashlib.sha256(what.encode()).hexdigest()[:16]
-
-
-def _digest(tensors: "Sequence[torch.Tensor]") -> str:
-    import torch
-
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    decides = record | {"trained": segmenter.trained.digest}  # and not which file it was read from
+    settings = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return Signature(settings, segmenter.digest, record)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffseg_cli.assembly import load_chosen
 from diffseg_cli.batch.job import Job, Signature, sign
 from diffseg_cli.batch.manifest import Row
 from diffseg_cli.batch.plan import Item
@@ -31,7 +32,7 @@ from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.results.outputs import Scene, result_bytes, run_shapes
 from diffseg_cli.results.palette import overlay_things
-from diffseg_cli.segmenter import Segmenter, load_chosen
+from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Watch
 
 MOST_BYTES = 512_000_000  # of a file; an uncompressed picture of 100 megapixels has 300

@@ -124,15 +124,8 @@ def measure(
 def describe(segmenter: Segmenter) -> dict[str, Any]:
     """Model, machine and versions, for a record."""
     return {
-        "model": segmenter.model,
-        "fingerprint": segmenter.backbone.fingerprint,
-        "head": segmenter.head,
-        "fusion": segmenter.settings.fusion,
-        "timesteps": list(segmenter.settings.timesteps),
-        "image_size": segmenter.backbone.image_size,
-        "edge_size": segmenter.edge_size,
+        **segmenter.record(),
         "offload": bool(getattr(segmenter.backbone, "offload", False)),
-        "dtype": str(segmenter.dtype).removeprefix("torch."),
         **describe_machine(segmenter.device),
     }
 

@@ -80,8 +80,8 @@ def staged_queries(
     output = staged_forward(segmenter, latents, edges, support, stage)
     with stage("presence"):
         presences: list[float] | list[None] = [None] * len(images)
-        if segmenter.presence is not None:
-            presences = segmenter.presence.score(presence_features(output, latents, support)).tolist()
+        if segmenter.trained.presence is not None:
+            presences = segmenter.trained.presence.score(presence_features(output, latents, support)).tolist()
     with stage("resize"):
         picture = output.picture.float().clamp(0, 1).cpu()
         score_map = output.scores.score_map.float().cpu()
@@ -117,15 +117,23 @@ def staged_forward(
 
     with stage("look"):
         noise = segmenter.make_noise(latents, seed=0)
-        maps = segmenter.run_look(latents, None if control is None else charged, support, noise)
+        maps = segmenter.backbone.look(
+            latents,
+            support.image_embeds.expand(b, -1, -1, -1),
+            timesteps=segmenter.settings.timesteps,
+            noise=noise,
+            control=None if control is None else charged,
+        )
     with stage("score map"):
-        scores = knowledge_scores(segmenter.knowledge, segmenter.backbone, maps, latents, support, control)
+        scores = knowledge_scores(
+            segmenter.trained.knowledge, segmenter.backbone, maps, latents, support, control
+        )
     if segmenter.head == "attention":
         with stage("decode"):
             picture = F.interpolate(scores.score_map, scale_factor=8, mode="bilinear")
         return SegmenterOutput(maps, scores, None, picture)
     with stage("PAM"):
-        predicted: Tensor = segmenter.trained["pam"](
+        predicted: Tensor = segmenter.trained.modules["pam"](
             latents,
             support.latents.expand(b, -1, -1, -1, -1).to(latents),
             support.masks.expand(b, -1, -1, -1, -1).to(latents),
@@ -133,8 +141,8 @@ def staged_forward(
         )
     with stage("decode"):
         picture = segmenter.backbone.decode_mask(predicted)
-        if segmenter.mask_gamma != 1:
-            picture = picture.clamp(0, 1) ** segmenter.mask_gamma
+        if segmenter.trained.mask_gamma != 1:
+            picture = picture.clamp(0, 1) ** segmenter.trained.mask_gamma
     return SegmenterOutput(maps, scores, predicted, picture)
 
 

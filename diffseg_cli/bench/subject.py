@@ -7,16 +7,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffseg_cli.assembly import load_chosen
 from diffseg_cli.bench.random_kandinsky import FULL_SIZE, KandinskyConfigs, random_networks
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.compute import limit_threads, resolve_device, resolve_dtype
 from diffseg_cli.config import PamConfig, ScmConfig, SegmentConfig
 from diffseg_cli.errors import UsageError
-from diffseg_cli.loading import build_compact, build_edge_detector, build_modules, edge_size
+from diffseg_cli.loading import build_compact, build_edge_detector, build_modules
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.kandinsky import KandinskyBackbone
-from diffseg_cli.segmenter import Segmenter, load_chosen
+from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.trained import Trained
 
 PICTURE_HW = (480, 640)  # most pictures of COCO
 SIZE_STEP = 64  # what the size of the model frame must divide by
@@ -45,17 +47,15 @@ def prepare_segmenter(
         place = resolve_device(choice.device)
         dtype = resolve_dtype(choice.dtype, place)
         segmenter = random_segmenter(choice.model, device=place, dtype=dtype, offload=choice.offload)
-        segmenter.head = choice.head or segmenter.head
-        segmenter.settings = replace(
-            segmenter.settings,
+        settings = SegmentConfig(
             fusion=choice.fusion or SegmentConfig.fusion,
             timesteps=choice.timesteps or SegmentConfig.timesteps,
         )
+        segmenter = replace(segmenter, head=choice.head or segmenter.head, settings=settings)
     else:
         segmenter = load_chosen(choice)
     if image_size is not None:
         segmenter.backbone.image_size = image_size
-        segmenter.edge_size = edge_size(segmenter.backbone)
     return segmenter
 
 
@@ -84,11 +84,12 @@ def random_segmenter(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _random_backbone(model, device, dtype, offload, configs, seed)
-        trained = build_modules(backbone, ScmConfig(), PamConfig())
+        modules = build_modules(backbone, ScmConfig(), PamConfig())
         hed = build_edge_detector(backbone)
-    for module in (trained, hed):
+    for module in (modules, hed):
         module.eval().requires_grad_(False).to(device=device, dtype=dtype)
-    return Segmenter(backbone=backbone, trained=trained, hed=hed, head="pam", edge_size=edge_size(backbone))
+    trained = Trained(modules, source="random")
+    return Segmenter(backbone=backbone, trained=trained, hed=hed, head="pam")
 
 
 def _random_backbone(

@@ -97,9 +97,9 @@ def attn(
     pairs = read_pairs(things)
     image, area = inputs.read_query(query, point, region)
     with console.working("Looking"):
+        from diffseg_cli.assembly import load_chosen
         from diffseg_cli.attention_dump import dump_attention
-        from diffseg_cli.finding import encode_things, model_record
-        from diffseg_cli.segmenter import load_chosen
+        from diffseg_cli.finding import encode_things
 
         segmenter = load_chosen(model)
         (thing,) = encode_things(segmenter, things, pairs)
@@ -108,7 +108,7 @@ def attn(
             segmenter, image, thing.support, region=area, seed=seed, **details, matrices=matrices
         )
         chosen = f"point {point}" if point else str(region) if region else "M_a above 0.5"
-        info = {"query": str(query), "region": chosen, "seed": seed, **model_record(segmenter)}
+        info = {"query": str(query), "region": chosen, "seed": seed, **segmenter.record()}
         _write(dump, image, area, plan, info)
     _print(dump, plan, info, as_json=json)
 

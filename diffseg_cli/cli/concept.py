@@ -72,7 +72,7 @@ def make(
     pairs = inputs.read_supports(support, mask, masks)
     sources = [source_of(*each) for each in zip(support, mask, strict=True)]
     with console.working("Encoding"):
-        from diffseg_cli.segmenter import load_chosen
+        from diffseg_cli.assembly import load_chosen
 
         # The backbone alone encodes supports; the trained modules come in when the concept is used.
         segmenter = load_chosen(ModelChoice(**vars(backbone), head="attention"))
@@ -160,7 +160,7 @@ def check(
         )
     with console.working("Leaving out each support"):
         from diffseg_cli.advice import advise
-        from diffseg_cli.segmenter import load_chosen
+        from diffseg_cli.assembly import load_chosen
 
         segmenter = load_chosen(model)
         support, _ = read_concept(file, segmenter)

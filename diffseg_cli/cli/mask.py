@@ -151,6 +151,6 @@ def _make(
 
 def _load(device: str) -> "Segmenter":
     with console.working("Loading the model"):
-        from diffseg_cli import segmenter
+        from diffseg_cli import assembly
 
-        return segmenter.load_chosen(ModelChoice(device=device, head="attention"))
+        return assembly.load_chosen(ModelChoice(device=device, head="attention"))

@@ -56,10 +56,10 @@ def segment(
     pairs = read_pairs(things)
     watch = Watch()
     with console.working("Loading the model"):
+        from diffseg_cli.assembly import load_chosen
         from diffseg_cli.files import write_whole
         from diffseg_cli.finding import encode_things, settings_record
         from diffseg_cli.results.outputs import RunFiles
-        from diffseg_cli.segmenter import load_chosen
 
         segmenter = load_chosen(model)
         watch.mark("load")

@@ -109,7 +109,7 @@ def serve(
     things = find_things(SupportChoice(concept=concept), MaskChoice()) if concept else []
     opened = open_socket(host, port)
     with console.working("Loading the model"):
-        from diffseg_cli.segmenter import load_chosen
+        from diffseg_cli.assembly import load_chosen
         from diffseg_cli.serve.app import create_app
         from diffseg_cli.serve.limits import Limits
 

@@ -1,6 +1,5 @@
 """A whole evaluation: data sets by fold, the list of episodes, the model, its peers and the record."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffseg_cli.assembly import load_chosen
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.datasets import PROTOCOLS, load_dataset
 from diffseg_cli.datasets.episode import FewShotDataset
@@ -18,14 +18,12 @@ from diffseg_cli.evaluation.evaluate import (
     OWN_METHODS,
     Evaluation,
     Illustration,
-    describe_model,
     own_thresholds,
 )
 from diffseg_cli.evaluation.peers import NOTES, PEERS, load_peer
 from diffseg_cli.evaluation.published import FIGURES, TRAINED, TRAINING_FREE, published_figures
 from diffseg_cli.evaluation.summary import EpisodeResult, summarise, summarise_costs
-from diffseg_cli.segmenter import Segmenter, load_chosen
-from diffseg_cli.version import __version__
+from diffseg_cli.segmenter import Segmenter
 
 SHIPPED = (
     "The shipped modules were trained on classes of PASCAL VOC and COCO, test classes of this data set among "
@@ -165,13 +163,12 @@ class Benchmark:
         """Everything that decides an episode's counts; a stopped run goes on only where all of it agrees."""
         return {
             **self.about(),
-            **describe_model(self.segmenter),
-            "trained_sha256": _hash_modules(self.segmenter.trained),
+            **self.segmenter.record(),
+            "trained": self.segmenter.trained.digest,  # and not which file it was read from
+            "digest": self.segmenter.digest,
             "device": self.segmenter.device.type,
-            "dtype": str(self.segmenter.dtype).removeprefix("torch."),
             "methods": list(self.plan.methods),
             "thresholds": self._thresholds(),
-            "version": __version__,
         }
 
     def measure(self, task: Task) -> EpisodeResult:
@@ -192,13 +189,14 @@ class Benchmark:
         segmenter = self.segmenter
         own = {
             "prototype": _weights_mib(segmenter.backbone),
-            "model": _weights_mib(segmenter.backbone, segmenter.hed, segmenter.trained),
+            "model": _weights_mib(segmenter.backbone, segmenter.hed, segmenter.trained.modules),
         }
         for name in costs:
             peer = self.peers.get(name)
             costs[name]["weights_mib"] = own.get(name, own["model"]) if peer is None else peer.weights_mib
         return {
             **self.key(),
+            "trained": segmenter.trained.record(),
             "root": plan.root,
             "protocol": PROTOCOLS[plan.dataset].text,
             "folds": [f for f in plan.folds if f is not None],
@@ -264,13 +262,6 @@ class Benchmark:
     def _thresholds(self) -> dict[str, float]:
         known = own_thresholds(self.segmenter)
         return {method: known[method] for method in self.plan.methods if method in known}
-
-
-def _hash_modules(modules: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(modules.state_dict().items()):
-        digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _weights_mib(*parts: Any) -> float:

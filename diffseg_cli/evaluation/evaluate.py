@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -256,15 +256,3 @@ def own_thresholds(segmenter: Segmenter) -> dict[str, float]:
     """Where each of our own methods is cut, on its own scale."""
     cut = segmenter.settings.threshold
     return {"model": cut, "attention": cut, "prototype": THRESHOLD}
-
-
-def describe_model(segmenter: Segmenter) -> dict[str, Any]:
-    """What a record says about the model, as plain values for JSON."""
-    return {
-        "model": segmenter.model,
-        "fingerprint": segmenter.backbone.fingerprint,
-        "head": segmenter.head,
-        "fusion": segmenter.settings.fusion,
-        "refine": segmenter.settings.refine,
-        "timesteps": list(segmenter.settings.timesteps) if segmenter.backbone.adds_noise else [],
-    }

@@ -273,7 +273,7 @@ def _add_status(app: FastAPI, engine: Engine, limits: Limits, metrics: Metrics) 
         segmenter = engine.segmenter
         facts = {"version": __version__, "description": segmenter.description}
         return JSONResponse(
-            {**facts, "has_presence": segmenter.presence is not None, "limits": asdict(limits)}
+            {**facts, "has_presence": segmenter.trained.presence is not None, "limits": asdict(limits)}
         )
 
     @app.get("/healthz", response_model=HealthBody)

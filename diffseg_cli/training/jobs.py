@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint
+from diffseg_cli.checkpoint import CheckpointInfo
 from diffseg_cli.compute import resolve_device, resolve_dtype
 from diffseg_cli.config import FineTuneConfig, ModulesConfig, PamConfig, TrainConfig
 from diffseg_cli.datasets import PROTOCOLS, load_dataset
@@ -28,7 +28,7 @@ from diffseg_cli.training.presence_fit import calibrate_checkpoint
 from diffseg_cli.training.run_state import MODULES
 from diffseg_cli.training.team import Team, find_team, team_device
 from diffseg_cli.training.trainer import Trainer, new_segmenter
-from diffseg_cli.weights import file_sha256, find_weights, load_strict
+from diffseg_cli.weights import file_sha256, find_weights
 
 RECIPES, PRECISIONS = ("default", "paper"), ("bf16", "fp32")
 
@@ -258,15 +258,11 @@ def _make_trainer(
     plan: TrainPlan, config: TrainConfig, cache: FeatureCache, validation: FeatureCache | None, team: Team
 ) -> Trainer:
     """Modules with their first weights, and all the checkpoint will say about them."""
-    backbone, modules = cache.backbone, plan.modules
-    segmenter, settings = new_segmenter(cache, modules.scm, modules.pam, plan.seed, modules.knowledge)
-    start = None
+    backbone, start = cache.backbone, None
     if plan.start is not None:
         shipped = backbone_kind(plan.model).modules
         start = find_weights(shipped) if shipped and plan.start == "shipped" else Path(plan.start)
-        tensors, info = read_checkpoint(start, backbone=backbone.name, fingerprint=backbone.fingerprint)
-        load_strict(segmenter.trained, {name: value.float() for name, value in tensors.items()}, start)
-        settings |= {name: info.config[name] for name in ("presence", "mask_gamma") if name in info.config}
+    segmenter, settings = new_segmenter(cache, plan.modules, plan.seed, start)
     record = {
         "data": plan.root.name,
         "dataset": plan.dataset,

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffseg_cli.checkpoint import read_checkpoint, write_checkpoint
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.evaluation.summary import class_groups
 from diffseg_cli.loading import load_modules
-from diffseg_cli.presence import PresenceCalibration, fit_calibration, presence_features, roc_auc
+from diffseg_cli.presence import PresenceCalibration, presence_features
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.training.validation import fit_gamma
@@ -87,6 +88,39 @@ def sample_presence(
     return PresenceSample(torch.cat(features), present, [episode.class_name for episode, _ in drawn])
 
 
+def fit_calibration(features: Tensor, present: Tensor) -> PresenceCalibration:
+    """Logistic regression, lightly regularised.
+
+    Args:
+        features: (n 3).
+        present: (n) in {0, 1}.
+    """
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    scaled = (features - mean) / std
+    weights = torch.zeros(features.shape[1], requires_grad=True)
+    bias = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights, bias], max_iter=100)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        error = F.binary_cross_entropy_with_logits(scaled @ weights + bias, present.float())
+        error = error + 1e-3 * weights.square().sum()
+        error.backward()
+        return error
+
+    optimizer.step(loss)
+    unscaled = (weights / std).detach()
+    return PresenceCalibration(tuple(unscaled.tolist()), float(bias.detach() - (unscaled * mean).sum()))
+
+
+def roc_auc(scores: Tensor, present: Tensor) -> float:
+    """Probability that a picture with the object scores above one without; ties count half."""
+    with_it, without = scores[present > 0], scores[present <= 0]
+    above = (with_it[:, None] > without[None]).double().mean()
+    level = (with_it[:, None] == without[None]).double().mean()
+    return float(above + 0.5 * level)
+
+
 def calibrate(sample: PresenceSample) -> tuple[PresenceCalibration, Tensor]:
     """The calibration of a sample, and scores to judge it by.
 
@@ -156,23 +190,19 @@ def calibrate_checkpoint(
     tensors, info = read_checkpoint(checkpoint, backbone=backbone.name, fingerprint=backbone.fingerprint)
     if info.training.get("init") and info.config.get("presence") and classes < ENOUGH_CLASSES:
         return {}, []
-    modules = load_modules(checkpoint, backbone)[0].to(backbone.device)
-    segmenter = Segmenter(
-        backbone=backbone,
-        trained=modules,
-        hed=cache.hed,
-        head="pam" if "pam" in modules else "attention",
-        knowledge=info.config.get("knowledge", "self+cross"),
-    )
-    enough = segmenter.head == "pam" and len(cache.dataset.classes) >= ENOUGH_CLASSES
-    segmenter.mask_gamma = fit_gamma(segmenter, cache) if enough else info.config.get("mask_gamma", 1.0)
+    trained = load_modules(checkpoint, backbone)
+    head = "pam" if "pam" in trained.modules else "attention"
+    segmenter = Segmenter(backbone=backbone, trained=trained, hed=cache.hed, head=head)
+    if head == "pam" and classes >= ENOUGH_CLASSES:
+        plain = segmenter.with_trained(replace(trained, mask_gamma=1.0))
+        segmenter = segmenter.with_trained(replace(trained, mask_gamma=fit_gamma(plain, cache)))
     episodes = min(EPISODES, 4 * len(cache.dataset.samples))  # more would repeat the same few pictures
     sample = sample_presence(segmenter, cache, episodes=episodes)
     if sample.present.all():
         return {}, []
     calibration, scores = calibrate(sample)
     figures = presence_report(scores, sample, class_groups(cache.dataset.classes))
-    config = {**info.config, "presence": asdict(calibration), "mask_gamma": segmenter.mask_gamma}
+    config = {**info.config, "presence": asdict(calibration), "mask_gamma": segmenter.trained.mask_gamma}
     metrics = {**info.metrics, "presence": figures}
     write_checkpoint(checkpoint, tensors, replace(info, config=config, metrics=metrics))
     return figures, reliability(scores, sample.present)

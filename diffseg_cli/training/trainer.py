@@ -6,6 +6,7 @@ Frozen results come from `FeatureCache`; only the two modules get gradients. A s
 Letters: b episodes a step, k supports, c latent channels, H W = S/8.
 """
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from diffseg_cli.checkpoint import CheckpointInfo, write_checkpoint
-from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig, TrainConfig
+from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
+from diffseg_cli.config import ModulesConfig, TrainConfig
 from diffseg_cli.loading import build_modules
 from diffseg_cli.models.perceptual_attention import PerceptualAttention
+from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.trained import Trained
 from diffseg_cli.training.draws import draw_step, step_generator
 from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.training.losses import losses_of
@@ -36,6 +38,7 @@ from diffseg_cli.training.run_state import (
 )
 from diffseg_cli.training.team import Team
 from diffseg_cli.training.validation import validate
+from diffseg_cli.weights import load_strict
 
 EARLY = (8, 4, 2)  # validation comes after these parts of the first interval too: memorising shows early
 
@@ -54,7 +57,8 @@ class Trainer:
     """Optimise the trained modules of a segmenter over a feature cache.
 
     Args:
-        segmenter: its `trained` modules are optimised in place.
+        segmenter: its trained modules are optimised in place. Training leaves its `mask_gamma` out, and
+            validation does not.
         cache: built, of the training classes.
         validation: built, of held-out pictures, or None.
         config: recipe and numbers.
@@ -73,12 +77,14 @@ class Trainer:
         info: CheckpointInfo,
         team: Team | None = None,
     ) -> None:
-        self.segmenter, self.cache, self.validation = segmenter, cache, validation
+        self.segmenter = segmenter.with_trained(replace(segmenter.trained, mask_gamma=1.0))
+        self.cache, self.validation = cache, validation
         self.config, self.folder, self.info = config, folder, info
         self.team = team or Team()
-        self.trained = segmenter.trained.requires_grad_(True).train()
-        self.average = {name: value.detach().clone() for name, value in self.trained.state_dict().items()}
-        parameters = list(self.trained.parameters())
+        self.modules = segmenter.trained.modules.requires_grad_(True).train()
+        average = copy.deepcopy(self.modules).requires_grad_(False).eval()
+        self.averaged = segmenter.with_trained(replace(segmenter.trained, modules=average))
+        parameters = list(self.modules.parameters())
         self.optimizer: torch.optim.Optimizer
         if config.recipe == "paper":
             self.optimizer = torch.optim.SGD(parameters, lr=0.01)
@@ -144,7 +150,7 @@ class Trainer:
         if self.team.size > 1:  # one scale for all shares of a step
             targets = self.cache.read_targets(whole.query.tolist(), whole.query_mirrored.tolist())
         generator, drops, noise = step_generator(config, self.step), None, None
-        pam = self.trained["pam"] if "pam" in self.trained else None  # noqa: SIM401 - a ModuleDict has no get
+        pam = self.modules["pam"] if "pam" in self.modules else None  # noqa: SIM401 - a ModuleDict has no get
         if isinstance(pam, PerceptualAttention):
             channels, kept = pam.draw_drops(config.batch_size, generator)
             drops = (channels[share], kept[share])
@@ -161,13 +167,14 @@ class Trainer:
             group["lr"] = self.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        self.team.average_gradients(self.trained.parameters())
-        torch.nn.utils.clip_grad_norm_(self.trained.parameters(), 1.0)
+        self.team.average_gradients(self.modules.parameters())
+        torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimizer.step()
         decay = min(config.average_decay, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
-            for name, value in self.trained.state_dict().items():
-                self.average[name].lerp_(value, 1 - decay)
+            average = self.averaged.trained.modules.state_dict()  # shares its tensors
+            for name, value in self.modules.state_dict().items():
+                average[name].lerp_(value, 1 - decay)
         values = self.team.mean(torch.stack([term.detach().float() for term in terms.values()])).tolist()
         return dict(zip(terms, values, strict=True))
 
@@ -175,15 +182,7 @@ class Trainer:
         """Mean IoU of the averaged weights on held-out pictures, 1 shot, per source and over all classes."""
         if self.validation is None or not self.team.leads:
             return {}
-        current = {name: value.clone() for name, value in self.trained.state_dict().items()}
-        self.trained.load_state_dict(self.average)
-        self.trained.eval()
-        self.segmenter.mask_gamma = self.info.config.get("mask_gamma", 1.0)
-        figures = validate(self.segmenter, self.validation)
-        self.segmenter.mask_gamma = 1.0
-        self.trained.load_state_dict(current)
-        self.trained.train()
-        return figures
+        return validate(self.averaged, self.validation)
 
     def _save(self, done: TrainStep) -> TrainStep:
         """Log, best checkpoint and state, in the order `run_state` explains; gives back what it saved."""
@@ -198,8 +197,8 @@ class Trainer:
             run = SavedRun(
                 done.step,
                 self.best,
-                self.trained.state_dict(),
-                self.average,
+                self.modules.state_dict(),
+                self.averaged.trained.modules.state_dict(),
                 optimizer_slots(self.optimizer),
             )
             save_state(self.folder, run, self.key)
@@ -210,7 +209,7 @@ class Trainer:
     def _write_checkpoint(self, done: TrainStep) -> None:
         training = {**self.info.training, "step": done.step, **asdict(self.config)}
         info = replace(self.info, training=training, metrics=done.validation or {})
-        halves = {name: value.half() for name, value in self.average.items()}
+        halves = {name: value.half() for name, value in self.averaged.trained.modules.state_dict().items()}
         write_checkpoint(self.folder / MODULES, halves, info)
 
     def _resume(self) -> None:
@@ -220,26 +219,42 @@ class Trainer:
             cut_log(self.folder, run.step if run else -1)
         if run is not None:
             self.step, self.best = run.step, run.best
-            restore(run, self.trained, self.optimizer)
-            device = self.cache.backbone.device
-            self.average = {name: value.to(device) for name, value in run.average.items()}
+            restore(run, self.modules, self.optimizer)
+            self.averaged.trained.modules.load_state_dict(run.average)
 
 
 def new_segmenter(
-    cache: FeatureCache,
-    scm: ScmConfig | None,
-    pam: PamConfig | None,
-    seed: int,
-    knowledge: str = "self+cross",
+    cache: FeatureCache, config: ModulesConfig, seed: int, start: Path | None = None
 ) -> tuple[Segmenter, dict[str, Any]]:
-    """A segmenter with fresh modules for a cache's backbone, and the config its checkpoints carry."""
+    """A segmenter to train, for a cache's backbone.
+
+    Args:
+        cache: its backbone and edge detector are the segmenter's.
+        config: which modules, and what they read.
+        seed: of random weights.
+        start: checkpoint whose weights, gamma and presence score to begin with.
+
+    Returns:
+        The segmenter, and the config its checkpoints carry.
+
+    Raises:
+        WeightsError: the checkpoint is damaged, or of other modules.
+    """
+    backbone = cache.backbone
     torch.manual_seed(seed)
-    modules: nn.ModuleDict = build_modules(cache.backbone, scm, pam).to(cache.backbone.device)
-    segmenter = Segmenter(
-        backbone=cache.backbone,
-        trained=modules,
-        hed=cache.hed,
-        head="pam" if pam else "attention",
-        knowledge=knowledge,
+    modules = build_modules(backbone, config.scm, config.pam).to(backbone.device)
+    carried = asdict(replace(config, image_size=backbone.image_size))
+    if start is not None:
+        tensors, info = read_checkpoint(start, backbone=backbone.name, fingerprint=backbone.fingerprint)
+        load_strict(modules, {name: value.float() for name, value in tensors.items()}, start)
+        carried |= {name: info.config[name] for name in ("presence", "mask_gamma") if name in info.config}
+    trained = Trained(
+        modules=modules,
+        knowledge=config.knowledge,
+        presence=PresenceCalibration.from_config(carried.get("presence")),
+        mask_gamma=carried.get("mask_gamma", Trained.mask_gamma),
+        image_size=backbone.image_size,
+        source="" if start is None else str(start),
     )
-    return segmenter, asdict(ModulesConfig(scm, pam, knowledge, cache.backbone.image_size))
+    head = "pam" if config.pam else "attention"
+    return Segmenter(backbone=backbone, trained=trained, hed=cache.hed, head=head), carried

@@ -1,0 +1,81 @@
+"""A segmenter put together from its files: backbone, trained modules and edge detector."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffseg_cli import loading
+from diffseg_cli.choices import ModelChoice
+from diffseg_cli.compute import limit_threads, resolve_device, resolve_dtype
+from diffseg_cli.config import SegmentConfig
+from diffseg_cli.errors import UsageError, WeightsError
+from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.trained import untrained
+from diffseg_cli.weights import find_weights
+
+HEADS = ("pam", "attention")
+FUSIONS = ("concat", "mean")
+NOISE_LEVELS = 1000  # of Kandinsky's schedule
+
+
+def load_segmenter(
+    model: str = "compact",
+    checkpoint: str | Path | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    *,
+    head: str | None = None,
+    fusion: str | None = None,
+    offload: bool = False,
+    timesteps: Sequence[int] | None = None,
+) -> Segmenter:
+    """Load a backbone with its trained modules.
+
+    Args:
+        model: "compact", "kandinsky-2-2", or a folder with Kandinsky 2.2 in hub layout.
+        checkpoint: SCM and PAM; default the ones shipped for the backbone, if any.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        dtype: "float32", "bfloat16" or "float16"; default what suits the device.
+        head: "pam" or "attention"; default "pam" where there is a checkpoint, else "attention".
+        fusion: of several supports, "concat" or "mean"; default "concat".
+        offload: keep only the part of Kandinsky in use on the device.
+        timesteps: noise levels a diffusion backbone looks at, each in [0, 999]; their maps are averaged.
+
+    Raises:
+        UsageError: an unknown model, device, format, head or fusion, or a timestep out of range.
+        WeightsError: weights or checkpoint missing, damaged, or made for each other's rivals.
+    """
+    for what, value, known in (("head", head, HEADS), ("fusion", fusion, FUSIONS)):
+        if value is not None and value not in known:
+            raise UsageError(f"Unknown {what} '{value}'.", f"Use {' or '.join(known)}.")
+    timesteps = SegmentConfig.timesteps if timesteps is None else tuple(timesteps)
+    if not timesteps or not all(0 <= step < NOISE_LEVELS for step in timesteps):
+        raise UsageError(
+            f"Timesteps must lie between 0 and {NOISE_LEVELS - 1}.", "Give for example 50 or 20,50,100."
+        )
+    shipped = loading.backbone_kind(model).modules
+    if checkpoint is None and shipped is not None and head != "attention":
+        checkpoint = find_weights(shipped)
+    used = Path(checkpoint) if checkpoint is not None and head != "attention" else None
+    place = resolve_device(device)
+    limit_threads()
+    number_format = resolve_dtype(dtype, place)
+    image_size = loading.trained_size(used) if used else None
+    backbone = loading.load_backbone(model, place, number_format, offload, image_size)
+    trained = loading.load_modules(used, backbone, number_format) if used else untrained()
+    if head == "pam" and "pam" not in trained.modules:
+        raise WeightsError(
+            f"Head 'pam' needs a trained PAM, and there is none for {backbone.name}.",
+            "Give a checkpoint that has one, train one with `diffseg train`, or use --head attention.",
+        )
+    return Segmenter(
+        backbone=backbone,
+        trained=trained,
+        hed=loading.load_edge_detector(backbone) if "scm" in trained.modules else None,
+        head=head or ("pam" if "pam" in trained.modules else "attention"),
+        settings=SegmentConfig(fusion=fusion or SegmentConfig.fusion, timesteps=timesteps),
+    )
+
+
+def load_chosen(choice: ModelChoice) -> Segmenter:
+    """`load_segmenter` with the options of a verb."""
+    return load_segmenter(**vars(choice))
