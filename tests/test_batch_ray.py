@@ -19,7 +19,7 @@ from test_batch import HW, files, save
 from typer.testing import CliRunner, Result
 
 from diffseg_cli import assembly
-from diffseg_cli.batch import fleet, store
+from diffseg_cli.batch import ray_engine, store
 from diffseg_cli.choices import AnswerChoice, ModelChoice
 from diffseg_cli.cli import main
 from diffseg_cli.errors import DiffsegError, MissingDependency, UsageError
@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- two real workers ----------------------------------------------------------------------------------
 
 
-class Mortal(fleet.Worker):
+class Mortal(ray_engine.Worker):
     """Is killed with its first group, as by the kernel when memory runs out; its successors live."""
 
     def __call__(self, group: dict[str, Any]) -> dict[str, list[str]]:
@@ -70,7 +70,7 @@ class Mortal(fleet.Worker):
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ray = pytest.importorskip("ray")
     pytest.importorskip("ray.data")
-    for name, value in fleet.QUIET.items():
+    for name, value in ray_engine.QUIET.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]))
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -85,7 +85,7 @@ def test_engines_give_the_same_bytes_and_go_on_with_each_other(monkeypatch: pyte
     batch("--part", "2/2", out="both")  # bad.jpg belongs to the other half
     begun = len([name for name in files("both") if name.endswith("_mask.png")])
     assert 0 < begun < 4
-    monkeypatch.setattr(fleet, "Worker", Mortal)
+    monkeypatch.setattr(ray_engine, "Worker", Mortal)
     went_on = batch("--engine", "ray", "--workers", "2", "--json", out="both", code=5)
     assert Path("died").exists() and "2 workers of Ray" in went_on.stderr
     counts = list(states(went_on).values())
@@ -184,7 +184,7 @@ def test_a_lost_place_or_cluster_ends_the_run(monkeypatch: pytest.MonkeyPatch) -
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "replace_file", full)
-        patch.setattr(fleet, "THREADS", 1)
+        patch.setattr(ray_engine, "THREADS", 1)
         assert "No space left on device. What was finished is kept." in batch(*RAY, code=3).stderr
     with monkeypatch.context() as patch:
         patch.setattr(Alone, "iter_rows", dies)
@@ -199,10 +199,10 @@ def test_a_worker_that_is_not_like_the_others_is_refused(
     swift = make_swift_segmenter(small_segmenter)
     other = swift.with_trained(dataclasses.replace(swift.trained, presence=None))
     with monkeypatch.context() as patch:
-        patch.setattr(fleet, "load_chosen", lambda _: other)
+        patch.setattr(ray_engine, "load_chosen", lambda _: other)
         assert "has other weights, another version of diffseg or another" in batch(*RAY, code=3).stderr
     with monkeypatch.context() as patch:
-        patch.setattr(fleet, "place", lambda name: Path(name.replace("out", "unseen")))
+        patch.setattr(ray_engine, "place", lambda name: Path(name.replace("out", "unseen")))
         assert "does not see unseen." in batch(*RAY, code=3).stderr and not Path("unseen").exists()
     monkeypatch.setattr(assembly, "load_segmenter", lambda **_: other)
     assert "there is no presence score" in batch(*RAY, "--min-presence", "0.5", code=2).stderr
@@ -226,31 +226,34 @@ def test_what_the_cluster_does_not_have_is_refused(monkeypatch: pytest.MonkeyPat
         raise ConnectionError("Could not find any running Ray instance.\nMore of it")
 
     monkeypatch.setattr(sys.modules["ray"], "init", unreachable)
-    with pytest.raises(UsageError, match="no Ray cluster at auto: Could not find"), fleet.connected("auto"):
+    with (
+        pytest.raises(UsageError, match="no Ray cluster at auto: Could"),
+        ray_engine.connected("auto"),
+    ):
         pass
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingDependency) as caught, fleet.connected(None):
+    with pytest.raises(MissingDependency) as caught, ray_engine.connected(None):
         pass
     assert caught.value.hint == "Install it with: pip install 'diffseg[ray]'"
 
 
 @pytest.mark.parametrize(
-    ("crew", "has", "expected"),
+    ("options", "has", "expected"),
     [
-        (fleet.Crew(), {"CPU": 8.0}, (0.0, 8)),
-        (fleet.Crew(), {"CPU": 8.0, "GPU": 2.0}, (1.0, 2)),
-        (fleet.Crew(gpus=0.25), {"CPU": 8.0, "GPU": 2.0}, (0.25, 8)),
-        (fleet.Crew(workers=3, gpus=0.5), {"CPU": 8.0, "GPU": 2.0}, (0.5, 3)),
+        (ray_engine.RayOptions(), {"CPU": 8.0}, (0.0, 8)),
+        (ray_engine.RayOptions(), {"CPU": 8.0, "GPU": 2.0}, (1.0, 2)),
+        (ray_engine.RayOptions(gpus=0.25), {"CPU": 8.0, "GPU": 2.0}, (0.25, 8)),
+        (ray_engine.RayOptions(workers=3, gpus=0.5), {"CPU": 8.0, "GPU": 2.0}, (0.5, 3)),
     ],
 )
 def test_workers_fill_the_cluster(
-    crew: fleet.Crew, has: dict[str, float], expected: tuple[float, int]
+    options: ray_engine.RayOptions, has: dict[str, float], expected: tuple[float, int]
 ) -> None:
-    job = fleet.Job([], {}, AnswerChoice(), [])
-    assert fleet._places(crew, job, has) == expected
-    on_cpu = fleet.Job([], {}, AnswerChoice(), [], model=ModelChoice(device="cpu"))
-    if crew.gpus:
+    job = ray_engine.Job([], {}, AnswerChoice(), [])
+    assert ray_engine._places(options, job, has) == expected
+    on_cpu = ray_engine.Job([], {}, AnswerChoice(), [], model=ModelChoice(device="cpu"))
+    if options.gpus:
         with pytest.raises(DiffsegError, match="--device is another"):
-            fleet._places(crew, on_cpu, has)
+            ray_engine._places(options, on_cpu, has)
     else:
-        assert fleet._places(crew, on_cpu, has) == (0.0, 8)
+        assert ray_engine._places(options, on_cpu, has) == (0.0, 8)

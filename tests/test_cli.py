@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from diffseg_cli import assembly
 from diffseg_cli.choices import ModelChoice
-from diffseg_cli.cli import console, main
+from diffseg_cli.cli import evaluate, main, train
 from diffseg_cli.concept import source_of, write_concept
 from diffseg_cli.segmenter import Segmenter
 
@@ -576,7 +576,7 @@ def test_training_and_evaluation_are_shown_without_a_terminal(capsys: pytest.Cap
     from diffseg_cli.training.jobs import Progress
 
     steps = [Progress("modules", step, 3, {"loss": 1 / step}, step == 3) for step in (1, 2, 3)]
-    console.show_training(iter(steps))
+    train.show_progress(iter(steps))
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err == "modules 3/3 loss 0.3333\n"
     record = {
@@ -587,9 +587,9 @@ def test_training_and_evaluation_are_shown_without_a_terminal(capsys: pytest.Cap
             "diffseg": {"mean_iou": {"all": 0.5}, "fb_iou": 0.75, "per_class": {"cat": 0.4, "dog": 0.6}}
         },
     }
-    console.show_evaluation(record, as_json=False)
+    evaluate.show_figures(record, as_json=False)
     text = capsys.readouterr().out
     assert "1-shot, 40 episodes of 2 classes" in text and re.search(r"mean IoU all +0\.500", text)
     assert re.search(r"FB-IoU +0\.750", text) and re.search(r"dog +0\.600", text)
-    console.show_evaluation(record, as_json=True)
+    evaluate.show_figures(record, as_json=True)
     assert json.loads(capsys.readouterr().out) == record

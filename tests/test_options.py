@@ -229,7 +229,8 @@ def test_attn_looks_with_the_seed_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_names_and_concepts_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for verb, module in (("segment", "segment"), ("attn", "attn"), ("batch", "batch"), ("watch", "batch")):
+    modules = {"segment": "segment", "attn": "attn", "batch": "batch_job", "watch": "batch_job"}
+    for verb, module in modules.items():
         where = sys.modules[f"diffseg_cli.cli.{module}"]
         seen = spy(monkeypatch, where, "find_things", lambda supports, _: vars(supports))
         run(f"{VERBS[verb]} -s b.png -m b_m.png -c three.dsc --name rex")

@@ -22,8 +22,8 @@ from diffseg_cli.errors import InputError, MissingDependency, UsageError
 from diffseg_cli.training.jobs import TrainPlan, modules_job
 from diffseg_cli.training.own_classes import hold_out
 from diffseg_cli.training.pictures import BOARD, CURVES
+from diffseg_cli.training.process_group import ProcessGroup
 from diffseg_cli.training.run_state import LOG, MODULES, STATE, read_log
-from diffseg_cli.training.team import Team
 from diffseg_cli.weights import read_safetensors
 from tests import tiny_kandinsky
 
@@ -105,9 +105,9 @@ def test_two_processes_do_what_one_does(classes: Path, tmp_path: Path) -> None:
 def test_several_processes_need_accelerate_and_an_even_batch(
     classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert [Team(rank, 2).share(8) for rank in (0, 1)] == [slice(0, 4), slice(4, 8)]
+    assert [ProcessGroup(rank, 2).share(8) for rank in (0, 1)] == [slice(0, 4), slice(4, 8)]
     with pytest.raises(UsageError, match="shared evenly"):
-        Team(0, 2).share(7)
+        ProcessGroup(0, 2).share(7)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingDependency, match="accelerate"):

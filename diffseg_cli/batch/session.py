@@ -1,7 +1,7 @@
 """A batch with its files open: what an engine needs before, while and after it works on pictures."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +18,24 @@ from diffseg_cli.finding import Encoded
 
 
 class Loaded(Protocol):
-    """A model, here (`Runner`) or on other machines (`Fleet`)."""
+    """A model that is ready, here (`Runner`) or on other machines (`RayEngine`)."""
 
     @property
     def encoded(self) -> Sequence[Encoded]: ...
     @property
     def signature(self) -> Signature: ...
+
+
+class Engine(Protocol):
+    """What works on images: `Pipeline` on this machine, `RayEngine` on a cluster."""
+
+    def run(self, items: Sequence[Item]) -> Iterator[Outcome]:
+        """Work on images; outcomes come in the order they are ready in. Raises PlaceLost."""
+        ...
+
+    def stop(self) -> None:
+        """Take no further images; may be called from a signal handler."""
+        ...
 
 
 M = TypeVar("M", bound=Loaded, covariant=True)

@@ -1,10 +1,9 @@
 """diffseg batch."""
 
-import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,27 +17,23 @@ from diffseg_cli.choices import (
     SupportChoice,
 )
 from diffseg_cli.cli import console, options
+from diffseg_cli.cli.batch_job import RUN, describe_job, open_session, outcome_row, thread_count
 from diffseg_cli.cli.batch_progress import GO_ON, Tally, shown, stop_gently
-from diffseg_cli.cli.batch_ray import choose_crew, open_fleet
-from diffseg_cli.cli.things import find_things, read_pairs
+from diffseg_cli.cli.batch_ray import open_ray_session, ray_options
 from diffseg_cli.errors import ExitCode, InputError, PartialFailure, UsageError
 
 if TYPE_CHECKING:
-    from diffseg_cli.batch.fleet import Fleet
     from diffseg_cli.batch.job import Job
     from diffseg_cli.batch.pipeline import Pipeline
     from diffseg_cli.batch.plan import Item, Part
-    from diffseg_cli.batch.runner import Outcome, Runner
-    from diffseg_cli.batch.session import Loaded, Session
+    from diffseg_cli.batch.runner import Runner
+    from diffseg_cli.batch.session import Engine, Loaded, Session
 
 EXAMPLES = """Examples:
 
   diffseg batch --support dog.jpg --mask dog.png --queries photos/ --out out/
 
   diffseg batch -c dog.dsc -q 'photos/**/*.jpg' -f mask -f coco --out out/"""
-
-RUN = "Run"  # panel of the help
-MOST_WORKERS = 8
 
 
 def _place(name: str | Path) -> Path:
@@ -176,33 +171,22 @@ def batch(
     items, share = _plan(queries or [], job, out, part, recursive=recursive)
     size = None if batch_size == "auto" else int(batch_size)
     stop = on_error == "stop"
-    crew = choose_crew(engine, address, gpus_per_worker, workers, size, stop_on_error=stop)
+    ray = ray_options(engine, address, gpus_per_worker, workers, size, stop_on_error=stop)
     if dry_run:
         with open_session(job, items, share, out, resume=resume, dry=True) as looking:
             _list(looking, as_json=json)
         return
-    if crew is None:
+    if ray is None:
         with open_session(job, items, share, out, resume=resume) as session:
             pipeline = _pipeline(session, size, workers, stop_on_error=stop)
             tally = _work(session, pipeline, stop_on_error=stop, as_json=json)
     else:
-        with open_fleet(crew, address, job, items, share, out, resume=resume) as fleet:
-            tally = _work(fleet, fleet.runner, stop_on_error=stop, as_json=json)
-    tally.raise_failures(stopped=on_error == "stop")
+        with open_ray_session(ray, address, job, items, share, out, resume=resume) as remote:
+            tally = _work(remote, remote.runner, stop_on_error=stop, as_json=json)
+    tally.raise_failures(stopped=stop)
 
 
 # --- before --------------------------------------------------------------------------------------------
-
-
-def describe_job(
-    supports: SupportChoice, masks: MaskChoice, model: ModelChoice, answer: AnswerChoice, files: FormatChoice
-) -> "Job":
-    from diffseg_cli.batch.job import Job
-    from diffseg_cli.results.outputs import choose_formats
-
-    things = find_things(supports, masks)
-    formats = choose_formats(files.formats, matting=files.matting)
-    return Job(things, read_pairs(things), answer, formats, files.matting, model)
 
 
 def _plan(
@@ -226,18 +210,6 @@ def _plan(
     check_outputs(items, job.suffixes, out, taken=taken, read=read)
     check_place(out)
     return items, share
-
-
-def open_session(
-    job: "Job", items: "list[Item]", share: "Part", out: Path, *, resume: bool = True, dry: bool = False
-) -> "Session[Runner]":
-    with console.working("Loading the model"):
-        from diffseg_cli.batch.runner import load_runner
-        from diffseg_cli.batch.session import Session
-
-        session = Session(job, items, share, out, load_runner, resume=resume, dry=dry)
-    console.say(f"Using {session.runner.segmenter.description}.")
-    return session
 
 
 def _list(session: "Session[Runner]", *, as_json: bool) -> None:
@@ -296,26 +268,25 @@ def _pipeline(
     chosen = choose_batch_size(session.runner, size, len(session.own))
     if size and chosen < min(size, len(session.own)):
         console.note(f"Batches of {size} would change last bits of results; images go one by one.")
-    threads = workers or min(os.cpu_count() or 1, MOST_WORKERS)
-    return Pipeline(session.runner, workers=threads, batch_size=chosen, stop_on_error=stop_on_error)
+    return Pipeline(
+        session.runner, workers=thread_count(workers), batch_size=chosen, stop_on_error=stop_on_error
+    )
 
 
-def _work(
-    session: "Session[Loaded]", engine: "Pipeline | Fleet", *, stop_on_error: bool, as_json: bool
-) -> Tally:
+def _work(session: "Session[Loaded]", engine: "Engine", *, stop_on_error: bool, as_json: bool) -> Tally:
     """Do this run's share and finish it; every image is written down as it is done.
 
     Raises:
         Exit: it was interrupted.
     """
     tally = Tally(len(session.own))
-    with stop_gently(engine, tally):
+    with stop_gently(engine.stop) as signals:
         for outcome in shown(engine.run(session.own), tally):
             session.record(outcome)
             if as_json:
                 console.result_json(outcome_row(outcome, session.store.root))
     tally.tell()
-    if tally.interrupted:
+    if signals:
         console.say(f"Interrupted; what is finished is kept. {GO_ON}")
         raise typer.Exit(ExitCode.INTERRUPTED)
     if not (tally.failed and stop_on_error):
@@ -323,16 +294,3 @@ def _work(
         for path in [] if as_json else files:
             console.result(str(path))
     return tally
-
-
-def outcome_row(outcome: "Outcome", out: Path) -> dict[str, Any]:
-    """One image as JSON."""
-    row = outcome.row
-    return {
-        "query": str(outcome.item.path),
-        "state": "failed" if row.error is not None else "skipped" if outcome.skipped else "done",
-        "outputs": {what: str(out / file["path"]) for what, file in row.outputs.items()},
-        **row.found,
-        "seconds": row.seconds,
-        "error": row.error,
-    }

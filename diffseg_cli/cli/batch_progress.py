@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,8 +13,6 @@ from diffseg_cli.cli import console
 from diffseg_cli.errors import ExitCode, PartialFailure
 
 if TYPE_CHECKING:
-    from diffseg_cli.batch.fleet import Fleet
-    from diffseg_cli.batch.pipeline import Pipeline
     from diffseg_cli.batch.runner import Outcome
 
 LINE_SECONDS = 10  # between two lines of progress where there is no bar
@@ -32,7 +30,6 @@ class Tally:
     empty: int = 0
     failures: "list[Outcome]" = field(default_factory=list)
     failed: int = 0
-    interrupted: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     start: float = field(default_factory=time.monotonic)
 
@@ -94,19 +91,20 @@ class Tally:
 
 
 @contextmanager
-def stop_gently(pipeline: "Pipeline | Fleet", tally: Tally) -> Iterator[None]:
-    """The first Ctrl-C (or a scheduler's SIGTERM) finishes what is in hand, the second ends at once."""
+def stop_gently(stop: Callable[[], None]) -> Iterator[set[int]]:
+    """The first Ctrl-C or SIGTERM finishes what is in hand, the second ends at once; gives which came."""
+    came: set[int] = set()
 
-    def stop(_number: int, _frame: object) -> None:
-        if tally.interrupted:
+    def handle(number: int, _frame: object) -> None:
+        if came:
             os._exit(ExitCode.INTERRUPTED)  # files are whole or not there; threads are not waited for
-        tally.interrupted = True
-        pipeline.stop()
+        came.add(number)
+        stop()
         console.say("Finishing what is in hand; once more ends at once.")
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

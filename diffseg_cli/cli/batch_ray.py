@@ -12,9 +12,9 @@ from diffseg_cli.cli import console
 from diffseg_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from diffseg_cli.batch.fleet import Crew, Fleet
     from diffseg_cli.batch.job import Job
     from diffseg_cli.batch.plan import Item, Part
+    from diffseg_cli.batch.ray_engine import RayEngine, RayOptions
     from diffseg_cli.batch.session import Session
 
 OWN_PROCESS = "memory://"  # what lies there only the process sees that put it there
@@ -38,7 +38,7 @@ class OwnStdout:
         return getattr(self._stdout, name)
 
 
-def choose_crew(
+def ray_options(
     engine: str,
     address: str | None,
     gpus: float | None,
@@ -46,7 +46,7 @@ def choose_crew(
     batch_size: int | None,
     *,
     stop_on_error: bool,
-) -> "Crew | None":
+) -> "RayOptions | None":
     """What the options ask for; None is the local engine.
 
     Raises:
@@ -57,14 +57,14 @@ def choose_crew(
             which = "--address" if address is not None else "--gpus-per-worker"
             raise UsageError(f"{which} is for the engine ray.", "Add --engine ray.")
         return None
-    from diffseg_cli.batch.fleet import Crew
+    from diffseg_cli.batch.ray_engine import RayOptions
 
-    return Crew(workers, gpus, batch_size, stop_on_error)
+    return RayOptions(workers, gpus, batch_size, stop_on_error)
 
 
 @contextmanager
-def open_fleet(
-    crew: "Crew",
+def open_ray_session(
+    options: "RayOptions",
     address: str | None,
     job: "Job",
     items: "list[Item]",
@@ -72,14 +72,14 @@ def open_fleet(
     out: Path,
     *,
     resume: bool,
-) -> "Iterator[Session[Fleet]]":
+) -> "Iterator[Session[RayEngine]]":
     """A session whose work is done by workers of Ray.
 
     Raises:
-        UsageError: as `connected` and `Fleet`, or a place the workers cannot see.
+        UsageError: as `connected` and `RayEngine`, or a place the workers cannot see.
         DiffsegError: as `Session`.
     """
-    from diffseg_cli.batch.fleet import Fleet, connected
+    from diffseg_cli.batch.ray_engine import RayEngine, connected
     from diffseg_cli.batch.session import Session
 
     for place in (out, *(item.path for item in items[:1])):
@@ -89,7 +89,7 @@ def open_fleet(
         stack.enter_context(redirect_stdout(cast(TextIO, OwnStdout(sys.stdout))))
         with console.working("Starting workers"):
             stack.enter_context(connected(address))
-            session = Session(job, items, share, out, partial(Fleet, crew), resume=resume)
+            session = Session(job, items, share, out, partial(RayEngine, options), resume=resume)
         stack.enter_context(session)
         console.say(f"Using {session.runner.description}.")
         yield session

@@ -1,7 +1,8 @@
 """diffseg evaluate."""
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -148,7 +149,7 @@ def evaluate(
     results = _run(benchmark, out, workers, ray=engine == "ray")
     if results is not None:
         record = benchmark.record(results)
-        console.show_evaluation(record, as_json=json)
+        show_figures(record, as_json=json)
         if out:
             _write_report(benchmark, record, results, out)
 
@@ -177,3 +178,81 @@ def _write_report(
         }
         write_report(out, record, pictures)
     console.say(f"Report: {out / REPORT}")
+
+
+# --- on the terminal ---------------------------------------------------------------------------------
+
+
+def show_figures(record: dict[str, Any], *, as_json: bool) -> None:
+    """Figures of an evaluation: one JSON object, or a block a method."""
+    if as_json:
+        console.result_json(record)
+        return
+    console.result(
+        f"{record['model']} ({record['head']}, {record['fusion']}), {record['shots']}-shot, "
+        f"{record['episodes']} episodes of {record['classes']} classes, seed {record['seed']}"
+    )
+    for method, figures in record["methods"].items():
+        cut = record["thresholds"].get(method)
+        console.result(f"\n{method}" + ("" if cut is None else f", threshold {cut:g}"))
+        sure = figures.get("intervals") or {}
+        runs = len(figures.get("mean_iou_runs", []))
+        several = f"  mean of {runs} runs, sd {_deviation(figures['mean_iou_runs']):.3f}" if runs > 1 else ""
+        rows = [(f"mean IoU {group}", f"{value:.3f}") for group, value in figures["mean_iou"].items()]
+        rows[0] = (rows[0][0], rows[0][1] + _interval(sure.get("mean_iou")) + several)
+        rows += [(f"mean IoU fold {fold}", f"{v:.3f}") for fold, v in figures.get("per_fold", {}).items()]
+        rows += [
+            (f"boundary IoU {group}", f"{v:.3f}" + _interval(sure.get("boundary_iou") if i == 0 else None))
+            for i, (group, v) in enumerate(figures.get("boundary_iou", {}).items())
+        ]
+        rows += [("FB-IoU", f"{figures['fb_iou']:.3f}" + _interval(sure.get("fb_iou")))]
+        rows += _costs(record.get("costs", {}).get(method, {}))
+        rows += [
+            (name, f"{value:.3f}" + _interval(sure.get("per_class", {}).get(name)))
+            for name, value in figures["per_class"].items()
+        ]
+        width = max(len(name) for name, _ in rows)
+        for name, text in rows:
+            console.result(f"  {name:<{width}}  {text}")
+    _show_published(record)
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"  (95 %: {ends[0]:.3f} to {ends[1]:.3f})"
+
+
+def _deviation(values: list[float]) -> float:
+    """Standard deviation of a sample."""
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def _costs(costs: dict[str, float | None]) -> list[tuple[str, str]]:
+    """Time and memory, where they were measured."""
+    forms = (
+        ("seconds_per_episode", "time an episode", "{:.2f} s"),
+        ("weights_mib", "weights", "{:.0f} MiB"),
+        ("device_mib", "GPU memory", "{:.0f} MiB"),
+    )
+    return [(label, form.format(costs[name])) for name, label, form in forms if costs.get(name) is not None]
+
+
+def _show_published(record: dict[str, Any]) -> None:
+    """Published figures of the same protocol with ours among them, in percent; each kind by itself."""
+    for kind in sorted({row["kind"] for row in record.get("published", [])}):
+        rows = [
+            (row["mean_iou"], f"{row['method']}, {row['backbone']}", row["source"])
+            for row in record["published"]
+            if row["kind"] == kind
+        ]
+        rows += [
+            (100 * figures["mean_iou"]["all"], f"> {method}, this run", "")
+            for method, figures in record["methods"].items()
+            if record["kinds"][method] == kind
+        ]
+        width = max(len(name) for _, name, _ in rows)
+        console.result(f"\nPublished, {kind} (mean IoU in percent; {record['protocol']})")
+        for value, name, source in sorted(rows):
+            console.result(f"  {value:5.1f}  {name:<{width}}  {source}".rstrip())
+    for text in record.get("notes", []):
+        console.note(text)

@@ -1,7 +1,10 @@
 """diffseg train."""
 
+import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +17,9 @@ from diffseg_cli.choices import (
 )
 from diffseg_cli.cli import console, options
 from diffseg_cli.config import FineTuneConfig, PamConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from diffseg_cli.training.jobs import Progress
 
 EXAMPLES = """Examples:
 
@@ -231,7 +237,7 @@ def train(
     if stage == "backbone":
         count = steps or TrainConfig.steps
         job = backbone_job(root, out, split=split, steps=count, seed=seed, device=device)
-        console.show_training(job)
+        show_progress(job)
         return
     pam = PamConfig(channel_dropout=channel_dropout, query_dropout=query_dropout)
     chosen = choose_modules(
@@ -262,4 +268,31 @@ def train(
         cache=cache,
         tensorboard=tensorboard,
     )
-    console.show_training(modules_job(plan))
+    show_progress(modules_job(plan))
+
+
+def show_progress(job: "Iterable[Progress]") -> None:
+    """Follow a training run: a bar a stage on a terminal, elsewhere a line now and then."""
+    if sys.stderr.isatty():
+        with console.bars() as shown:
+            tasks: dict[str, Any] = {}
+            for step in job:
+                if step.stage not in tasks:
+                    tasks[step.stage] = shown.add_task(step.stage, total=step.total, figures="")
+                shown.update(tasks[step.stage], completed=step.done, figures=_figures(step.figures))
+                if step.milestone:
+                    console.say(_line(step))
+        return
+    last = time.monotonic()
+    for step in job:
+        if step.milestone or time.monotonic() - last > console.QUIET_SECONDS:
+            console.say(_line(step))
+            last = time.monotonic()
+
+
+def _line(step: "Progress") -> str:
+    return f"{step.stage} {step.done}/{step.total} {_figures(step.figures)}".rstrip()
+
+
+def _figures(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.4g}" for name, value in figures.items())

@@ -1,9 +1,6 @@
 """diffseg watch."""
 
-import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +8,13 @@ import typer
 
 from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelChoice, SupportChoice
 from diffseg_cli.cli import console, options
-from diffseg_cli.cli.batch import MOST_WORKERS, RUN, describe_job, open_session, outcome_row
+from diffseg_cli.cli.batch_job import RUN, describe_job, open_session, outcome_row, thread_count
+from diffseg_cli.cli.batch_progress import GO_ON, stop_gently
 from diffseg_cli.errors import ExitCode, InputError, UsageError
 
 if TYPE_CHECKING:
     from diffseg_cli.batch.job import Job
     from diffseg_cli.batch.runner import Outcome
-    from diffseg_cli.batch.watching import Watching
     from diffseg_cli.files import Claims
 
 EXAMPLES = """Examples:
@@ -83,15 +80,14 @@ def watch(
 
         if not arrivals.listens:
             console.note(f"The system does not report changes here; listing the folder every {rescan:g} s.")
-        threads = workers or min(os.cpu_count() or 1, MOST_WORKERS)
-        watching = Watching(session, arrivals, claims, threads)
+        watching = Watching(session, arrivals, claims, thread_count(workers))
         console.say(f"Watching {folder}; Ctrl-C ends it.")
-        with _stop_gently(watching) as stopped_by:
+        with stop_gently(watching.stop) as signals:
             for outcome in watching.run():
                 _show(outcome, out, as_json=json)
             watching.finish()
-    console.say("Stopped; what is finished is kept. Give the same command again to go on.")
-    if signal.SIGINT in stopped_by:
+    console.say(f"Stopped; what is finished is kept. {GO_ON}")
+    if signal.SIGINT in signals:
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
@@ -107,7 +103,7 @@ def _claims(folder: Path, job: "Job", out: Path) -> "Claims":
     from diffseg_cli.files import Claims, check_folder
 
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder.", "Name the folder in which pictures arrive.")
+        raise InputError(f"{folder} is not a folder.", "Name the folder in which images arrive.")
     if folder.resolve() == out.resolve():
         raise UsageError(
             f"{out} is the watched folder itself.", f"Choose another --out, such as {out}/found."
@@ -117,26 +113,6 @@ def _claims(folder: Path, job: "Job", out: Path) -> "Claims":
     claims = Claims(out, [path for each in job.things for path in each.files])
     claims.claim(taken, "the run itself")
     return claims
-
-
-@contextmanager
-def _stop_gently(watching: "Watching") -> Iterator[set[int]]:
-    """The first Ctrl-C or SIGTERM finishes what is in hand, the second ends at once; gives which came."""
-    came: set[int] = set()
-
-    def stop(number: int, _frame: object) -> None:
-        if came:
-            os._exit(ExitCode.INTERRUPTED)  # files are whole or not there; threads are not waited for
-        came.add(number)
-        watching.stop()
-        console.say("Finishing what is in hand; once more ends at once.")
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show(outcome: "Outcome", out: Path, *, as_json: bool) -> None:

@@ -25,8 +25,8 @@ from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.training.own_classes import check_folder, hold_out
 from diffseg_cli.training.pictures import RELIABILITY, Board, write_curves, write_reliability
 from diffseg_cli.training.presence_fit import calibrate_checkpoint
+from diffseg_cli.training.process_group import ProcessGroup, find_group, local_device
 from diffseg_cli.training.run_state import MODULES
-from diffseg_cli.training.team import Team, find_team, team_device
 from diffseg_cli.training.trainer import Trainer, new_segmenter
 from diffseg_cli.weights import file_sha256, find_weights
 
@@ -218,11 +218,11 @@ def modules_job(plan: TrainPlan) -> Iterator[Progress]:
         MissingDependency: accelerate or tensorboard is needed and not installed.
     """
     check_plan(plan)
-    config, team = plan.train_config(), find_team()
-    team.share(config.batch_size)
-    board = Board(plan.out) if plan.tensorboard and team.leads else None
+    config, group = plan.train_config(), find_group()
+    group.share(config.batch_size)
+    board = Board(plan.out) if plan.tensorboard and group.leads else None
     dataset, held_out = read_pictures(plan)
-    device = resolve_device(team_device(plan.device))
+    device = resolve_device(local_device(plan.device))
     mixed = backbone_kind(plan.model).network.mixed_precision
     dtype = resolve_dtype("float32" if mixed else plan.dtype, device)
     backbone = load_backbone(plan.model, device, dtype, False, plan.modules.image_size)
@@ -233,29 +233,33 @@ def modules_job(plan: TrainPlan) -> Iterator[Progress]:
     if held_out is not None:
         validation = FeatureCache(folder, held_out, backbone, hed, views=1, seed=plan.seed)
     for name, each in (("cache", cache), ("validation cache", validation)):
-        for done, rows in each.build() if each and team.leads else ():
+        for done, rows in each.build() if each and group.leads else ():
             yield Progress(name, done, rows, {}, done == rows)
-    team.wait()
-    trainer = _make_trainer(plan, config, cache, validation, team)
+    group.wait()
+    trainer = _make_trainer(plan, config, cache, validation, group)
     for step in trainer.run():
         if board:
             board.add(step)
-        if team.leads:
+        if group.leads:
             figures = {**step.losses, **(step.validation or {})}
             yield Progress(f"training {MODULES}", step.step, config.steps, figures, bool(step.validation))
     if board:
         board.close()
-    if team.leads:
+    if group.leads:
         write_curves(plan.out)
         report, rows_of = calibrate_checkpoint(plan.out / MODULES, validation or cache)
         if rows_of:
             write_reliability(rows_of, plan.out / RELIABILITY)
             yield Progress("presence", 1, 1, report, True)
-    team.wait()
+    group.wait()
 
 
 def _make_trainer(
-    plan: TrainPlan, config: TrainConfig, cache: FeatureCache, validation: FeatureCache | None, team: Team
+    plan: TrainPlan,
+    config: TrainConfig,
+    cache: FeatureCache,
+    validation: FeatureCache | None,
+    group: ProcessGroup,
 ) -> Trainer:
     """Modules with their first weights, and all the checkpoint will say about them."""
     backbone, start = cache.backbone, None
@@ -272,12 +276,12 @@ def _make_trainer(
         "classes": len(cache.dataset.classes),
         "held_out_pictures": len(validation.dataset.samples) if validation else 0,
         "views": plan.views,
-        "processes": team.size,
+        "processes": group.size,
         "init": Path(plan.start).name if plan.start else None,
         "init_sha256": file_sha256(start) if start else None,
     }
     info = CheckpointInfo(backbone.name, backbone.fingerprint, settings, record)
-    return Trainer(segmenter, cache, validation, config, plan.out, info, team)
+    return Trainer(segmenter, cache, validation, config, plan.out, info, group)
 
 
 def _check_scales(modules: ModulesConfig, backbone: Backbone) -> None:

@@ -26,6 +26,7 @@ from diffseg_cli.trained import Trained
 from diffseg_cli.training.draws import draw_step, step_generator
 from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.training.losses import losses_of
+from diffseg_cli.training.process_group import ProcessGroup
 from diffseg_cli.training.run_state import (
     MODULES,
     SavedRun,
@@ -36,7 +37,6 @@ from diffseg_cli.training.run_state import (
     restore,
     save_state,
 )
-from diffseg_cli.training.team import Team
 from diffseg_cli.training.validation import validate
 from diffseg_cli.weights import load_strict
 
@@ -64,7 +64,7 @@ class Trainer:
         config: recipe and numbers.
         folder: where state, log and the best checkpoint go.
         info: what the checkpoint's metadata says beside the metrics.
-        team: the processes that train together.
+        group: the processes that train together.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class Trainer:
         config: TrainConfig,
         folder: Path,
         info: CheckpointInfo,
-        team: Team | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.segmenter = segmenter.with_trained(replace(segmenter.trained, mask_gamma=1.0))
         self.cache, self.validation = cache, validation
         self.config, self.folder, self.info = config, folder, info
-        self.team = team or Team()
+        self.group = group or ProcessGroup()
         self.modules = segmenter.trained.modules.requires_grad_(True).train()
         average = copy.deepcopy(self.modules).requires_grad_(False).eval()
         self.averaged = segmenter.with_trained(replace(segmenter.trained, modules=average))
@@ -142,12 +142,12 @@ class Trainer:
 
     def _optimise(self) -> dict[str, float]:
         config, backbone = self.config, self.cache.backbone
-        whole, share = draw_step(self.cache, config, self.step), self.team.share(config.batch_size)
+        whole, share = draw_step(self.cache, config, self.step), self.group.share(config.batch_size)
         rows = whole.part(share)
         query = self.cache.read(rows.query.tolist(), rows.query_mirrored.tolist())
         support = self.cache.read_supports(rows.support, rows.support_mirrored)
         targets = query.targets
-        if self.team.size > 1:  # one scale for all shares of a step
+        if self.group.size > 1:  # one scale for all shares of a step
             targets = self.cache.read_targets(whole.query.tolist(), whole.query_mirrored.tolist())
         generator, drops, noise = step_generator(config, self.step), None, None
         pam = self.modules["pam"] if "pam" in self.modules else None  # noqa: SIM401 - a ModuleDict has no get
@@ -163,11 +163,11 @@ class Trainer:
             )
             terms = losses_of(output, query.masks, query.targets, config, targets.var())
         total = torch.stack(list(terms.values())).sum()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        self.team.average_gradients(self.modules.parameters())
+        self.group.average_gradients(self.modules.parameters())
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimizer.step()
         decay = min(config.average_decay, (self.step + 1) / (self.step + 10))
@@ -175,18 +175,18 @@ class Trainer:
             average = self.averaged.trained.modules.state_dict()  # shares its tensors
             for name, value in self.modules.state_dict().items():
                 average[name].lerp_(value, 1 - decay)
-        values = self.team.mean(torch.stack([term.detach().float() for term in terms.values()])).tolist()
+        values = self.group.mean(torch.stack([term.detach().float() for term in terms.values()])).tolist()
         return dict(zip(terms, values, strict=True))
 
     def _validate(self) -> dict[str, float]:
         """Mean IoU of the averaged weights on held-out pictures, 1 shot, per source and over all classes."""
-        if self.validation is None or not self.team.leads:
+        if self.validation is None or not self.group.leads:
             return {}
         return validate(self.averaged, self.validation)
 
     def _save(self, done: TrainStep) -> TrainStep:
         """Log, best checkpoint and state, in the order `run_state` explains; gives back what it saved."""
-        if self.team.leads:
+        if self.group.leads:
             losses = {name: sum(values) / len(values) for name, values in self._recent.items()}
             append_log(self.folder, asdict(replace(done, losses=losses)))
             # Without validation the latest weights are the best.
@@ -203,7 +203,7 @@ class Trainer:
             )
             save_state(self.folder, run, self.key)
         self._recent.clear()
-        self.team.wait()
+        self.group.wait()
         return done
 
     def _write_checkpoint(self, done: TrainStep) -> None:
@@ -214,8 +214,8 @@ class Trainer:
 
     def _resume(self) -> None:
         run = read_state(self.folder, self.key)
-        self.team.wait()
-        if self.team.leads:
+        self.group.wait()
+        if self.group.leads:
             cut_log(self.folder, run.step if run else -1)
         if run is not None:
             self.step, self.best = run.step, run.best

@@ -15,7 +15,7 @@ from diffseg_cli.errors import MissingDependency, UsageError
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """Who trains together.
 
     Attributes:
@@ -68,14 +68,14 @@ class Team:
             self.accelerator.wait_for_everyone()
 
 
-def find_team() -> Team:
+def find_group() -> ProcessGroup:
     """The processes a launcher started, or this one alone.
 
     Raises:
         MissingDependency: there are several and accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Team()
+        return ProcessGroup()
     try:
         from accelerate import Accelerator
     except ImportError as error:
@@ -85,10 +85,10 @@ def find_team() -> Team:
         ) from error
     # Without cpu=True it would not join processes on a machine without a GPU.
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    return Team(accelerator.process_index, accelerator.num_processes, accelerator)
+    return ProcessGroup(accelerator.process_index, accelerator.num_processes, accelerator)
 
 
-def team_device(name: str) -> str:
+def local_device(name: str) -> str:
     """The device of this process: of several on one machine each takes its own GPU."""
     if name in ("auto", "cuda") and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
         return f"cuda:{os.environ['LOCAL_RANK']}"

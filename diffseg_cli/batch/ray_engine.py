@@ -39,8 +39,8 @@ THREADS = 4  # of a worker that read, and that write: they wait for a network mo
 
 
 @dataclass(frozen=True)
-class Crew:
-    """Who is to work.
+class RayOptions:
+    """How many workers, and what each may take.
 
     Attributes:
         workers: processes, each with a model; None takes what the cluster has.
@@ -56,7 +56,7 @@ class Crew:
 
 
 @dataclass(frozen=True)
-class Orders:
+class WorkerSetup:
     """What all workers are told, once.
 
     Attributes:
@@ -66,7 +66,7 @@ class Orders:
         out: folder of the results.
         tag: of the share.
         folder: that relative paths start from.
-        batch_size: as in `Crew`.
+        batch_size: as in `RayOptions`.
     """
 
     job: Job
@@ -116,11 +116,11 @@ def connected(address: str | None) -> Iterator[None]:
 # --- on the driver -------------------------------------------------------------------------------------
 
 
-class Fleet:
-    """The workers, for whoever is connected; stands where the local engine has a `Runner` and a `Pipeline`.
+class RayEngine:
+    """The workers of the cluster one is connected to: `session.Loaded` and `session.Engine` in one.
 
     Args:
-        crew: how many, and what each may take.
+        options: how many workers, and what each may take.
         job: what to do.
         store: where results go.
         rows: what earlier runs say of a key; None does everything again.
@@ -135,11 +135,11 @@ class Fleet:
         DiffsegError: as `load_runner`.
     """
 
-    def __init__(self, crew: Crew, job: Job, store: Store, rows: Rows | None = None) -> None:
+    def __init__(self, options: RayOptions, job: Job, store: Store, rows: Rows | None = None) -> None:
         import ray
 
-        self._rows, self._stop_on_error, self._stopping = rows, crew.stop_on_error, False
-        gpus, self.workers = _places(crew, job, ray.cluster_resources())
+        self._rows, self._stop_on_error, self._stopping = rows, options.stop_on_error, False
+        gpus, self.workers = _places(options, job, ray.cluster_resources())
         self._needs: dict[str, Any] = {"num_gpus": gpus} if gpus else {"num_cpus": 1}
         folder = str(Path.cwd())
         told = ray.get(ray.remote(**self._needs)(prepare).remote(job, folder))
@@ -147,10 +147,10 @@ class Fleet:
             raise told
         self.encoded, self.signature, model = told
         self.description = f"{model}, {self.workers} workers of Ray"
-        orders = Orders(
-            job, self.encoded, self.signature, str(store.root), store.tag, folder, crew.batch_size
+        setup = WorkerSetup(
+            job, self.encoded, self.signature, str(store.root), store.tag, folder, options.batch_size
         )
-        self._orders = ray.put(orders)
+        self._setup = ray.put(setup)
 
     def stop(self) -> None:
         """Take no further outcomes; what workers have in hand is given up, and done by the next run."""
@@ -189,7 +189,7 @@ class Fleet:
         )
         done = tasks.map_batches(
             Worker,
-            fn_constructor_args=(self._orders,),
+            fn_constructor_args=(self._setup,),
             compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(items))),
             batch_size=None,  # the whole block
             max_task_retries=RETRIES,
@@ -208,17 +208,17 @@ class Fleet:
         return json.dumps([str(item.path), item.key, [asdict(row) for row in rows]])
 
 
-def _places(crew: Crew, job: Job, has: dict[str, float]) -> tuple[float, int]:
+def _places(options: RayOptions, job: Job, has: dict[str, float]) -> tuple[float, int]:
     """GPUs of a worker, and how many workers."""
     cuda, there = job.model.device.startswith(("auto", "cuda")), has.get("GPU", 0)
-    if crew.gpus and not (there and cuda):
+    if options.gpus and not (there and cuda):
         raise UsageError(
             "The cluster has no GPU." if cuda else "--gpus-per-worker is for GPUs, and --device is another.",
             "Leave --gpus-per-worker out.",
         )
-    gpus = (1.0 if crew.gpus is None else crew.gpus) if there and cuda else 0.0
+    gpus = (1.0 if options.gpus is None else options.gpus) if there and cuda else 0.0
     room = there / gpus if gpus else has.get("CPU", 1)
-    return gpus, crew.workers or max(1, int(room))
+    return gpus, options.workers or max(1, int(room))
 
 
 # --- on a worker ---------------------------------------------------------------------------------------
@@ -243,28 +243,28 @@ class Worker:
     """Works on groups of pictures in a process of its own; Ray Data makes and calls it.
 
     Args:
-        shared: reference of `Orders`.
+        shared: reference of `WorkerSetup`.
     """
 
     def __init__(self, shared: Any) -> None:
         import ray
 
-        orders: Orders = ray.get(shared)
-        _enter(orders.folder)
+        setup: WorkerSetup = ray.get(shared)
+        _enter(setup.folder)
         self._known: dict[str, list[Row]] = {}
         self._problem: DiffsegError | None = None
         self._batch_size: int | None = None
-        self._wanted = orders.batch_size
-        store = Store(place(orders.out), orders.tag)
+        self._wanted = setup.batch_size
+        store = Store(place(setup.out), setup.tag)
         try:
-            segmenter = load_chosen(orders.job.model)
-            self._runner = Runner(segmenter, orders.job, store, self._rows, orders.encoded)
-            _check(self._runner, orders)
+            segmenter = load_chosen(setup.job.model)
+            self._runner = Runner(segmenter, setup.job, store, self._rows, setup.encoded)
+            _check(self._runner, setup)
         except DiffsegError as error:
             self._problem = error
 
     def __call__(self, group: dict[str, Any]) -> dict[str, list[str]]:
-        """JSON tasks of `Fleet` -> what became of them, as JSON."""
+        """JSON tasks of `RayEngine` -> what became of them, as JSON."""
         told: list[dict[str, Any]] = []
         try:
             if self._problem:
@@ -286,21 +286,21 @@ class Worker:
         return self._known[key]
 
 
-def _check(runner: Runner, orders: Orders) -> None:
+def _check(runner: Runner, setup: WorkerSetup) -> None:
     """Refuse a worker that would give other results than its fellows, or put them elsewhere.
 
     Raises:
         PlaceLost: it would.
     """
     host, root = platform.node(), runner.store.root
-    ours, theirs = runner.signature, orders.signature
+    ours, theirs = runner.signature, setup.signature
     if (ours.settings, ours.weights) != (theirs.settings, theirs.weights):
         raise PlaceLost(
             f"The worker on {host} has other weights, another version of diffseg or another kind of device "
             "than the first.",
             "Install the same on all machines, or choose with --device.",
         )
-    if not is_elsewhere(root) and not (root / f"{NAME}{orders.tag}.jsonl").exists():
+    if not is_elsewhere(root) and not (root / f"{NAME}{setup.tag}.jsonl").exists():
         raise PlaceLost(
             f"The worker on {host} does not see {root}.", "Give an --out that all machines share, or a URL."
         )

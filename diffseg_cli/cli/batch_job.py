@@ -1,0 +1,59 @@
+"""What `batch` and `watch` have in common: the job, its session, and what is said of an image."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelChoice, SupportChoice
+from diffseg_cli.cli import console
+from diffseg_cli.cli.things import find_things, read_pairs
+
+if TYPE_CHECKING:
+    from diffseg_cli.batch.job import Job
+    from diffseg_cli.batch.plan import Item, Part
+    from diffseg_cli.batch.runner import Outcome, Runner
+    from diffseg_cli.batch.session import Session
+
+RUN = "Run"  # panel of the help
+MOST_WORKERS = 8
+
+
+def describe_job(
+    supports: SupportChoice, masks: MaskChoice, model: ModelChoice, answer: AnswerChoice, files: FormatChoice
+) -> "Job":
+    from diffseg_cli.batch.job import Job
+    from diffseg_cli.results.outputs import choose_formats
+
+    things = find_things(supports, masks)
+    formats = choose_formats(files.formats, matting=files.matting)
+    return Job(things, read_pairs(things), answer, formats, files.matting, model)
+
+
+def open_session(
+    job: "Job", items: "list[Item]", share: "Part", out: Path, *, resume: bool = True, dry: bool = False
+) -> "Session[Runner]":
+    with console.working("Loading the model"):
+        from diffseg_cli.batch.runner import load_runner
+        from diffseg_cli.batch.session import Session
+
+        session = Session(job, items, share, out, load_runner, resume=resume, dry=dry)
+    console.say(f"Using {session.runner.segmenter.description}.")
+    return session
+
+
+def thread_count(wanted: int | None) -> int:
+    """Threads that read, and that write."""
+    return wanted or min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+def outcome_row(outcome: "Outcome", out: Path) -> dict[str, Any]:
+    """One image as JSON."""
+    row = outcome.row
+    return {
+        "query": str(outcome.item.path),
+        "state": "failed" if row.error is not None else "skipped" if outcome.skipped else "done",
+        "outputs": {what: str(out / file["path"]) for what, file in row.outputs.items()},
+        **row.found,
+        "seconds": row.seconds,
+        "error": row.error,
+    }
