@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffseg_cli.batch.plan import Item, Part, check_outputs, find_items
+from diffseg_cli.batch.plan import Item, Part, check_outputs, find_items, masks_among, without
 from diffseg_cli.errors import InputError, UsageError
 
 SUFFIXES = {"mask": "_mask.png"}
@@ -35,6 +35,25 @@ def test_folders_are_mirrored_and_hidden_things_passed_over() -> None:
     assert keys("photos") == keys("photos/") == ["a.PNG", "b.jpg"]
     assert keys("photos", recursive=True) == ["a.PNG", "b.jpg", "day1/c.webp", "day1/deep/d.jpeg"]
     assert keys("photos", "photos/b.jpg", "other") == ["a.PNG", "b.jpg", "f.jpg"]
+
+
+def test_masks_beside_images_are_noticed_and_can_be_left_out() -> None:
+    names = (
+        "a.jpg",
+        "a_mask.png",
+        "b_mask.png",
+        "d/c.tif",
+        "d/c_mask.tif",
+        "_mask.png",
+        "e_mask.jpg",
+        "d/e.jpg",
+    )
+    items = [Item(Path("photos", name), name) for name in names]
+    assert [item.key for item in masks_among(items)] == ["a_mask.png", "d/c_mask.tif"]
+    assert [item.key for item in without(items, ["*_mask.*", "d/e*"])] == ["a.jpg", "d/c.tif"]
+    assert without(items, []) == items
+    with pytest.raises(InputError, match="--exclude leaves no image"):
+        without(items, ["*"])
 
 
 def test_patterns_start_at_their_first_wildcard() -> None:

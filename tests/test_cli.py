@@ -1,13 +1,17 @@
 """The command line: what it prints where, what it writes, and how it refuses."""
 
+import fcntl
 import json
 import os
 import pty
 import re
 import shlex
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +70,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("a_file").write_text("not a folder")
     Path("sub").mkdir()
     picture(9).save("sub/scene.jpg")
+    picture(9).save("sub/scene.png")
     return tmp_path
 
 
@@ -113,6 +118,16 @@ def test_segment_writes_three_pictures_and_says_where(loads: Loads) -> None:
     )
     prediction = loads.answer.segment("scene.png", loads.answer.encode_support([("a.png", "a_m.png")]))
     np.testing.assert_array_equal(mask > 0, prediction.mask)
+
+
+@pytest.mark.usefixtures("loads")
+def test_queries_are_named_in_any_way_and_mirror_their_folders_where_names_meet() -> None:
+    result = run("segment", *ONE, "-f", "mask", "-q", "scene.png", "other.png", "b.png")
+    assert result.stdout.split() == [f"diffseg_out/{name}_mask.png" for name in ("scene", "other", "b")]
+    result = run("segment", "scene.png", "sub/scene.jpg", *ONE, "-f", "mask", "-o", "met")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.split() == ["met/scene_mask.png", "met/sub/scene_mask.png"]
+    assert all(Path(line).is_file() for line in result.stdout.split())
 
 
 def test_segment_as_json_for_several_queries_encodes_supports_once(
@@ -206,7 +221,8 @@ BEFORE_LOADING: list[tuple[str, str, int, str, str]] = [
     ("segment", "-s text.png -m a_m.png -q scene.png", 3, "text.png is not a picture", "PNG"),
     ("segment", "-s cut.png -m a_m.png -q scene.png", 3, "cut.png is damaged or cut short", "again"),
     ("segment", "-s a.png -m a_m.png -q zero.png", 3, "zero.png is empty (0 bytes)", "again"),
-    ("segment", "-s a.png -m a_m.png -q sub", 3, "sub is a folder", "Name one picture"),
+    ("segment", "-s a.png -m a_m.png -q sub", 2, "sub is a folder", "diffseg batch --queries sub"),
+    ("attn", "-s a.png -m a_m.png -q sub", 3, "sub is a folder", "Name one picture"),
     (
         "segment",
         "-s a.png -m small_m.png -q scene.png",
@@ -255,11 +271,13 @@ BEFORE_LOADING: list[tuple[str, str, int, str, str]] = [
     ),
     (
         "segment",
-        "-s a.png -m a_m.png -q scene.png -q sub/scene.jpg",
+        "-s a.png -m a_m.png -q sub/scene.png -q sub/scene.jpg",
         2,
-        "scene.png and sub/scene.jpg would both be written to diffseg_out/scene",
+        "sub/scene.png and sub/scene.jpg would both be written to diffseg_out/scene",
         "--out",
     ),
+    ("segment", "-s a.png -m a_m.png", 2, "There is no image to search", "scene.jpg"),
+    ("segment", "-s a.png -m a_m.png https://host/a.jpg", 2, "https://host/a.jpg is a URL", "diffseg batch"),
     (
         "segment",
         "-s a.png -m scene_mask.png -q scene.png -o .",
@@ -287,7 +305,7 @@ BEFORE_LOADING: list[tuple[str, str, int, str, str]] = [
     ),
     ("attn", "-s a.png -m a_m.png -q scene.png --region small_m.png", 3, "small_m.png is 40 x 30", "size"),
     ("edges", "zero.png", 3, "zero.png is empty", "again"),
-    ("edges", "scene.png sub/scene.jpg", 2, "would both be written", "--out"),
+    ("edges", "sub/scene.png sub/scene.jpg", 2, "would both be written", "--out"),
     ("edges", "scene.png -o a_file", 3, "a_file cannot be written", "--out"),
 ]
 
@@ -315,7 +333,6 @@ def test_refused_before_anything_is_loaded_or_written(
 @pytest.mark.parametrize(
     "arguments",
     [
-        "segment -s a.png -m a_m.png",
         "segment -s a.png -m a_m.png -q scene.png --threshold 0",
         "segment -s a.png -m a_m.png -q scene.png --threshold 1",
         "segment -s a.png -m a_m.png -q scene.png --threshold nan",
@@ -570,6 +587,60 @@ def test_bars_only_on_a_terminal_and_results_never_through_it(terminal: bool) ->
         assert b"pictures" in shown and b"thinking" in shown and b"line" not in shown
     else:
         assert shown == b"" and stdout.splitlines()[3] == "[]"
+
+
+LONG = "diffseg_out/" + "day/" * 30
+BUSY = f"""
+import time
+from diffseg_cli.cli import console
+for index in console.track(range(3), 3, "images"):
+    console.result("{LONG}" + str(index))
+    console.note("a sentence that is longer than the terminal is wide, as those about an image often are")
+    time.sleep(0.15)
+"""
+
+
+def screen(shown: str, width: int) -> list[str]:
+    """What a terminal shows in the end; knows what rich uses: colours, lines up, clearing a line."""
+    rows = [""]
+    x = y = 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|.|\n", shown, re.DOTALL):
+        if part[0] == "\x1b":
+            y -= int(part[2:-1] or 1) if part[-1] == "A" else 0
+            rows[y] = "" if part[-1] == "K" else rows[y]
+        elif part == "\r":
+            x = 0
+        elif part == "\n":
+            y += 1
+        else:
+            if x == width:
+                x, y = 0, y + 1
+            rows += [""] * (y + 1 - len(rows))
+            rows[y] = rows[y][:x].ljust(x) + part + rows[y][x + 1 :]
+            x += 1
+        rows += [""] * (y + 1 - len(rows))
+    return [row for row in rows if row]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_results_and_a_bar_share_a_terminal(width: int) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"} | {"TERM": "xterm"}
+    done = subprocess.Popen(
+        [sys.executable, "-c", BUSY], cwd=REPOSITORY, stdout=theirs, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # the other end has closed
+        while block := os.read(ours, 4096):
+            shown += block
+    os.close(ours)
+    assert done.wait() == 0 and b"images " in shown
+    said = "note: a sentence that is longer than the terminal is wide, as those about an image often are"
+    lines = [line for index in range(3) for line in (f"{LONG}{index}", said)]
+    wrapped = [line[start : start + width] for line in lines for start in range(0, len(line), width)]
+    assert screen(shown.decode(), width) == wrapped
 
 
 def test_training_and_evaluation_are_shown_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import os
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from diffseg_cli.errors import InputError, UsageError
@@ -21,6 +22,7 @@ SUFFIXES = {
 }
 STREAM = "-"
 THUMBNAILS = "index_thumbnails"
+MASK_ENDING = "_mask"  # of what `segment`, `batch` and `mask` write, and of many data sets
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,31 @@ def _listed_elsewhere(names: Sequence[str]) -> list[Item]:
     root = posixpath.commonpath([posixpath.dirname(rest) for _, rest in halves])
     keys = [rest[len(root) :].lstrip("/") for _, rest in halves]
     return [Item(place(name), key) for name, key in zip(names, keys, strict=True)]
+
+
+# --- queries that may not be meant -----------------------------------------------------------------------
+
+
+def without(items: Sequence[Item], patterns: Sequence[str]) -> list[Item]:
+    """Items whose name and key match none of the patterns.
+
+    Raises:
+        InputError: none is left.
+    """
+    left = [
+        item
+        for item in items
+        if not any(fnmatchcase(name, each) for each in patterns for name in (item.path.name, item.key))
+    ]
+    if not left:
+        raise InputError("--exclude leaves no image to search.", "Give narrower patterns.")
+    return left
+
+
+def masks_among(items: Sequence[Item]) -> list[Item]:
+    """Items that look like the mask of another one: `NAME_mask.png` beside `NAME.jpg`."""
+    stems = {str(PurePosixPath(item.key).with_suffix("")): item for item in items}
+    return [item for stem, item in stems.items() if stem.removesuffix(MASK_ENDING) in stems.keys() - {stem}]
 
 
 # --- checks --------------------------------------------------------------------------------------------

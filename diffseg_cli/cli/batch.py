@@ -71,6 +71,14 @@ def batch(
         bool,
         typer.Option("--recursive", help="Search subfolders too.", rich_help_panel=options.QUERY),
     ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out images whose name or path matches, such as '*_mask.*'; repeat for several.",
+            rich_help_panel=options.QUERY,
+        ),
+    ] = None,
     *,
     supports: SupportChoice,
     masks: MaskChoice,
@@ -168,7 +176,7 @@ def batch(
         _verify(out)
         return
     job = describe_job(supports, masks, model, answer, files)
-    items, share = _plan(queries or [], job, out, part, recursive=recursive)
+    items, share = _plan(queries or [], exclude or [], job, out, part, recursive=recursive)
     size = None if batch_size == "auto" else int(batch_size)
     stop = on_error == "stop"
     ray = ray_options(engine, address, gpus_per_worker, workers, size, stop_on_error=stop)
@@ -190,12 +198,20 @@ def batch(
 
 
 def _plan(
-    queries: list[str], job: "Job", out: Path, part: str | None, *, recursive: bool
+    queries: list[str], exclude: list[str], job: "Job", out: Path, part: str | None, *, recursive: bool
 ) -> "tuple[list[Item], Part]":
     """All images, checked against losing anything, and this run's share of them."""
     from diffseg_cli.batch.finish import INDEX
     from diffseg_cli.batch.manifest import NAME
-    from diffseg_cli.batch.plan import STREAM, Part, check_outputs, find_items
+    from diffseg_cli.batch.plan import (
+        MASK_ENDING,
+        STREAM,
+        Part,
+        check_outputs,
+        find_items,
+        masks_among,
+        without,
+    )
     from diffseg_cli.batch.store import check_place
 
     if not queries:
@@ -205,6 +221,13 @@ def _plan(
     index, _, count = (part or "1/1").partition("/")
     share = Part(int(index), int(count))
     items = find_items(queries, recursive=recursive, out=out, read_stdin=lambda: sys.stdin.buffer.read())
+    items = without(items, exclude)
+    masks = masks_among(items)
+    if masks:
+        console.note(
+            f"{len(masks)} of the images look like masks of others ({masks[0].path}); "
+            f"leave them out with --exclude '*{MASK_ENDING}.*'."
+        )
     taken = [*job.run_files.values(), INDEX, f"{NAME}{share.tag}.jsonl"]
     read = [path for thing in job.things for path in thing.files]
     check_outputs(items, job.suffixes, out, taken=taken, read=read)

@@ -75,7 +75,7 @@ class Tally:
         counts = f"{self.done} done, {self.skipped} skipped, {self.failed} failed, {self.empty} empty"
         pace = f" ({self.pace:.1f} per second)" if self.done > 1 else ""
         console.say(f"{counts}, in {time.monotonic() - self.start:.1f} s{pace}")
-        if self.seconds:
+        if self.seconds and console.debugging():
             stages = ", ".join(f"{stage} {total:.1f}" for stage, total in self.seconds.items())
             console.say(f"seconds of all threads together: {stages}")
 

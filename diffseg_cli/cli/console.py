@@ -22,12 +22,12 @@ QUIET_SECONDS = 60  # between two lines of a long run where there is no bar
 
 def result(text: str) -> None:
     """A line that was asked for."""
-    typer.echo(text)
+    typer.echo(text, file=sys.stdout)
 
 
 def result_json(row: dict[str, Any]) -> None:
     """The same for machines: one object a line."""
-    typer.echo(json.dumps(row))
+    typer.echo(json.dumps(row), file=sys.stdout)
 
 
 def result_bytes(content: bytes) -> None:
@@ -37,19 +37,19 @@ def result_bytes(content: bytes) -> None:
 
 def say(text: str) -> None:
     """A line about what is going on."""
-    typer.echo(text, err=True)
+    typer.echo(text, file=sys.stderr)
 
 
 def note(text: str) -> None:
     """Something worth knowing that stops nothing."""
-    typer.echo(f"{typer.style('note:', fg='yellow', bold=True)} {text}", err=True)
+    typer.echo(f"{typer.style('note:', fg='yellow', bold=True)} {text}", file=sys.stderr)
 
 
 def error(message: str, hint: str | None = None) -> None:
     """Why it stopped, and what to try."""
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", file=sys.stderr)
     if hint:
-        typer.echo(f"{typer.style('hint:', fg='cyan', bold=True)} {hint}", err=True)
+        typer.echo(f"{typer.style('hint:', fg='cyan', bold=True)} {hint}", file=sys.stderr)
 
 
 def debugging() -> bool:
@@ -85,7 +85,7 @@ def bars() -> "Bars":
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[figures]}"),
-        console=Console(stderr=True),
+        console=Console(stderr=True, soft_wrap=True),
         transient=True,
         redirect_stdout=sys.stdout.isatty(),  # else results on their way to a file would end on the screen
     )

@@ -1,5 +1,7 @@
 """What verbs check and read before anything slow starts."""
 
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
     Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
 STREAM = Path("-")  # stdin as a query, stdout as the place of results
 MOST_PIPED = 512_000_000  # bytes; an uncompressed image of 100 megapixels has 300
 
@@ -55,10 +58,10 @@ def plan_outputs(
     claims = Claims(out, [*queries, *inputs])
     claims.claim(run_files, "the run itself")
     plans: list[Plan] = []
-    for query in queries:
+    for query, stem in zip(queries, result_stems(queries), strict=True):
         if any(query == plan.query for plan in plans):
             raise UsageError(f"{query} is given twice.", "Give each query once.")
-        names = {what: f"{_stem(query)}{suffix}" for what, suffix in suffixes.items()}
+        names = {what: f"{stem}{suffix}" for what, suffix in suffixes.items()}
         claims.claim(names.values(), str(query))
         plans.append(Plan(query, {what: out / name for what, name in names.items()}))
     for query in queries:
@@ -69,8 +72,41 @@ def plan_outputs(
     return plans
 
 
-def _stem(query: Path) -> str:
-    return "stdin" if query == STREAM else query.stem
+def result_stems(queries: Sequence[Path]) -> list[str]:
+    """What the names of each query's results begin with: its stem.
+
+    Where queries of several folders share a stem, folders below the common one come before all of them.
+    """
+    from diffseg_cli.files import folded
+
+    stems = ["stdin" if query == STREAM else query.stem for query in queries]
+    folders = [Path.cwd() if query == STREAM else query.absolute().parent for query in queries]
+    if len({folded(stem) for stem in stems}) == len(stems):
+        return stems
+    try:
+        root = Path(os.path.commonpath(folders))
+    except ValueError:  # several drives
+        return stems
+    return [(folder.relative_to(root) / stem).as_posix() for folder, stem in zip(folders, stems, strict=True)]
+
+
+def check_queries(queries: Sequence[Path]) -> None:
+    """Refuse what is no single image, and say which verb takes it.
+
+    Raises:
+        UsageError: nothing, a folder, or a URL.
+    """
+    if not queries:
+        raise UsageError("There is no image to search.", "Name one or several, for example scene.jpg.")
+    for query in queries:
+        url = URL.match(str(query))
+        if url:  # a path has lost one of its slashes
+            named = f"{url[1]}://{url[2]}"
+            raise UsageError(f"{named} is a URL.", f"Download it, or use `diffseg batch --queries {named}`.")
+        if query != STREAM and query.is_dir():
+            raise UsageError(
+                f"{query} is a folder.", f"For all images in it use `diffseg batch --queries {query}`."
+            )
 
 
 def check_streams(queries: Sequence[Path], out: Path, *, as_json: bool) -> None:

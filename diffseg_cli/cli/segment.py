@@ -20,20 +20,25 @@ EXAMPLES = """Examples:
 
   diffseg segment --support dog.jpg --mask dog.png --query scene.jpg
 
-  diffseg segment -c dog.dsc -c sofa.dsc -q scene.jpg -f mask -f coco"""
+  diffseg segment photos/*.jpg -c dog.dsc -c sofa.dsc -f mask -f coco"""
 
 
 def segment(
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="IMAGE", help="Images to search; - reads one from stdin."),
+    ] = None,
     query: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             "--query",
             "-q",
             metavar="IMAGE",
-            help="Image to search; repeat for several; - reads one from stdin.",
+            help="The same as an option; repeat for several.",
             rich_help_panel=options.QUERY,
         ),
-    ],
+    ] = None,
+    *,
     supports: SupportChoice,
     masks: MaskChoice,
     model: ModelChoice,
@@ -47,12 +52,14 @@ def segment(
     Writes the mask (PNG, 0 and 255), the attention heatmap and an overlay of
     each query, or what --format says, at the size and orientation a viewer
     shows it in, and prints where they are. Several concepts share one label
-    map: value 1 is the first, 2 the second. In a pipe, --query - --out - takes
-    an image and gives a mask.
+    map: value 1 is the first, 2 the second. In a pipe,
+    --query - --out - takes an image and gives a mask.
     """
-    inputs.check_streams(query, out, as_json=json)
+    queries = [*(query or []), *(images or [])]
+    inputs.check_queries(queries)
+    inputs.check_streams(queries, out, as_json=json)
     things = find_things(supports, masks)
-    plans, run_paths = _plan(query, out, files, things)
+    plans, run_paths = _plan(queries, out, files, things)
     pairs = read_pairs(things)
     watch = Watch()
     with console.working("Loading the model"):
