@@ -12,7 +12,7 @@ class ExitCode(IntEnum):
 
     DONE = 0
     UNEXPECTED = 1
-    USAGE = 2  # Typer's own: unknown option, missing argument
+    USAGE = 2  # Typer's own: unknown option, missing argument or package
     BAD_INPUT = 3
     WEIGHTS = 4
     PARTIAL = 5  # a batch finished, some of its pictures failed
@@ -61,3 +61,5 @@ class PartialFailure(DiffsegError):
 
 class MissingDependency(DiffsegError):
     """An optional package is needed and not installed."""
+
+    exit_code = ExitCode.USAGE  # what is asked for is not there, as with a device

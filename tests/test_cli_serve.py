@@ -55,7 +55,7 @@ def test_without_its_packages_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     monkeypatch.delitem(sys.modules, "diffseg_cli.serve.server")
     result = CliRunner().invoke(main.app, ["serve"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "hint: Install it with: pip install 'diffseg[serve]'" in result.stderr
 
 

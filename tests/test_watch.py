@@ -244,4 +244,4 @@ def test_a_folder_that_cannot_be_watched_is_refused(options: tuple[str, ...], co
 def test_without_watchdog_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "watchdog.observers", None)
     result = CliRunner().invoke(main.app, ["watch", "inbox", "-s", "a.png", "-m", "a_m.png"])
-    assert result.exit_code == 1 and "pip install 'diffseg[watch]'" in result.stderr
+    assert result.exit_code == 2 and "pip install 'diffseg[watch]'" in result.stderr

@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -184,28 +186,34 @@ def _contents(path: Path) -> dict[str, Any]:
 
 
 def _print_rows(rows: list[dict[str, Any]], columns: tuple[str, ...], as_json: bool) -> None:
-    """One JSON object a row, a table on a terminal, aligned columns anywhere else."""
+    """One JSON object per row, or aligned columns; on a terminal the last one wraps below the others."""
     if as_json:
         for row in rows:
             console.result_json(row)
         return
-    cells = [[_cell(row, column) for column in columns] for row in rows]
-    if sys.stdout.isatty():
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
+    table = [list(columns), *([_cell(row, column) for column in columns] for row in rows)]
+    below = sys.stdout.isatty()
+    shown = columns[:-1] if below else columns
+    widths = [max(len(line[index]) for line in table) for index in range(len(shown))]
+    for line in table:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=False))
+        console.result("  ".join(cells).rstrip())
+        if below and line is not table[0]:
+            for text in _wrapped(line[-1]):
+                console.result(text)
 
-        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-        for line in cells:
-            table.add_row(*(Text(cell) for cell in line))
-        Console().print(table)
-        return
-    widths = [max(len(line[index]) for line in [list(columns), *cells]) for index in range(len(columns))]
-    for line in [list(columns), *cells]:
-        console.result(
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        )
+
+def _wrapped(text: str) -> list[str]:
+    """Indented lines that fit the terminal; a path stays whole."""
+    width = max(40, shutil.get_terminal_size().columns - 1)
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent="    ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _lines(record: dict[str, Any], indent: str = "") -> Iterator[str]:
