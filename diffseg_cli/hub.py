@@ -27,14 +27,14 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     """One subfolder of the two repositories.
 
     Attributes:
         name: of the subfolder.
         repository: "decoder" or "prior".
         config: name of its JSON file.
-        weights: stem of its safetensors, or None for a part without.
+        weights: stem of its safetensors, or None for a component without.
     """
 
     name: str
@@ -43,44 +43,44 @@ class Part:
     weights: str | None = None
 
 
-PARTS = (
-    Part("unet", "decoder", "config.json", "diffusion_pytorch_model"),
-    Part("movq", "decoder", "config.json", "diffusion_pytorch_model"),
-    Part("scheduler", "decoder", "scheduler_config.json"),
-    Part("image_encoder", "prior", "config.json", "model"),
-    Part("image_processor", "prior", "preprocessor_config.json"),
+COMPONENTS = (
+    Component("unet", "decoder", "config.json", "diffusion_pytorch_model"),
+    Component("movq", "decoder", "config.json", "diffusion_pytorch_model"),
+    Component("scheduler", "decoder", "scheduler_config.json"),
+    Component("image_encoder", "prior", "config.json", "model"),
+    Component("image_processor", "prior", "preprocessor_config.json"),
 )
 
 
 @dataclass(frozen=True)
-class PartFiles:
-    """The files of one part: its JSON and its safetensors, several when they are sharded."""
+class ComponentFiles:
+    """The files of one component: its JSON and its safetensors, several when they are sharded."""
 
     config: Path
     weights: tuple[Path, ...]
 
 
-def locate_kandinsky(source: str | Path = KANDINSKY) -> dict[str, PartFiles]:
-    """The files of every part, by the part's name.
+def locate_kandinsky(source: str | Path = KANDINSKY) -> dict[str, ComponentFiles]:
+    """The files of every component, by the component's name.
 
     Args:
         source: "kandinsky-2-2" for the Hugging Face cache (of several revisions the one pulled last), or a
-            folder. The folder holds the parts side by side, or those of each repository in `decoder/` and
+            folder, which holds the components side by side, or those of each repository in `decoder/` and
             `prior/` or in `kandinsky-2-2-decoder/` and `kandinsky-2-2-prior/`.
 
     Raises:
         WeightsError: something is missing; names what and where it was looked for.
     """
     in_cache = str(source) == KANDINSKY
-    found: dict[str, PartFiles] = {}
+    found: dict[str, ComponentFiles] = {}
     lacking: list[str] = []
     for repository in REPOSITORIES:
-        parts = [part for part in PARTS if part.repository == repository]
+        components = [component for component in COMPONENTS if component.repository == repository]
         folders = _snapshots(repository) if in_cache else _candidates(Path(source), repository)
-        folder = min(folders, key=lambda folder: len(_lacking(folder, parts)), default=None)
-        lacking += _lacking(folder, parts)
+        folder = min(folders, key=lambda folder: len(_lacking(folder, components)), default=None)
+        lacking += _lacking(folder, components)
         if folder is not None:
-            found |= {part.name: _files(folder, part) for part in parts}
+            found |= {component.name: _files(folder, component) for component in components}
     if lacking:
         place = str(_cache()) if in_cache else str(source)
         raise WeightsError(
@@ -91,7 +91,7 @@ def locate_kandinsky(source: str | Path = KANDINSKY) -> dict[str, PartFiles]:
 
 
 def find_kandinsky() -> Path | None:
-    """Folder of the decoder in the Hugging Face cache, or None while any part is missing."""
+    """Folder of the decoder in the Hugging Face cache, or None while any component is missing."""
     try:
         return locate_kandinsky()["unet"].config.parents[1]
     except WeightsError:
@@ -106,7 +106,7 @@ def pull_kandinsky(*, revision: str | None = None, variant: str | None = None) -
 
     Args:
         revision: branch, tag or commit; default "main".
-        variant: "fp16" takes half precision for every part that has it.
+        variant: "fp16" takes half precision for every component that has it.
 
     Returns:
         Folder of the decoder in the cache; from now on this revision is the one that is loaded.
@@ -141,15 +141,15 @@ def _needed(names: Sequence[str], repository: str, variant: str | None) -> list[
     """Of a repository's files those that diffseg reads.
 
     Raises:
-        WeightsError: a part is not there, or not as safetensors.
+        WeightsError: a component is not there, or not as safetensors.
     """
     needed = []
-    for part in PARTS:
-        if part.repository != repository:
+    for component in COMPONENTS:
+        if component.repository != repository:
             continue
-        files = [f"{part.name}/{part.config}"]
-        if part.weights is not None:
-            stem, shard = f"{part.name}/{part.weights}", r"(-\d+-of-\d+)?"
+        files = [f"{component.name}/{component.config}"]
+        if component.weights is not None:
+            stem, shard = f"{component.name}/{component.weights}", r"(-\d+-of-\d+)?"
             plain = re.compile(rf"{stem}{shard}\.safetensors(\.index\.json)?")
             mark = rf"\.{re.escape(variant or '')}"
             marked = re.compile(rf"{stem}({mark})?{shard}({mark})?\.safetensors(\.index{mark}\.json)?")
@@ -205,38 +205,38 @@ def _snapshots(repository: str) -> list[Path]:
 
 
 def _candidates(root: Path, repository: str) -> list[Path]:
-    """Where below a user's folder the parts of a repository may lie."""
+    """Where below a user's folder the components of a repository may lie."""
     return [root, root / repository, root / REPOSITORIES[repository].split("/")[1]]
 
 
-def _lacking(folder: Path | None, parts: Sequence[Part]) -> list[str]:
-    """Parts, or single files of parts, that a folder does not have."""
+def _lacking(folder: Path | None, components: Sequence[Component]) -> list[str]:
+    """Parts, or single files of components, that a folder does not have."""
     if folder is None:
-        return [part.name for part in parts]
+        return [component.name for component in components]
     lacking = []
-    for part in parts:
-        files = _files(folder, part)
-        if not (folder / part.name).is_dir():
-            lacking.append(part.name)
+    for component in components:
+        files = _files(folder, component)
+        if not (folder / component.name).is_dir():
+            lacking.append(component.name)
         elif not files.config.is_file():
-            lacking.append(f"{part.name}/{part.config}")
-        elif part.weights is not None and not files.weights:
-            lacking.append(f"{part.name}/{part.weights}.safetensors")
+            lacking.append(f"{component.name}/{component.config}")
+        elif component.weights is not None and not files.weights:
+            lacking.append(f"{component.name}/{component.weights}.safetensors")
     return lacking
 
 
-def _files(folder: Path, part: Part) -> PartFiles:
-    """Files of a part; without weights when they are not all there. Full precision goes before fp16."""
-    home = folder / part.name
+def _files(folder: Path, component: Component) -> ComponentFiles:
+    """Files of a component; without weights when they are not all there. Full precision goes before fp16."""
+    home = folder / component.name
     weights: tuple[Path, ...] = ()
-    for infix in ("", ".fp16") if part.weights is not None else ():
-        whole = home / f"{part.weights}{infix}.safetensors"
-        index = home / f"{part.weights}.safetensors.index{infix}.json"
+    for infix in ("", ".fp16") if component.weights is not None else ():
+        whole = home / f"{component.weights}{infix}.safetensors"
+        index = home / f"{component.weights}.safetensors.index{infix}.json"
         shards = (whole,) if whole.is_file() else _shards(index)
         if shards and all(path.is_file() for path in shards):
             weights = shards
             break
-    return PartFiles(home / part.config, weights)
+    return ComponentFiles(home / component.config, weights)
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

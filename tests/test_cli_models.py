@@ -171,13 +171,13 @@ def test_kandinsky_in_the_cache_is_listed_with_its_size(
 ) -> None:
     monkeypatch.setattr(hub, "find_kandinsky", FIND_KANDINSKY)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    for part in hub.PARTS:
-        name = f"models--{hub.REPOSITORIES[part.repository].replace('/', '--')}"
-        home = tmp_path / name / "snapshots" / "abc" / part.name
+    for component in hub.COMPONENTS:
+        name = f"models--{hub.REPOSITORIES[component.repository].replace('/', '--')}"
+        home = tmp_path / name / "snapshots" / "abc" / component.name
         home.mkdir(parents=True)
-        (home / part.config).write_text("{}")
-        if part.weights:
-            (home / f"{part.weights}.safetensors").write_bytes(bytes(1_000_000))
+        (home / component.config).write_text("{}")
+        if component.weights:
+            (home / f"{component.weights}.safetensors").write_bytes(bytes(1_000_000))
     row = json.loads(run("show", "kandinsky-2-2", "--json").stdout)
     assert row["status"] == "ok" and row["bytes"] == 3_000_000 and len(row["files"]["unet"]) == 1
     assert re.search(r"^kandinsky-2-2 +ok +3\.0 MB +Apache-2\.0", run("list").stdout, re.MULTILINE)

@@ -8,7 +8,7 @@ from diffseg_cli.config import CompactConfig
 from diffseg_cli.loading import build_compact
 from diffseg_cli.models.attention import score_maps
 from diffseg_cli.models.compact import CompactBackbone, cluster_centres
-from diffseg_cli.models.efficientnet import Block, EfficientNetLite
+from diffseg_cli.models.efficientnet import EfficientNetLite, InvertedBottleneck
 
 SIZE = 128
 
@@ -48,7 +48,7 @@ def test_batch_does_not_change_a_picture(backbone: CompactBackbone) -> None:
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-3)
 
 
-def plain_block(block: Block, x: torch.Tensor) -> torch.Tensor:
+def plain_block(block: InvertedBottleneck, x: torch.Tensor) -> torch.Tensor:
     """A block as its paper has it, with TensorFlow's padding written out and nothing done in place."""
     y = x if block.expand is None else F.relu6(block.expand(x))
     depthwise = block.depthwise

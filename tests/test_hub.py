@@ -20,7 +20,14 @@ import pytest
 import tiny_kandinsky as tiny
 
 from diffseg_cli.errors import ExitCode, WeightsError
-from diffseg_cli.hub import KANDINSKY, PARTS, REPOSITORIES, find_kandinsky, locate_kandinsky, pull_kandinsky
+from diffseg_cli.hub import (
+    COMPONENTS,
+    KANDINSKY,
+    REPOSITORIES,
+    find_kandinsky,
+    locate_kandinsky,
+    pull_kandinsky,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 COMMIT, BRANCH_COMMIT = "a" * 40, "b" * 40
@@ -65,24 +72,27 @@ def test_a_folder_may_be_laid_out_in_three_ways(folder: Path, tmp_path: Path, la
     for repository, home in zip(("decoder", "prior"), homes, strict=True):
         shutil.copytree(folder / repository, tmp_path / "k" / home, dirs_exist_ok=True)
     found = locate_kandinsky(tmp_path / "k")
-    assert set(found) == {part.name for part in PARTS}
-    for part in PARTS:
-        assert found[part.name].config.is_file() and found[part.name].config.parent.name == part.name
-        assert len(found[part.name].weights) == (part.weights is not None)
+    assert set(found) == {component.name for component in COMPONENTS}
+    for component in COMPONENTS:
+        assert (
+            found[component.name].config.is_file()
+            and found[component.name].config.parent.name == component.name
+        )
+        assert len(found[component.name].weights) == (component.weights is not None)
 
 
-@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
-def test_every_missing_part_is_named(folder: Path, tmp_path: Path, part: Any) -> None:
+@pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.name)
+def test_every_missing_part_is_named(folder: Path, tmp_path: Path, component: Any) -> None:
     copy = shutil.copytree(folder, tmp_path / "k")
-    home = copy / part.repository / part.name
-    if part.weights is not None:
-        (home / f"{part.weights}.safetensors").unlink()
-        assert refused(copy).message.endswith(f"lacks {part.name}/{part.weights}.safetensors.")
+    home = copy / component.repository / component.name
+    if component.weights is not None:
+        (home / f"{component.weights}.safetensors").unlink()
+        assert refused(copy).message.endswith(f"lacks {component.name}/{component.weights}.safetensors.")
     else:
-        (home / part.config).unlink()
-        assert refused(copy).message.endswith(f"lacks {part.name}/{part.config}.")
+        (home / component.config).unlink()
+        assert refused(copy).message.endswith(f"lacks {component.name}/{component.config}.")
     shutil.rmtree(home)
-    assert refused(copy).message == f"Kandinsky 2.2 is not complete in {copy}: it lacks {part.name}."
+    assert refused(copy).message == f"Kandinsky 2.2 is not complete in {copy}: it lacks {component.name}."
 
 
 def test_a_folder_that_is_not_there_lacks_everything(tmp_path: Path) -> None:
@@ -341,8 +351,8 @@ def test_the_revision_pulled_last_is_the_one_loaded(hub: Hub, cache: Path) -> No
 
 def test_fp16_is_taken_where_the_hub_has_it(hub: Hub, cache: Path) -> None:
     decoder = hub.files[REPOSITORIES["decoder"]]
-    for part in ("unet", "movq"):
-        plain = f"{part}/diffusion_pytorch_model.safetensors"
+    for component in ("unet", "movq"):
+        plain = f"{component}/diffusion_pytorch_model.safetensors"
         decoder[plain.replace(".safe", ".fp16.safe")] = decoder[plain]
     assert pull(hub.url, cache, variant="fp16").returncode == 0
     weights = [path for path in hub.served if path.endswith(".safetensors")]

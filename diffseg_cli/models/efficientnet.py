@@ -42,7 +42,7 @@ def _convolve_strided(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return F.conv2d(x, kernel, conv.bias, 2, conv.weight.shape[-1] // 2, groups=conv.groups)
 
 
-class Block(nn.Module):
+class InvertedBottleneck(nn.Module):
     """Inverted bottleneck: expand 1x1, depthwise, project 1x1, residual where shapes allow."""
 
     def __init__(self, *, width_in: int, width_out: int, kernel: int, stride: int, expansion: int) -> None:
@@ -76,7 +76,7 @@ class EfficientNetLite(nn.Module):
         width_factor, depth_factor = SCALING[variant]
         self.taps = tuple(taps)
         self.stem = nn.Conv2d(3, 32, 3, 2)
-        blocks: list[Block] = []
+        blocks: list[InvertedBottleneck] = []
         self.tap_widths: list[int] = []
         self.tap_strides: list[int] = []
         width_in, total_stride = 32, 2
@@ -89,7 +89,7 @@ class EfficientNetLite(nn.Module):
                 total_stride *= step
                 width_out = _round_width(width * width_factor)
                 blocks.append(
-                    Block(
+                    InvertedBottleneck(
                         width_in=width_in,
                         width_out=width_out,
                         kernel=kernel,

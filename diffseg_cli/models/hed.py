@@ -25,8 +25,8 @@ CONVOLUTIONS = (2, 2, 3, 3, 3)
 DAMAGED = (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AssertionError, struct.error)
 
 
-class Block(nn.Module):
-    """One VGG16 block and its side output."""
+class VGGStage(nn.Module):
+    """The convolutions of VGG16 at one resolution, and their side output."""
 
     def __init__(self, width_in: int, width: int, convolutions: int) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class HED(nn.Module):
         super().__init__()
         self.register_buffer("norm", torch.zeros(1, 3, 1, 1))
         for index, convolutions in enumerate(CONVOLUTIONS):
-            self.add_module(f"block{index + 1}", Block(WIDTHS[index], WIDTHS[index + 1], convolutions))
+            self.add_module(f"block{index + 1}", VGGStage(WIDTHS[index], WIDTHS[index + 1], convolutions))
         self.fuse = nn.Conv2d(5, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from diffseg_cli.errors import WeightsError
-from diffseg_cli.hub import PULL, PartFiles
+from diffseg_cli.hub import PULL, ComponentFiles
 from diffseg_cli.weights import REFETCH, load_strict, read_header
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class KandinskyNetworks:
 
 
 def read_networks(
-    files: dict[str, PartFiles], *, device: torch.device, large_device: torch.device, dtype: torch.dtype
+    files: dict[str, ComponentFiles], *, device: torch.device, large_device: torch.device, dtype: torch.dtype
 ) -> KandinskyNetworks:
     """Build the networks and fill them.
 
@@ -73,7 +73,7 @@ def read_networks(
     Raises:
         WeightsError: a file is damaged, is of another network, or the device has too little memory.
     """
-    configs = {name: _read_json(part.config) for name, part in files.items()}
+    configs = {name: _read_json(component.config) for name, component in files.items()}
     unet_path = files["unet"].config
     for key, wanted in UNET_KIND.items():  # before gigabytes are read
         if (configs["unet"].get(key) or None) != (wanted or None):
@@ -155,7 +155,7 @@ def _build(build: Any, config: dict[str, Any], path: Path, device: torch.device 
 
 
 def _channel_numbers(
-    configs: dict[str, dict[str, Any]], key: str, files: dict[str, PartFiles]
+    configs: dict[str, dict[str, Any]], key: str, files: dict[str, ComponentFiles]
 ) -> tuple[float, ...]:
     numbers = configs["image_processor"].get(key)
     if not isinstance(numbers, list) or [type(number) in (int, float) for number in numbers] != [True] * 3:
