@@ -20,8 +20,8 @@ import torch
 from benchmarks.contenders import CONTENDERS, REFERENCES, Contender, Setting
 from diffseg_cli.bench.chart import form_flop, form_seconds
 from diffseg_cli.bench.measure import describe_machine
-from diffseg_cli.bench.meters import count_flop, measure_ceiling, read_peak, read_time
-from diffseg_cli.compute import limit_threads, resolve_device, resolve_dtype
+from diffseg_cli.bench.meters import count_flop, measure_ceiling, read_peak
+from diffseg_cli.compute import limit_threads, read_time, resolve_device, resolve_dtype
 
 WARM_UPS = 2
 ON_CPU = ("compact", "prototype")  # the others take minutes a picture there

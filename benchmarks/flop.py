@@ -10,6 +10,7 @@ and the UNet as far as the probabilities of its last attention layer; for a supp
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +18,10 @@ import torch
 
 from benchmarks.contenders import CONTENDERS, Setting, middle
 from diffseg_cli.bench.chart import form_flop
-from diffseg_cli.bench.meters import FlopCounter, Stages, count_flop
+from diffseg_cli.bench.meters import FlopCounter, count_flop
 from diffseg_cli.bench.random_kandinsky import FULL_SIZE, TINY, KandinskyConfigs, random_networks
-from diffseg_cli.bench.staged import staged_forward
 from diffseg_cli.bench.subject import random_segmenter
+from diffseg_cli.timing import Stages
 from tools.account_memory import peak_of
 
 META = torch.device("meta")
@@ -99,7 +100,8 @@ def computed(configs: KandinskyConfigs = FULL_SIZE, batch_size: int = 1) -> dict
             edges = segmenter.find_edges(queries)
         with stages("encode"):
             latents = backbone.encode(queries)
-        staged_forward(segmenter, latents, edges, support, stages)
+        noise = segmenter.make_noise(latents, seed=0)
+        replace(segmenter, stage=stages).forward(latents, edges, support, noise)
     return spent | {name: value / batch_size for name, value in stages.spent.items()}
 
 

@@ -26,13 +26,12 @@ from PIL import Image
 
 from benchmarks.curves import draw_curves
 from diffseg_cli.bench.chart import form_flop, form_seconds
-from diffseg_cli.bench.measure import describe_machine
-from diffseg_cli.bench.meters import count_flop, read_peak, read_time
+from diffseg_cli.bench.measure import describe_machine, write_predictions
+from diffseg_cli.bench.meters import count_flop, read_peak
 from diffseg_cli.bench.random_kandinsky import FULL_SIZE, TINY
-from diffseg_cli.bench.staged import write_predictions
 from diffseg_cli.bench.subject import draw_pictures, prepare_segmenter, random_segmenter
 from diffseg_cli.choices import ModelChoice
-from diffseg_cli.compute import limit_threads, resolve_device, resolve_dtype
+from diffseg_cli.compute import limit_threads, read_time, resolve_device, resolve_dtype
 from diffseg_cli.segmenter import Segmenter
 
 WHAT = ("time", "flop", "memory")

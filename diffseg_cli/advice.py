@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from diffseg_cli.evaluation.metrics import count_pixels
-from diffseg_cli.frames import from_frame
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.prediction import QueryFeatures
 from diffseg_cli.segmenter import Segmenter
@@ -112,10 +111,9 @@ def _ious(
     segmenter: Segmenter, query: QueryFeatures, support: SupportFeatures, truth: NDArray[np.bool_]
 ) -> tuple[float, float]:
     """IoU and soft IoU (sums of probabilities, not of pixels) of the plain answer, borders not refined."""
-    noise = segmenter.make_noise(query.latents, 0)
-    output = segmenter.forward(query.latents, query.edges, support, noise)
-    probability = from_frame(output.picture[0, 0], (truth.shape[0], truth.shape[1])).clip(0, 1)
-    hit, either = count_pixels(probability > segmenter.settings.threshold, truth)[:2]
+    output = segmenter.predict(query.latents, query.edges, support)
+    mask, probability = segmenter.finish(output.probability[0, 0], query.images[0], refine=False)
+    hit, either = count_pixels(mask, truth)[:2]
     inside = float(probability[truth].sum())
     return float(hit / max(either, 1)), inside / (float(probability.sum()) + float(truth.sum()) - inside)
 

@@ -1,6 +1,8 @@
 """Where work runs: the device and the number format, chosen or checked, never changed in silence."""
 
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -104,3 +106,32 @@ def _present_devices() -> list[str]:
         [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
     return cuda + (["mps"] if torch.backends.mps.is_available() else []) + ["cpu"]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until everything asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def read_time(device: torch.device, *, processor: bool = False) -> Callable[[], float]:
+    """A meter of seconds.
+
+    Args:
+        device: whose work is waited for.
+        processor: count seconds of the process on the processor, all threads together, instead of wall time:
+            what else runs on the machine then counts less. Of no use for a GPU.
+    """
+    clock = time.process_time if processor else time.perf_counter
+    synchronise(device)
+    last = clock()
+
+    def read() -> float:
+        nonlocal last
+        synchronise(device)
+        before, last = last, clock()
+        return last - before
+
+    return read

@@ -6,9 +6,11 @@ Letters: b queries, S image size, H W = S/8, c latent channels.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffseg_cli.errors import DiffsegError
 from diffseg_cli.models.attention import AttentionMaps, ScoreMaps
 
 
@@ -45,6 +47,31 @@ class SegmenterOutput:
     scores: ScoreMaps
     latents: Tensor | None
     picture: Tensor
+
+    @property
+    def probability(self) -> Tensor:
+        """(b 1 S S) float32 in [0, 1]: `picture` clipped, on its device."""
+        return self.picture.float().clamp(0, 1)
+
+    def check_finite(self) -> None:
+        """Raise as `check_finite` for score map, latents and picture."""
+        parts = [self.scores.score_map, self.picture]
+        check_finite(*parts, *([] if self.latents is None else [self.latents]))
+
+
+def check_finite(*values: Tensor) -> None:
+    """An answer made of NaN would read as "nothing found".
+
+    Raises:
+        DiffsegError: one of them holds NaN or infinity.
+    """
+    if not bool(torch.stack([each.isfinite().all() for each in values]).all()):
+        dtype = str(values[0].dtype).removeprefix("torch.")
+        raise DiffsegError(
+            f"The model's answer is not finite (NaN or infinity, in {dtype}); numbers that overflowed in "
+            "half precision are the likely cause.",
+            "Use --dtype float32; if that is what you have, look for damage with `diffseg models verify`.",
+        )
 
 
 @dataclass(frozen=True)

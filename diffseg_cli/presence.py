@@ -35,9 +35,7 @@ def presence_features(output: SegmenterOutput, latents: Tensor, support: Support
         mean prompt share of the best places, in [0, 1]; mean of the predicted picture over the found region,
         in [0, 1].
     """
-    found = F.interpolate(
-        output.picture.float().clamp(0, 1), size=latents.shape[-2:], mode="area"
-    )  # (b 1 H W)
+    found = F.interpolate(output.probability, size=latents.shape[-2:], mode="area")  # (b 1 H W)
     region = (latents.float() * found).sum((2, 3))  # (b c)
     thing = (support.latents.float() * support.masks).sum((1, 3, 4))  # (1 or b c)
     similarity = F.cosine_similarity(region, thing, dim=1)

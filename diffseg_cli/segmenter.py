@@ -1,227 +1,33 @@
-"""The method put together: encode supports once, look at a query, predict its mask.
+"""The whole tool's heart: encode supports once, look at queries, predict their masks. Start reading here.
 
-Two doors. The outer one takes pictures in any form and gives numpy in the query's own size (`encode_support`,
-`segment`, `look`). The inner one takes batched tensors in the model frame and is differentiable (`forward`);
-training and evaluation use it.
+Two doors. The outer one takes images in any form and gives numpy at the query's own size: `encode_support`,
+`segment`, `look`. The inner one, `method.py`, takes batched tensors in the model frame. Every answer goes one
+road: `encode_queries`, then `predict`, then `finish`.
 
-Letters: b queries, k supports, S picture size, H W = S/8, c latent channels, t prompt tokens, d their width.
+Letters: b queries, k supports, S image size, H W = S/8, c latent channels, E edge size.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffseg_cli.compute import describe_device
-from diffseg_cli.config import SegmentConfig
-from diffseg_cli.errors import InputError, UsageError
+from diffseg_cli.errors import InputError
 from diffseg_cli.frames import crop_to_object, from_frame, mask_to_frame, stack_frames
-from diffseg_cli.loading import edge_size
-from diffseg_cli.models.attention import AttentionMaps, OnLayer, ScoreMaps
-from diffseg_cli.models.backbone import Backbone, Control
-from diffseg_cli.models.hed import HED
-from diffseg_cli.models.hed_student import HedStudent
-from diffseg_cli.models.knowledge import FEATURE_KNOWLEDGE, knowledge_scores
-from diffseg_cli.models.spatial_control import SpatialControl
+from diffseg_cli.method import Method
+from diffseg_cli.models.attention import OnLayer
 from diffseg_cli.models.support import SupportFeatures
-from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput
+from diffseg_cli.prediction import Look, Prediction, QueryFeatures, check_finite
 from diffseg_cli.presence import presence_features
 from diffseg_cli.reading.image_io import ImageSource, MaskSource, read_image, read_pair
 from diffseg_cli.refine import refine_borders
 from diffseg_cli.timing import Watch
-from diffseg_cli.trained import Trained
-from diffseg_cli.version import __version__
-from diffseg_cli.weights import tensors_digest
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Segmenter:
-    """A frozen backbone with what was trained on top. It holds no state: `replace` gives one that differs.
-
-    Attributes:
-        backbone: frozen, in eval mode.
-        trained: SCM and PAM with what was fitted to them.
-        hed: edge detector or its student; needed when SCM is there.
-        head: "pam" decodes PAM's latents; "attention" takes the score map as it is.
-        settings: fusion, timesteps, and defaults of threshold and refinement.
-    """
-
-    backbone: Backbone
-    trained: Trained
-    hed: HED | HedStudent | None
-    head: str
-    settings: SegmentConfig = field(default_factory=SegmentConfig)
-
-    def __post_init__(self) -> None:
-        if self.head == "pam" and "pam" not in self.trained.modules:
-            raise ValueError("head 'pam' needs a trained PAM")
-        knowledge = self.trained.knowledge
-        if knowledge in FEATURE_KNOWLEDGE and self.backbone.adds_noise:
-            raise ValueError(f"knowledge '{knowledge}' stands in for a diffusion backbone's and needs none")
-
-    def with_trained(self, trained: Trained) -> "Segmenter":
-        """The same backbone and settings under other modules.
-
-        Raises:
-            ValueError: the head needs a PAM, and they have none.
-        """
-        return replace(self, trained=trained)
-
-    @property
-    def model(self) -> str:
-        return self.backbone.name
-
-    @property
-    def device(self) -> torch.device:
-        return self.backbone.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.backbone.dtype
-
-    @property
-    def description(self) -> str:
-        """One sentence: model, device, number format, head."""
-        names = [name for name in self.trained.modules if self.head == "pam" or name == "scm"]
-        modules = " and ".join(name.upper() for name in names)
-        how = modules or "attention alone, without trained modules"
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.backbone.description} on {describe_device(self.device)} in {dtype}, with {how}"
-
-    @property
-    def edge_size(self) -> int:
-        """Size the edge detector runs at."""
-        return edge_size(self.backbone)
-
-    @property
-    def digest(self) -> str:
-        """Short hash of everything that decides an answer beside supports, query, seed and machine."""
-        backbone = self.backbone
-        decides = {
-            "backbone": [backbone.name, backbone.fingerprint, backbone.image_size],
-            "trained": self.trained.digest,
-            "edges": [self.edge_size, tensors_digest(self.hed.state_dict()) if self.hed else None],
-            "head": self.head,
-            "settings": asdict(self.settings) | {"timesteps": self._timesteps},
-        }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def _timesteps(self) -> list[int]:
-        """Noise levels of the look; none for a backbone that adds no noise."""
-        return list(self.settings.timesteps) if self.backbone.adds_noise else []
-
-    def record(self) -> dict[str, Any]:
-        """What computes a result, as plain values for JSON."""
-        return {
-            "model": self.model,
-            "fingerprint": self.backbone.fingerprint,
-            "trained": self.trained.record(),
-            "head": self.head,
-            "fusion": self.settings.fusion,
-            "timesteps": self._timesteps,
-            "refine": self.settings.refine,
-            "image_size": self.backbone.image_size,
-            "edge_size": self.edge_size,
-            "device": str(self.device),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "version": __version__,
-        }
-
-    def find_edges(self, images: Tensor) -> Tensor | None:
-        """images (b 3 S S) in [0, 1] -> edges (b 1 E E) in [0, 1], or None when nothing reads them."""
-        if self.hed is None or "scm" not in self.trained.modules:
-            return None
-        shrunk = F.interpolate(images.float(), size=(self.edge_size, self.edge_size), mode="area")
-        edges: Tensor = self.hed(shrunk)
-        return edges
-
-    def make_control(self, latents: Tensor, edges: Tensor | None) -> Control | None:
-        """SCM bound to the edges (b 1 E E) of encoded queries (b c H W); None without edges or SCM."""
-        modules = self.trained.modules
-        scm = modules["scm"] if "scm" in modules else None  # noqa: SIM401 - a ModuleDict has no get
-        return scm.bind(edges, latents) if edges is not None and isinstance(scm, SpatialControl) else None
-
-    def find_scores(
-        self,
-        latents: Tensor,
-        edges: Tensor | None,
-        support: SupportFeatures,
-        noise: Tensor | None = None,
-        on_layer: OnLayer | None = None,
-    ) -> tuple[AttentionMaps, ScoreMaps]:
-        """One look at encoded queries and its score map; arguments as in `forward`, the supports fused."""
-        control = self.make_control(latents, edges)
-        maps = self.backbone.look(
-            latents,
-            support.image_embeds.expand(latents.shape[0], -1, -1, -1),
-            timesteps=self.settings.timesteps,
-            noise=noise,
-            control=control,
-            on_layer=on_layer,
-        )
-        knowledge = self.trained.knowledge
-        return maps, knowledge_scores(knowledge, self.backbone, maps, latents, support, control)
-
-    def forward(
-        self,
-        latents: Tensor,
-        edges: Tensor | None,
-        support: SupportFeatures,
-        noise: Tensor | None = None,
-        *,
-        drops: tuple[Tensor, Tensor] | None = None,
-        decode: bool = True,
-    ) -> SegmenterOutput:
-        """From encoded queries to their mask pictures; differentiable in SCM and PAM.
-
-        Args:
-            latents: (b c H W) of the queries.
-            edges: (b 1 E E) of the queries in [0, 1], any size; None leaves SCM out.
-            support: of the queries, with b or 1 rows.
-            noise: (b c H W) unit normal, for a backbone that adds noise.
-            drops: what PAM leaves out when training, see there.
-            decode: False leaves `picture` empty, where a loss does not read it.
-        """
-        support = support.fused(self.settings.fusion)
-        b = latents.shape[0]
-        maps, scores = self.find_scores(latents, edges, support, noise)
-        if self.head == "attention":
-            picture = F.interpolate(scores.score_map, scale_factor=8, mode="bilinear")
-            return SegmenterOutput(maps, scores, None, picture)
-        predicted: Tensor = self.trained.modules["pam"](
-            latents,
-            support.latents.expand(b, -1, -1, -1, -1).to(latents),
-            support.masks.expand(b, -1, -1, -1, -1).to(latents),
-            scores.score_map.to(latents),
-            drops,
-        )
-        if not decode:
-            return SegmenterOutput(maps, scores, predicted, predicted.new_empty(0))
-        picture = self.backbone.decode_mask(predicted)
-        if self.trained.mask_gamma != 1:
-            picture = picture.clamp(0, 1) ** self.trained.mask_gamma
-        return SegmenterOutput(maps, scores, predicted, picture)
-
-    def check_presence(self, min_presence: float) -> None:
-        """Raise UsageError if a presence score is asked for and there is none."""
-        if min_presence > 0 and self.trained.presence is None:
-            raise UsageError("Without trained modules there is no presence score.", "Drop --min-presence.")
-
-    def make_noise(self, latents: Tensor, seed: int) -> Tensor | None:
-        """Unit normal noise like latents (b c H W): one draw a seed, whatever the batch, order or device."""
-        if not self.backbone.adds_noise:
-            return None
-        generator = torch.Generator().manual_seed(seed)
-        one = torch.randn(latents.shape[1:], generator=generator)
-        return one.to(latents).expand_as(latents)
+class Segmenter(Method):
+    """Images in, masks out; what it is made of stands at `Method`."""
 
     @torch.inference_mode()
     def encode_support(self, pairs: Sequence[tuple[ImageSource, MaskSource]]) -> SupportFeatures:
@@ -235,30 +41,20 @@ class Segmenter:
         """
         if not pairs:
             raise InputError("There is no support picture.", "Give at least one picture with its mask.")
-        return self.encode_pairs([read_pair(image, mask) for image, mask in pairs])
+        with self.stage("read"):
+            read = [read_pair(image, mask) for image, mask in pairs]
+        return self.encode_pairs(read)
 
     @torch.inference_mode()
     def encode_pairs(self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]) -> SupportFeatures:
         """`encode_support` of pictures (h w 3) and masks (h w) that are read and checked already."""
         margin, size = self.backbone.support_margin, self.backbone.image_size
-        if margin is not None:
-            pairs = [crop_to_object(image, mask, margin) for image, mask in pairs]
-        frames = stack_frames([image for image, _ in pairs], size).to(self.device)
-        masks = torch.stack([mask_to_frame(mask, size) for _, mask in pairs]).to(self.device)
+        with self.stage("crop"):
+            if margin is not None:
+                pairs = [crop_to_object(image, mask, margin) for image, mask in pairs]
+            frames = stack_frames([image for image, _ in pairs], size).to(self.device)
+            masks = torch.stack([mask_to_frame(mask, size) for _, mask in pairs]).to(self.device)
         return self.encode_frames(frames, masks)
-
-    def encode_frames(self, frames: Tensor, masks: Tensor) -> SupportFeatures:
-        """Supports already in the model frame.
-
-        Args:
-            frames: (k 3 S S) in [0, 1].
-            masks: (k 1 S S) in [0, 1].
-        """
-        backbone = self.backbone
-        latents = backbone.encode(frames * masks if backbone.masks_support else frames)  # eq. 3
-        grid = F.interpolate(masks, size=(latents.shape[2], latents.shape[3]), mode="area").to(latents)
-        embeds = backbone.embed(frames, masks, latents)
-        return SupportFeatures.of(backbone, latents[None], grid[None], embeds[None])
 
     def segment(
         self,
@@ -287,12 +83,16 @@ class Segmenter:
             InputError: a picture cannot be used.
         """
         clock = Watch()
-        images = [read_image(query) for query in queries]
-        frames = stack_frames(images, self.backbone.image_size).to(self.device)
+        with self.stage("read"):
+            images = [read_image(query) for query in queries]
+        with self.stage("frame"):
+            frames = stack_frames(images, self.backbone.image_size).to(self.device)
         clock.mark("read")
-        edges = self.find_edges(frames)
+        with self.stage("edges"):
+            edges = self.find_edges(frames)
         clock.mark("edges")
-        latents = self.backbone.encode(frames)
+        with self.stage("encode"):
+            latents = self.backbone.encode(frames)
         clock.mark("encode")
         return QueryFeatures(images, latents, edges, clock.seconds)
 
@@ -320,31 +120,71 @@ class Segmenter:
         Raises:
             WeightsError: the supports were encoded by another model.
             UsageError: a presence score is asked of a checkpoint without one.
+            DiffsegError: as `predict`.
         """
         support.check_made_by(self.backbone)
         self.check_presence(min_presence)
         threshold = self.settings.threshold if threshold is None else threshold
-        refine = self.settings.refine if refine is None else refine
-        clock, latents = Watch(), queries.latents
-        output = self.forward(latents, queries.edges, support, self.make_noise(latents, seed))
-        picture, score_map = output.picture.float().clamp(0, 1).cpu(), output.scores.score_map.float().cpu()
-        presences: list[float] | list[None] = [None] * len(queries.images)
-        if self.trained.presence is not None:
-            presences = self.trained.presence.score(presence_features(output, latents, support)).tolist()
+        clock = Watch()
+        output = self.predict(queries.latents, queries.edges, support, seed)
+        with self.stage("presence"):
+            presences: list[float] | list[None] = [None] * len(queries.images)
+            if self.trained.presence is not None:
+                features = presence_features(output, queries.latents, support)
+                presences = self.trained.presence.score(features).tolist()
+        with self.stage("resize"):
+            probabilities, score_maps = output.probability.cpu(), output.scores.score_map.float().cpu()
         clock.mark("look and modules")
         predictions = []
         for index, (image, presence) in enumerate(zip(queries.images, presences, strict=True)):
-            size_hw = (image.shape[0], image.shape[1])
-            probability = from_frame(picture[index, 0], size_hw)
-            if refine:
-                probability = refine_borders(probability, image)
-            absent = presence is not None and presence < min_presence
-            mask = np.zeros(size_hw, dtype=bool) if absent else probability > threshold
-            predictions.append((mask, probability, from_frame(score_map[index, 0], size_hw), presence))
+            mask, probability = self.finish(
+                probabilities[index, 0],
+                image,
+                threshold=threshold,
+                refine=refine,
+                presence=presence,
+                min_presence=min_presence,
+            )
+            with self.stage("resize"):
+                score_map = from_frame(score_maps[index, 0], (image.shape[0], image.shape[1]))
+            predictions.append((mask, probability, score_map, presence))
         clock.mark("resize")
         stages = {**queries.seconds, **clock.seconds}
         seconds = {stage: spent / len(queries.images) for stage, spent in stages.items()}
         return [Prediction(*values, threshold, seconds) for values in predictions]
+
+    def finish(
+        self,
+        probability: Tensor,
+        image: NDArray[np.uint8],
+        *,
+        threshold: float | None = None,
+        refine: bool | None = None,
+        presence: float | None = None,
+        min_presence: float = 0.0,
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """From a probability to the mask at the image's own size: the end of every verb's road.
+
+        Args:
+            probability: (S S) in the model frame, or of any other size that covers the image, in [0, 1].
+            image: uint8 (h w 3), the query at its own size.
+            threshold: of the probability; default of `settings`.
+            refine: pull borders to the image's own; default of `settings`.
+            presence: score of the image, or None.
+            min_presence: below it the mask is empty.
+
+        Returns:
+            Mask (h w), and the probability (h w) it was cut from.
+        """
+        size_hw = (image.shape[0], image.shape[1])
+        with self.stage("resize"):
+            found = from_frame(probability, size_hw)
+        with self.stage("refine"):
+            if self.settings.refine if refine is None else refine:
+                found = refine_borders(found, image)
+        if presence is not None and presence < min_presence:
+            return np.zeros(size_hw, dtype=bool), found
+        return found > (self.settings.threshold if threshold is None else threshold), found
 
     @torch.inference_mode()
     def look(
@@ -357,12 +197,15 @@ class Segmenter:
             support: from `encode_support` of the same model.
             seed: of the noise.
             on_layer: called with each layer's probabilities.
+
+        Raises:
+            WeightsError: the supports were encoded by another model.
+            DiffsegError: the score map holds NaN or infinity.
         """
         support.check_made_by(self.backbone)
-        image = read_image(query)
-        frames = stack_frames([image], self.backbone.image_size).to(self.device)
-        latents = self.backbone.encode(frames)
-        noise = self.make_noise(latents, seed)
+        queries = self.encode_queries([query])
+        noise = self.make_noise(queries.latents, seed)
         fused = support.fused(self.settings.fusion)
-        maps, scores = self.find_scores(latents, self.find_edges(frames), fused, noise, on_layer)
-        return Look(maps, scores, (image.shape[0], image.shape[1]))
+        maps, scores = self.find_scores(queries.latents, queries.edges, fused, noise, on_layer)
+        check_finite(scores.score_map)
+        return Look(maps, scores, (queries.images[0].shape[0], queries.images[0].shape[1]))

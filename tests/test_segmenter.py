@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.config import SegmentConfig
-from diffseg_cli.errors import InputError, UsageError, WeightsError
+from diffseg_cli.errors import DiffsegError, InputError, UsageError, WeightsError
 from diffseg_cli.frames import crop_to_object
 from diffseg_cli.models.knowledge import KNOWLEDGE
 from diffseg_cli.models.support import SupportFeatures
@@ -127,6 +127,39 @@ def test_look_shows_the_very_map_the_answer_used(
     used = segmenter.forward(queries.latents, queries.edges, support).scores
     shown = segmenter.look(picture(2), support).scores
     assert torch.equal(shown.score_map, used.score_map) and torch.equal(shown.raw_map, used.raw_map)
+
+
+@pytest.mark.parametrize("where", ["encoder", "scm", "pam", "decoder"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_answer_that_is_not_finite_is_an_error(
+    small_segmenter: Segmenter, support: SupportFeatures, where: str, bad: float
+) -> None:
+    """One weight that is no number would otherwise read as "nothing found"."""
+    networks = {**small_segmenter.trained.modules, **dict(small_segmenter.backbone.named_children())}
+    weight = next(parameter for parameter in networks[where].parameters() if parameter.dim() > 1)
+    kept = weight.clone()
+    weight[(0,) * weight.dim()] = bad
+    try:
+        with pytest.raises(DiffsegError, match=r"not finite .* half precision") as caught:
+            small_segmenter.segment(picture(2), support)
+        assert caught.value.hint is not None and "--dtype float32" in caught.value.hint
+        if where in ("encoder", "scm"):
+            with pytest.raises(DiffsegError, match="not finite"):
+                small_segmenter.look(picture(2), support)
+    finally:
+        weight.copy_(kept)
+
+
+def test_finish_takes_a_probability_of_any_size(small_segmenter: Segmenter) -> None:
+    image, half = picture(0), torch.zeros(1, 2)
+    half[0, 1] = 1
+    mask, probability = small_segmenter.finish(half, image, refine=False)
+    assert mask.shape == probability.shape == (90, 120) and mask[:, 60:].all() and not mask[:, :60].any()
+    large = torch.from_numpy(probability)
+    again = small_segmenter.finish(large, image, refine=False)[1]
+    assert np.array_equal(again, probability)  # at the image's own size it is taken as it is
+    absent, kept = small_segmenter.finish(large, image, refine=False, presence=0.2, min_presence=0.3)
+    assert not absent.any() and np.array_equal(kept, probability)
 
 
 def test_foreign_supports_are_refused(small_segmenter: Segmenter, support: SupportFeatures) -> None:

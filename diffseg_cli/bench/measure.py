@@ -4,39 +4,46 @@ import importlib.metadata
 import platform
 import statistics
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from diffseg_cli.bench.meters import (
     FlopCounter,
-    Stage,
-    Stages,
     count_flop,
     measure_ceiling,
     process_peak,
     read_peak,
-    read_time,
-)
-from diffseg_cli.bench.staged import (
-    QUERY_STAGES,
-    SUPPORT_STAGES,
-    Pairs,
-    staged_queries,
-    staged_support,
-    write_predictions,
 )
 from diffseg_cli.bench.subject import PICTURE_HW, draw_pictures
-from diffseg_cli.compute import describe_device
+from diffseg_cli.compute import describe_device, read_time
+from diffseg_cli.files import write_whole
 from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.prediction import Prediction
+from diffseg_cli.results.outputs import DEFAULT_FORMATS, PICTURE_FILES, Found, Scene, result_bytes
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.timing import Stage, Stages, unmetered
 from diffseg_cli.version import __version__
 
 FORMAT = "diffseg-bench-1"
+
+# Stages of `Segmenter.encode_support`: files to arrays; to the object and the model frame (CLIP's own crop is
+# part of embed); to latents; to the prompt.
+SUPPORT_STAGES = ("read", "crop", "encode", "embed")
+# Stages of `encode_queries` and `segment_encoded`, and the files `diffseg segment` writes by default. SCM is
+# charged its part on edges and inside the look, the look without it.
+QUERY_STAGES = (
+    *("read", "frame", "edges", "encode", "look", "SCM", "score map", "PAM", "decode", "presence"),
+    *("resize", "refine", "write"),
+)
+
+Pairs = Sequence[tuple[Path, Path]]
 
 
 @dataclass(frozen=True)
@@ -47,15 +54,17 @@ class Half:
         name: "support" or "query".
         pictures: how many one run works on.
         stages: in their order.
-        staged: runs it in stages.
-        whole: runs it undivided.
+        run: the work, telling a meter of its stages.
     """
 
     name: str
     pictures: int
     stages: tuple[str, ...]
-    staged: Callable[[Stage], object]
-    whole: Callable[[], object]
+    run: Callable[[Stage], object]
+
+    def whole(self) -> None:
+        """Run it undivided."""
+        self.run(unmetered)
 
 
 def measure(
@@ -160,24 +169,33 @@ def _support_half(segmenter: Segmenter, pairs: Pairs) -> Half:
         "support",
         len(pairs),
         SUPPORT_STAGES,
-        lambda stage: staged_support(segmenter, pairs, stage),
-        lambda: segmenter.encode_support(pairs),
+        lambda stage: replace(segmenter, stage=stage).encode_support(pairs),
     )
 
 
 def _query_half(segmenter: Segmenter, queries: list[Path], support: SupportFeatures, out: Path) -> Half:
-    def whole() -> None:
-        encoded = segmenter.encode_queries(queries)
-        predictions = segmenter.segment_encoded(encoded, support)
-        write_predictions(queries, encoded.images, predictions, out)
+    def run(stage: Stage) -> None:
+        metered = replace(segmenter, stage=stage)
+        encoded = metered.encode_queries(queries)
+        predictions = metered.segment_encoded(encoded, support)
+        with stage("write"):
+            write_predictions(queries, encoded.images, predictions, out)
 
-    return Half(
-        "query",
-        len(queries),
-        QUERY_STAGES,
-        lambda stage: staged_queries(segmenter, queries, support, out, stage),
-        whole,
-    )
+    return Half("query", len(queries), QUERY_STAGES, run)
+
+
+def write_predictions(
+    queries: Sequence[Path],
+    images: Sequence[NDArray[np.uint8]],
+    predictions: Sequence[Prediction],
+    out: Path,
+) -> None:
+    """Write what `diffseg segment` writes by default for each picture."""
+    for index, (query, image, found) in enumerate(zip(queries, images, predictions, strict=True)):
+        thing = Found("object", found.mask, found.probability, found.score_map, found.presence)
+        for what in DEFAULT_FORMATS:
+            path = out / f"{index}{PICTURE_FILES[what]}"
+            write_whole(path, result_bytes(what, path, Scene(query, image, [thing])))
 
 
 def _measure_half(
@@ -189,14 +207,14 @@ def _measure_half(
     first = read()
     with FlopCounter() as counter:
         flop = Stages(counter.read)
-        half.staged(flop)
+        half.run(flop)
     whole_flop = count_flop(half.whole)
     peaks, whole_peak = _measure_peaks(half, device)
     runs: list[dict[str, float]] = []
     wholes: list[float] = []
     for _ in range(repeats):
         stages = Stages(clock())
-        half.staged(stages)
+        half.run(stages)
         runs.append(stages.spent)
         read()
         half.whole()
@@ -233,7 +251,7 @@ def _measure_peaks(half: Half, device: torch.device) -> tuple[dict[str, float], 
     if read is None:
         return {}, None
     stages = Stages(read, max)
-    half.staged(stages)
+    half.run(stages)
     read()
     half.whole()
     return stages.spent, read()

@@ -1,88 +1,24 @@
 """What a stage costs: time, floating-point operations, peak memory; and what the machine could do.
 
-A meter is read at the borders of stages and says what was spent since it was read before. The stages are
-walked through once with each meter: counting operations slows Python down, and resetting a peak takes time.
+A meter is read at the borders of stages (`timing.Stages`) and says what was spent since it was read before.
+The stages are walked through once with each meter: counting operations slows Python down, and resetting a
+peak takes time.
 """
 
-import operator
 import resource
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-Stage = Callable[[str], AbstractContextManager[None]]  # `with stage("look"):`
+from diffseg_cli.compute import read_time
 
 CEILING_SIZES = (512, 1024, 2048, 4096, 8192)
 CEILING_SECONDS = 0.25  # no larger product is tried after one that took longer
 CEILING_RUNS = 5
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until everything asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-class Stages:
-    """Charges what a meter reads to the stage in hand; a stage inside another is charged to itself alone.
-
-    Args:
-        read: what was spent since it was read before.
-        combine: how two readings of one stage become one: sum, or max for peaks.
-
-    Attributes:
-        spent: stage -> what it cost. What was spent between stages is charged to none.
-    """
-
-    def __init__(
-        self, read: Callable[[], float], combine: Callable[[float, float], float] = operator.add
-    ) -> None:
-        self.spent: dict[str, float] = {}
-        self._read, self._combine, self._open = read, combine, list[str]()
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self._charge()
-        self._open.append(name)
-        try:
-            yield
-            self._charge()
-        finally:
-            self._open.pop()
-
-    def _charge(self) -> None:
-        value = self._read()
-        if self._open:
-            name = self._open[-1]
-            self.spent[name] = self._combine(self.spent[name], value) if name in self.spent else value
-
-
-def read_time(device: torch.device, *, processor: bool = False) -> Callable[[], float]:
-    """A meter of seconds.
-
-    Args:
-        device: whose work is waited for.
-        processor: count seconds of the process on the processor, all threads together, instead of wall time:
-            what else runs on the machine then counts less. Of no use for a GPU.
-    """
-    clock = time.process_time if processor else time.perf_counter
-    last = clock()
-
-    def read() -> float:
-        nonlocal last
-        synchronise(device)
-        before, last = last, clock()
-        return last - before
-
-    return read
 
 
 class FlopCounter(FlopCounterMode):

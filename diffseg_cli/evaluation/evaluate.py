@@ -4,10 +4,9 @@ Every method sees the same episodes: the segmenter through its inner door, the t
 from the same latents, and peers with the pictures themselves. The last few hundred encodings are remembered.
 """
 
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,17 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffseg_cli.compute import read_time
 from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.datasets.truth import Truth
 from diffseg_cli.evaluation.metrics import count_pixels
 from diffseg_cli.evaluation.summary import EpisodeResult
-from diffseg_cli.frames import from_frame, stack_frames
+from diffseg_cli.frames import from_frame
 from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.reading.image_io import check_pair, read_image
-from diffseg_cli.refine import refine_borders
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.timing import Stages
 
 OWN_METHODS = ("model", "attention", "prototype")
 REMEMBERED = 256  # encoded pictures; of the compact model 2.5 MB each
@@ -56,7 +56,7 @@ class EncodedSample:
         edges: (1 1 E E), or None.
         support: the picture and its mask as a support, (1 1 ...).
         truth: at the picture's own size.
-        seconds: what "latents", "edges" and "support" took.
+        seconds: what each stage of `Segmenter.encode_queries` took, and "support".
     """
 
     image: NDArray[np.uint8]
@@ -143,17 +143,20 @@ class Evaluation:
         for support in episode.support:
             self._encode(support)
         pictures = self._pictures(episode) if self.peers else None
+        device = self.segmenter.device
         counts, seconds, memory = {}, {}, {}
         for method in self.methods:
-            meter, encoding = _Meter(self.segmenter.device), 0.0
+            read, encoding, on_cuda = read_time(device), 0.0, device.type == "cuda"
+            if on_cuda:
+                torch.cuda.reset_peak_memory_stats(device)
             if method in self.peers and pictures:
                 predicted = self.peers[method].predict(*pictures)
             else:
                 score, encoding = self._score(method, query, episode, self.seed + run)
                 predicted = self._cut(method, score, query.image)
-            seconds[method] = meter.seconds() + encoding
-            if meter.on_cuda:
-                memory[method] = meter.device_mib()
+            seconds[method] = read() + encoding
+            if on_cuda:
+                memory[method] = torch.cuda.max_memory_allocated(device) / 2**20
             counts[method] = tuple(count_pixels(predicted, truth.mask, truth.ignore).tolist())
         return EpisodeResult(run, fold, index, episode.class_name, counts, seconds, memory)
 
@@ -172,11 +175,8 @@ class Evaluation:
 
     def _cut(self, method: str, score: Tensor, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Score (1 1 S S) -> mask (h w); the model's with the borders `segment` would give it."""
-        values = from_frame(score[0, 0], (image.shape[0], image.shape[1]))
-        if method == "model" and self.segmenter.settings.refine:
-            values = refine_borders(values, image)
-        cut: NDArray[np.bool_] = values > self.thresholds[method]
-        return cut
+        refine = None if method == "model" else False
+        return self.segmenter.finish(score[0, 0], image, threshold=self.thresholds[method], refine=refine)[0]
 
     def _score(self, method: str, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, float]:
         """Score (1 1 S S) of one of our methods, and the seconds its pictures took to encode.
@@ -184,7 +184,7 @@ class Evaluation:
         Encodings are remembered, so their time is added to each episode, not measured in it.
         """
         parts = [self._encode(i) for i in episode.support]
-        encoding = query.seconds["latents"] + sum(part.seconds["latents"] for part in parts)
+        encoding = query.seconds["encode"] + sum(part.seconds["encode"] for part in parts)
         if method == "prototype":
             support = SupportFeatures.join([part.support for part in parts])
             weights = self.segmenter.backbone.channel_weights
@@ -196,9 +196,8 @@ class Evaluation:
     @torch.inference_mode()
     def _forward(self, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, Tensor]:
         support = SupportFeatures.join([self._encode(i).support for i in episode.support])
-        noise = self.segmenter.make_noise(query.latents, seed)
-        output = self.segmenter.forward(query.latents, query.edges, support, noise)
-        return output.picture, output.scores.score_map
+        output = self.segmenter.predict(query.latents, query.edges, support, seed)
+        return output.probability, output.scores.score_map
 
     def _pictures(
         self, episode: Episode
@@ -212,44 +211,17 @@ class Evaluation:
             sample = self.dataset.samples[index]
             image, truth = read_image(sample.image), read_truth(self.dataset.name, sample)
             check_pair(image, truth.mask, sample.image, sample.mask)
-            backbone = self.segmenter.backbone
-            frames = stack_frames([image], backbone.image_size).to(backbone.device)
-            seconds = {}
-            clock = _Meter(backbone.device)
-            latents = backbone.encode(frames)
-            seconds["latents"] = clock.seconds()
-            edges = self.segmenter.find_edges(frames)
-            seconds["edges"] = clock.seconds() - seconds["latents"]
-            support = self.segmenter.encode_pairs([(image, truth.mask)])
-            seconds["support"] = clock.seconds() - seconds["latents"] - seconds["edges"]
-            self._encoded[index] = EncodedSample(image, latents, edges, support, truth, seconds)
+            stages = Stages(read_time(self.segmenter.device))
+            query = replace(self.segmenter, stage=stages).encode_queries([image])
+            with stages("support"):
+                support = self.segmenter.encode_pairs([(image, truth.mask)])
+            self._encoded[index] = EncodedSample(
+                image, query.latents, query.edges, support, truth, stages.spent
+            )
         self._encoded.move_to_end(index)
         if len(self._encoded) > REMEMBERED:
             self._encoded.popitem(last=False)
         return self._encoded[index]
-
-
-class _Meter:
-    """Wall time since it was made, the device's queued work included, and most memory held there."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device if device.type == "cuda" else None
-        if self._device:
-            torch.cuda.synchronize(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-        self._start = time.perf_counter()
-
-    def seconds(self) -> float:
-        if self._device:
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter() - self._start
-
-    def device_mib(self) -> float:
-        return torch.cuda.max_memory_allocated(self._device) / 2**20
-
-    @property
-    def on_cuda(self) -> bool:
-        return self._device is not None
 
 
 def own_thresholds(segmenter: Segmenter) -> dict[str, float]:

@@ -35,11 +35,10 @@ def _answers(
         query = cache.read(queries, [False] * len(chunk))
         rows = np.array([[cache.support_row(i) for i in episode.support] for episode in chunk])
         support = cache.read_supports(rows, np.zeros_like(rows, dtype=bool))
-        noise = segmenter.make_noise(query.latents, SEED)
         with torch.autocast(query.latents.device.type, torch.bfloat16):
-            output = segmenter.forward(query.latents, query.edges, support, noise)
-        picture = F.interpolate(output.picture.float(), size=query.masks.shape[-2:], mode="area")
-        predicted, truth = picture.cpu().numpy(), (query.masks > 0.5).cpu().numpy()
+            output = segmenter.predict(query.latents, query.edges, support, SEED)
+        probability = F.interpolate(output.probability, size=query.masks.shape[-2:], mode="area")
+        predicted, truth = probability.cpu().numpy(), (query.masks > 0.5).cpu().numpy()
         for episode, mine, theirs in zip(chunk, predicted, truth, strict=True):
             yield episode.class_name, mine[0], theirs[0]
 

@@ -1,0 +1,262 @@
+"""The method on batched tensors in the model frame: one look, the score map, PAM, the decoded mask.
+
+It is differentiable in SCM and PAM; training uses it as it is, and `segmenter.py` puts images around it.
+
+Letters: b queries, k supports, S image size, H W = S/8, c latent channels, E edge size.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffseg_cli.compute import describe_device
+from diffseg_cli.config import SegmentConfig
+from diffseg_cli.errors import UsageError
+from diffseg_cli.loading import edge_size
+from diffseg_cli.models.attention import AttentionMaps, OnLayer, ScoreMaps
+from diffseg_cli.models.backbone import Backbone, Control
+from diffseg_cli.models.hed import HED
+from diffseg_cli.models.hed_student import HedStudent
+from diffseg_cli.models.knowledge import FEATURE_KNOWLEDGE, knowledge_scores
+from diffseg_cli.models.spatial_control import SpatialControl
+from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.prediction import SegmenterOutput
+from diffseg_cli.timing import Stage, unmetered
+from diffseg_cli.trained import Trained
+from diffseg_cli.version import __version__
+from diffseg_cli.weights import tensors_digest
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Method:
+    """A frozen backbone with what was trained on top. It holds no state: `replace` gives one that differs.
+
+    Attributes:
+        backbone: frozen, in eval mode.
+        trained: SCM and PAM with what was fitted to them.
+        hed: edge detector or its student; needed when SCM is there.
+        head: "pam" decodes PAM's latents; "attention" takes the score map as it is.
+        settings: fusion, timesteps, and defaults of threshold and refinement.
+        stage: entered with the name of each stage, for whoever measures them (`timing.Stages`). Work of a GPU
+            may still be under way when a stage is left, so a meter of time must wait for it.
+    """
+
+    backbone: Backbone
+    trained: Trained
+    hed: HED | HedStudent | None
+    head: str
+    settings: SegmentConfig = field(default_factory=SegmentConfig)
+    stage: Stage = unmetered
+
+    def __post_init__(self) -> None:
+        if self.head == "pam" and "pam" not in self.trained.modules:
+            raise ValueError("head 'pam' needs a trained PAM")
+        knowledge = self.trained.knowledge
+        if knowledge in FEATURE_KNOWLEDGE and self.backbone.adds_noise:
+            raise ValueError(f"knowledge '{knowledge}' stands in for a diffusion backbone's and needs none")
+
+    def with_trained(self, trained: Trained) -> Self:
+        """The same backbone and settings under other modules.
+
+        Raises:
+            ValueError: the head needs a PAM, and they have none.
+        """
+        return replace(self, trained=trained)
+
+    @property
+    def model(self) -> str:
+        return self.backbone.name
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.backbone.dtype
+
+    @property
+    def description(self) -> str:
+        """One sentence: model, device, number format, head."""
+        names = [name for name in self.trained.modules if self.head == "pam" or name == "scm"]
+        modules = " and ".join(name.upper() for name in names)
+        how = modules or "attention alone, without trained modules"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.backbone.description} on {describe_device(self.device)} in {dtype}, with {how}"
+
+    @property
+    def edge_size(self) -> int:
+        """Size the edge detector runs at."""
+        return edge_size(self.backbone)
+
+    @property
+    def digest(self) -> str:
+        """Short hash of everything that decides an answer beside supports, query, seed and machine."""
+        backbone = self.backbone
+        decides = {
+            "backbone": [backbone.name, backbone.fingerprint, backbone.image_size],
+            "trained": self.trained.digest,
+            "edges": [self.edge_size, tensors_digest(self.hed.state_dict()) if self.hed else None],
+            "head": self.head,
+            "settings": asdict(self.settings) | {"timesteps": self._timesteps},
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def _timesteps(self) -> list[int]:
+        """Noise levels of the look; none for a backbone that adds no noise."""
+        return list(self.settings.timesteps) if self.backbone.adds_noise else []
+
+    def record(self) -> dict[str, Any]:
+        """What computes a result, as plain values for JSON."""
+        return {
+            "model": self.model,
+            "fingerprint": self.backbone.fingerprint,
+            "trained": self.trained.record(),
+            "head": self.head,
+            "fusion": self.settings.fusion,
+            "timesteps": self._timesteps,
+            "refine": self.settings.refine,
+            "image_size": self.backbone.image_size,
+            "edge_size": self.edge_size,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "version": __version__,
+        }
+
+    def find_edges(self, images: Tensor) -> Tensor | None:
+        """images (b 3 S S) in [0, 1] -> edges (b 1 E E) in [0, 1], or None when nothing reads them."""
+        if self.hed is None or "scm" not in self.trained.modules:
+            return None
+        shrunk = F.interpolate(images.float(), size=(self.edge_size, self.edge_size), mode="area")
+        edges: Tensor = self.hed(shrunk)
+        return edges
+
+    def make_control(self, latents: Tensor, edges: Tensor | None) -> Control | None:
+        """SCM bound to the edges (b 1 E E) of encoded queries (b c H W); None without edges or SCM."""
+        modules = self.trained.modules
+        scm = modules["scm"] if "scm" in modules else None  # noqa: SIM401 - a ModuleDict has no get
+        if edges is None or not isinstance(scm, SpatialControl):
+            return None
+        with self.stage("SCM"):
+            bound = scm.bind(edges, latents)
+
+        def control(hidden_states: Sequence[Tensor]) -> Sequence[Tensor]:
+            with self.stage("SCM"):  # inside the look, which calls it
+                return bound(hidden_states)
+
+        return control
+
+    def find_scores(
+        self,
+        latents: Tensor,
+        edges: Tensor | None,
+        support: SupportFeatures,
+        noise: Tensor | None = None,
+        on_layer: OnLayer | None = None,
+    ) -> tuple[AttentionMaps, ScoreMaps]:
+        """One look at encoded queries and its score map; arguments as in `forward`, the supports fused."""
+        control = self.make_control(latents, edges)
+        with self.stage("look"):
+            maps = self.backbone.look(
+                latents,
+                support.image_embeds.expand(latents.shape[0], -1, -1, -1),
+                timesteps=self.settings.timesteps,
+                noise=noise,
+                control=control,
+                on_layer=on_layer,
+            )
+        with self.stage("score map"):
+            knowledge = self.trained.knowledge
+            return maps, knowledge_scores(knowledge, self.backbone, maps, latents, support, control)
+
+    def forward(
+        self,
+        latents: Tensor,
+        edges: Tensor | None,
+        support: SupportFeatures,
+        noise: Tensor | None = None,
+        *,
+        drops: tuple[Tensor, Tensor] | None = None,
+        decode: bool = True,
+    ) -> SegmenterOutput:
+        """From encoded queries to their mask pictures; differentiable in SCM and PAM.
+
+        Args:
+            latents: (b c H W) of the queries.
+            edges: (b 1 E E) of the queries in [0, 1], any size; None leaves SCM out.
+            support: of the queries, with b or 1 rows.
+            noise: (b c H W) unit normal, for a backbone that adds noise.
+            drops: what PAM leaves out when training, see there.
+            decode: False leaves `picture` empty, where a loss does not read it.
+        """
+        support = support.fused(self.settings.fusion)
+        b = latents.shape[0]
+        maps, scores = self.find_scores(latents, edges, support, noise)
+        if self.head == "attention":
+            with self.stage("decode"):
+                picture = F.interpolate(scores.score_map, scale_factor=8, mode="bilinear")
+            return SegmenterOutput(maps, scores, None, picture)
+        with self.stage("PAM"):
+            predicted: Tensor = self.trained.modules["pam"](
+                latents,
+                support.latents.expand(b, -1, -1, -1, -1).to(latents),
+                support.masks.expand(b, -1, -1, -1, -1).to(latents),
+                scores.score_map.to(latents),
+                drops,
+            )
+        if not decode:
+            return SegmenterOutput(maps, scores, predicted, predicted.new_empty(0))
+        with self.stage("decode"):
+            picture = self.backbone.decode_mask(predicted)
+            if self.trained.mask_gamma != 1:
+                picture = picture.clamp(0, 1) ** self.trained.mask_gamma
+        return SegmenterOutput(maps, scores, predicted, picture)
+
+    def predict(
+        self, latents: Tensor, edges: Tensor | None, support: SupportFeatures, seed: int = 0
+    ) -> SegmenterOutput:
+        """`forward` with the noise of a seed, for an answer that is to be used.
+
+        Raises:
+            DiffsegError: score map, latents or picture hold NaN or infinity.
+        """
+        with self.stage("look"):
+            noise = self.make_noise(latents, seed)
+        output = self.forward(latents, edges, support, noise)
+        output.check_finite()
+        return output
+
+    def check_presence(self, min_presence: float) -> None:
+        """Raise UsageError if a presence score is asked for and there is none."""
+        if min_presence > 0 and self.trained.presence is None:
+            raise UsageError("Without trained modules there is no presence score.", "Drop --min-presence.")
+
+    def make_noise(self, latents: Tensor, seed: int) -> Tensor | None:
+        """Unit normal noise like latents (b c H W): one draw a seed, whatever the batch, order or device."""
+        if not self.backbone.adds_noise:
+            return None
+        generator = torch.Generator().manual_seed(seed)
+        one = torch.randn(latents.shape[1:], generator=generator)
+        return one.to(latents).expand_as(latents)
+
+    def encode_frames(self, frames: Tensor, masks: Tensor) -> SupportFeatures:
+        """Supports already in the model frame.
+
+        Args:
+            frames: (k 3 S S) in [0, 1].
+            masks: (k 1 S S) in [0, 1].
+        """
+        backbone = self.backbone
+        with self.stage("encode"):
+            latents = backbone.encode(frames * masks if backbone.masks_support else frames)  # eq. 3
+            grid = F.interpolate(masks, size=(latents.shape[2], latents.shape[3]), mode="area").to(latents)
+        with self.stage("embed"):
+            embeds = backbone.embed(frames, masks, latents)
+        return SupportFeatures.of(backbone, latents[None], grid[None], embeds[None])
