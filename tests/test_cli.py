@@ -383,6 +383,19 @@ def test_a_query_that_proves_damaged_stops_the_run_and_leaves_no_half_results() 
     }
 
 
+def test_weights_that_are_no_numbers_are_an_error_and_no_empty_mask(loads: Loads) -> None:
+    weight = loads.answer.backbone.get_parameter("encoder.stem.weight")
+    kept = weight.clone()
+    weight[0, 0, 0, 0] = float("nan")
+    try:
+        result = run("segment", *ONE, "-q", "scene.png")
+    finally:
+        weight.copy_(kept)
+    error, hint = result.stderr.splitlines()[-2:]
+    assert result.exit_code == 1 and result.stdout == "" and "half precision" in error
+    assert hint.startswith("hint: Use --dtype float32") and not list(Path().glob("diffseg_out/*"))
+
+
 def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
