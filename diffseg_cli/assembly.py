@@ -52,9 +52,9 @@ def load_segmenter(
         raise UsageError(
             f"Timesteps must lie between 0 and {NOISE_LEVELS - 1}.", "Give for example 50 or 20,50,100."
         )
-    shipped = loading.backbone_kind(model).modules
-    if checkpoint is None and shipped is not None and head != "attention":
-        checkpoint = find_weights(shipped)
+    if checkpoint is None and head != "attention":
+        shipped = loading.backbone_kind(model).modules
+        checkpoint = find_weights(shipped) if shipped else None
     used = Path(checkpoint) if checkpoint is not None and head != "attention" else None
     place = resolve_device(device)
     limit_threads()

@@ -1,9 +1,11 @@
-"""Concepts: encoded supports in one safetensors file, to find the same thing again without their pictures.
+"""Concepts: what a run looks for, from images with masks or from a file, so that they are encoded only once.
 
-Tensors: `latents` (k c H W), `masks` (k 1 H W), `image_embeds` (k t d) as in `SupportFeatures`, and of every
-support `thumbnail.I` and `thumbnail_mask.I`, the bytes of a small JPEG and a 1-bit PNG. Everything else is in
-the metadata: `format`, `format_version`, `version`, `name`, `backbone`, `fingerprint`, `digest` (of the
-encoded supports), and as JSON `settings` and `sources`.
+A file is one safetensors file. Tensors: `latents` (k c H W), `masks` (k 1 H W), `image_embeds` (k t d) as in
+`SupportFeatures`, and of every support `thumbnail.I` and `thumbnail_mask.I`, the bytes of a small JPEG and a
+1-bit PNG. Everything else is in the metadata: `format`, `format_version`, `version`, `name`, `backbone`,
+`fingerprint`, `digest` (of the encoded supports), and as JSON `settings` and `sources`.
+
+Importing it does not import torch, and neither does reading a file's header.
 """
 
 import io
@@ -11,6 +13,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffseg_cli.errors import UsageError, WeightsError
+from diffseg_cli.results.outputs import support_tile
 from diffseg_cli.version import __version__
 from diffseg_cli.weights import file_sha256, read_header, read_safetensors, write_safetensors
 
@@ -31,8 +35,10 @@ if TYPE_CHECKING:
 
 FORMAT = "diffseg-concept"
 FORMAT_VERSION = 1
-THUMBNAIL = 384  # longest side: what the compact model sees of a picture anyway
+THUMBNAIL = 384  # longest side: what the compact model sees of an image anyway
+PREVIEW = 160  # longest side
 MOST_SUPPORTS = 256
+UNNAMED = "object"  # what a concept without a name is called in results
 MOST_THUMBNAIL_BYTES = 4_000_000
 DIMENSIONS = {"latents": 4, "masks": 4, "image_embeds": 3}  # of the encoded supports
 
@@ -54,19 +60,85 @@ class Source:
     mask_sha256: str
 
 
-@dataclass(frozen=True)
-class ConceptInfo:
-    """What a concept says about itself.
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """A class to look for, by its encoded supports.
 
     Attributes:
-        name: of the thing.
+        name: what results call it.
+        support: its encoded supports, (1 k ...).
+        tiles: a small image uint8 (h w 3) of each, its background darkened; may be left out.
+        sources: where each came from; empty where that is not known.
+        notes: how their masks were understood, where that is worth knowing.
+        file: that holds it, or None.
+    """
+
+    name: str
+    support: "SupportFeatures"
+    tiles: Sequence[NDArray[np.uint8]]
+    sources: Sequence[Source] = ()
+    notes: Sequence[str] = ()
+    file: Path | None = None
+
+    @cached_property
+    def preview(self) -> bytes:
+        """Its first support as a JPEG, small enough for a list; needs tiles."""
+        stream = io.BytesIO()
+        shown = Image.fromarray(self.tiles[0])
+        shown.thumbnail((PREVIEW, PREVIEW))
+        shown.save(stream, "JPEG", quality=85)
+        return stream.getvalue()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Where it came from, as plain values for JSON."""
+        file = {"concept": str(self.file)} if self.file else {}
+        return {"name": self.name, **file, "supports": [asdict(source) for source in self.sources]}
+
+
+@dataclass(frozen=True, eq=False)
+class SupportSet:
+    """Images and masks that a concept is made of.
+
+    Attributes:
+        name: of the concept.
+        pairs: uint8 (h w 3) and bool (h w) of each support, any sizes.
+        sources: as in `Concept`.
+        notes: as in `Concept`.
+        files: the supports were read from.
+    """
+
+    name: str
+    pairs: Sequence[Pair]
+    sources: Sequence[Source] = ()
+    notes: Sequence[str] = ()
+    files: Sequence[Path] = ()
+
+    def concept(self, segmenter: "Segmenter") -> Concept:
+        """Encode the supports.
+
+        Raises:
+            InputError: there are none.
+        """
+        tiles = [support_tile(*pair) for pair in self.pairs]
+        return Concept(self.name, segmenter.encode_support(self.pairs), tiles, self.sources, self.notes)
+
+
+@dataclass(frozen=True)
+class SavedConcept:
+    """A concept in a file, as far as its header tells.
+
+    Attributes:
+        file: that holds it.
+        name: of the concept.
         backbone: that encoded it.
         fingerprint: of that backbone's weights.
         settings: of the encoding.
-        sources: one a support.
+        sources: one per support.
         version: of diffseg that wrote it.
     """
 
+    file: Path
     name: str
     backbone: str
     fingerprint: str
@@ -74,16 +146,80 @@ class ConceptInfo:
     sources: tuple[Source, ...]
     version: str
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """As of a `SupportSet`."""
+        return (self.file,)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The header, as plain values for JSON."""
+        return {**asdict(self), "file": str(self.file)}
+
+    def concept(self, segmenter: "Segmenter") -> Concept:
+        """Its supports, ready for this segmenter.
+
+        Raises:
+            WeightsError: the file is damaged, or another model encoded it.
+        """
+        from diffseg_cli.models.support import TENSORS, SupportFeatures
+
+        backbone = segmenter.backbone
+        if self.backbone != backbone.name:
+            raise WeightsError(
+                f"{self.file} was made with {self.backbone}, and the model in use is {backbone.name}.",
+                f"Use it with --model {self.backbone}, or make it again with this model.",
+            )
+        if self.fingerprint != backbone.fingerprint:
+            raise WeightsError(
+                f"{self.file} is stale: it was made with other weights of {self.backbone} "
+                f"({self.fingerprint}) than those in use ({backbone.fingerprint}).",
+                AGAIN,
+            )
+        tensors, metadata = read_safetensors(self.file)
+        grid = backbone.image_size // 8
+        support = SupportFeatures.of(backbone, *(tensors[what][None] for what in TENSORS))
+        expected = (1, len(self.sources), backbone.latent_channels, grid, grid)
+        whole = metadata.get("digest") == support.digest and support.latents.shape == expected
+        if not whole or not all(_is_plain(tensors[what]) for what in TENSORS):
+            raise WeightsError(
+                f"{self.file} is damaged: its encoded supports are not those of a model.", AGAIN
+            )
+        support = support.to(backbone.device, backbone.dtype)
+        tiles = [support_tile(*pair) for pair in self.thumbnails()]
+        return Concept(self.name, support, tiles, self.sources, file=self.file)
+
+    def thumbnails(self) -> list[Pair]:
+        """The small images in the file: uint8 (h w 3) and bool (h w) of each support.
+
+        Raises:
+            WeightsError: the file or an image in it is damaged.
+        """
+        tensors, _ = read_safetensors(self.file)
+        pairs = []
+        for index in range(len(self.sources)):
+            try:
+                image = _decode(tensors[f"thumbnail.{index}"], "JPEG").convert("RGB")
+                mask = _decode(tensors[f"thumbnail_mask.{index}"], "PNG").convert("1")
+                if image.size != mask.size:
+                    raise ValueError("sizes differ")
+            except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+                raise WeightsError(
+                    f"{self.file} is damaged: its image {index + 1} cannot be read.", AGAIN
+                ) from error
+            pairs.append((np.array(image), np.array(mask)))
+        return pairs
+
 
 def check_name(name: str) -> str:
-    """A name for a thing: letters, digits, spaces and . + - _, starting with a letter or digit.
+    """A name for a concept: letters, digits, spaces and . + - _, starting with a letter or digit.
 
     Raises:
         UsageError: it is none.
     """
     if not (NAME.fullmatch(name) and not RESERVED.fullmatch(name)):
         raise UsageError(
-            f"{name!r} cannot be the name of a thing.",
+            f"{name!r} cannot be the name of a concept.",
             "Use up to 64 letters, digits, spaces and . + - _, and begin with a letter or digit.",
         )
     return name
@@ -94,55 +230,52 @@ def source_of(image: Path, mask: Path) -> Source:
     return Source(image.name, file_sha256(image), mask.name, file_sha256(mask))
 
 
-def write_concept(
-    path: Path, segmenter: "Segmenter", name: str, pairs: Sequence[Pair], sources: Sequence[Source]
-) -> ConceptInfo:
+def write_concept(path: Path, segmenter: "Segmenter", supports: SupportSet) -> SavedConcept:
     """Encode supports and write them as a concept; the file is whole or not there.
 
     Args:
         path: of the file.
         segmenter: whose backbone encodes them.
-        name: of the thing.
-        pairs: uint8 (h w 3) and bool (h w) of each support, any sizes.
-        sources: where each came from.
+        supports: with a source of each.
 
     Raises:
         UsageError: the name is none, or there are too many supports.
-        InputError: the folder cannot be written.
+        InputError: there are no supports, or the folder cannot be written.
     """
     import torch
 
     from diffseg_cli.models.support import TENSORS
 
-    check_name(name)
-    if len(pairs) > MOST_SUPPORTS:
+    check_name(supports.name)
+    if len(supports.pairs) > MOST_SUPPORTS:
         raise UsageError(
             f"A concept holds {MOST_SUPPORTS} supports at most.", "Choose the most different ones."
         )
-    support = segmenter.encode_support(pairs)
+    support = segmenter.encode_support(supports.pairs)
     tensors = {what: getattr(support, what)[0] for what in TENSORS}
-    for index, (image, mask) in enumerate(pairs):
+    for index, (image, mask) in enumerate(supports.pairs):
         for what, content in zip(("thumbnail", "thumbnail_mask"), _thumbnails(image, mask), strict=True):
             tensors[f"{what}.{index}"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     settings = {
         "image_size": segmenter.backbone.image_size,
         "dtype": str(segmenter.dtype).removeprefix("torch."),
     }
-    info = ConceptInfo(name, support.backbone, support.fingerprint, settings, tuple(sources), __version__)
+    made = (support.backbone, support.fingerprint, settings, tuple(supports.sources), __version__)
+    saved = SavedConcept(path, supports.name, *made)
     metadata = {
         "format": FORMAT,
         "format_version": str(FORMAT_VERSION),
-        **{field: getattr(info, field) for field in ("version", "name", "backbone", "fingerprint")},
+        **{field: getattr(saved, field) for field in ("version", "name", "backbone", "fingerprint")},
         "digest": support.digest,
         "settings": json.dumps(settings),
-        "sources": json.dumps([asdict(source) for source in sources]),
+        "sources": json.dumps([asdict(source) for source in supports.sources]),
     }
     write_safetensors(path, tensors, metadata)
-    return info
+    return saved
 
 
-def read_concept_info(path: Path) -> ConceptInfo:
-    """What a concept says about itself, from its header alone and without torch.
+def open_concept(path: Path) -> SavedConcept:
+    """A concept in a file, from the header alone and without torch.
 
     Raises:
         WeightsError: the file is unreadable, damaged, no concept, or of another format version.
@@ -163,70 +296,15 @@ def read_concept_info(path: Path) -> ConceptInfo:
         settings = json.loads(metadata["settings"])
         sources = tuple(Source(**_texts(row)) for row in json.loads(metadata["sources"]))
         name = check_name(metadata["name"])
-        info = ConceptInfo(
-            name, metadata["backbone"], metadata["fingerprint"], settings, sources, metadata["version"]
-        )
+        made = (metadata["backbone"], metadata["fingerprint"], settings, sources, metadata["version"])
         _check_shapes(shapes, len(sources))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise WeightsError(f"{path} is damaged: its record of the supports cannot be read.", AGAIN) from error
-    return info
-
-
-def read_concept(path: Path, segmenter: "Segmenter") -> "tuple[SupportFeatures, ConceptInfo]":
-    """A concept's supports, ready for this segmenter.
-
-    Raises:
-        WeightsError: as `read_concept_info`, or another model encoded it.
-    """
-    from diffseg_cli.models.support import TENSORS, SupportFeatures
-
-    info, backbone = read_concept_info(path), segmenter.backbone
-    if info.backbone != backbone.name:
-        raise WeightsError(
-            f"{path} was made with {info.backbone}, and the model in use is {backbone.name}.",
-            f"Use it with --model {info.backbone}, or make it again with this model.",
-        )
-    if info.fingerprint != backbone.fingerprint:
-        raise WeightsError(
-            f"{path} is stale: it was made with other weights of {info.backbone} ({info.fingerprint}) than "
-            f"those in use ({backbone.fingerprint}).",
-            AGAIN,
-        )
-    tensors, metadata = read_safetensors(path)
-    grid = backbone.image_size // 8
-    support = SupportFeatures.of(backbone, *(tensors[what][None] for what in TENSORS))
-    expected = (1, len(info.sources), backbone.latent_channels, grid, grid)
-    whole = metadata.get("digest") == support.digest and support.latents.shape == expected
-    if not whole or not all(_is_plain(tensors[what]) for what in TENSORS):
-        raise WeightsError(f"{path} is damaged: its encoded supports are not those of a model.", AGAIN)
-    return support.to(backbone.device, backbone.dtype), info
-
-
-def read_thumbnails(path: Path) -> list[Pair]:
-    """The small pictures in a concept: uint8 (h w 3) and bool (h w) of each support.
-
-    Raises:
-        WeightsError: as `read_concept_info`, or a picture is damaged.
-    """
-    info = read_concept_info(path)
-    tensors, _ = read_safetensors(path)
-    pairs = []
-    for index in range(len(info.sources)):
-        try:
-            image = _decode(tensors[f"thumbnail.{index}"], "JPEG").convert("RGB")
-            mask = _decode(tensors[f"thumbnail_mask.{index}"], "PNG").convert("1")
-            if image.size != mask.size:
-                raise ValueError("sizes differ")
-        except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-            raise WeightsError(
-                f"{path} is damaged: its picture {index + 1} cannot be read.", AGAIN
-            ) from error
-        pairs.append((np.array(image), np.array(mask)))
-    return pairs
+    return SavedConcept(path, name, *made)
 
 
 def _thumbnails(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[bytes, bytes]:
-    """JPEG of a picture and PNG of its mask, both small."""
+    """JPEG of an image and PNG of its mask, both small."""
     scale = min(1.0, THUMBNAIL / max(mask.shape))
     size_wh = max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale))
     picture, outline = io.BytesIO(), io.BytesIO()

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from diffseg_cli.concept import FORMAT as CONCEPT_FORMAT
-from diffseg_cli.concept import read_concept_info
+from diffseg_cli.concept import open_concept
 from diffseg_cli.errors import DiffsegError, ExitCode, InputError
 from diffseg_cli.hub import KANDINSKY, PULL, find_kandinsky
 from diffseg_cli.reading.array_files import is_array_file
@@ -97,7 +97,7 @@ def examine_file(path: Path) -> Finding:
 def _examine_tensors(path: Path) -> Finding:
     shapes, metadata = read_header(path)
     if metadata.get("format") == CONCEPT_FORMAT:
-        concept = read_concept_info(path)
+        concept = open_concept(path)
         what = f"concept '{concept.name}' of {len(concept.sources)} supports, made with {concept.backbone}"
         return Finding(str(path), "ok", f"{what} {plain(concept.fingerprint)}")
     kind = plain(metadata.get("format", "no format named"))

@@ -27,6 +27,7 @@ from diffseg_cli.batch.manifest import ManifestReader, ManifestWriter
 from diffseg_cli.batch.runner import Runner
 from diffseg_cli.choices import AnswerChoice, MaskChoice, SupportChoice
 from diffseg_cli.cli import batch_progress, main
+from diffseg_cli.cli.inputs import read_concepts
 from diffseg_cli.segmenter import Segmenter
 
 HW = (48, 64)
@@ -121,7 +122,7 @@ def test_json_streams_a_line_a_picture() -> None:
     assert {"read", "decode", "model", "draw", "write"} == set(row["seconds"])
     record = json.loads(Path("out/run.json").read_text())
     assert [picture["query"] for picture in record["pictures"]] == [f"{name}.png" for name in NAMES]
-    assert record["things"][0]["supports"][0]["image"] == "support.png" and record["seed"] == 0
+    assert record["concepts"][0]["supports"][0]["image"] == "support.png" and record["seed"] == 0
 
 
 def test_concepts_share_a_label_map() -> None:
@@ -131,7 +132,7 @@ def test_concepts_share_a_label_map() -> None:
     arguments = ["batch", "-c", "one.dsc", "-c", "two.dsc", "-q", "photos", "-o", "out", "--json"]
     result = CliRunner().invoke(main.app, arguments)
     assert result.exit_code == 0
-    assert [thing["name"] for thing in rows(result)["a"]["things"]] == ["one", "two"]
+    assert [found["name"] for found in rows(result)["a"]["concepts"]] == ["one", "two"]
     with Image.open("out/a_mask.png") as mask:
         assert mask.mode == "P"
     assert {"a_heatmap_one.png", "a_heatmap_two.png"} <= set(files())
@@ -163,11 +164,9 @@ def test_nothing_depends_on_batches_workers_parts_or_order(folder: Path) -> None
 
 def _job_of(folder: Path) -> Any:
     from diffseg_cli.batch.job import Job
-    from diffseg_cli.cli.things import find_things, read_pairs
 
     supports = SupportChoice((folder / "support.png",), (folder / "support_m.png",))
-    things = find_things(supports, MaskChoice())
-    return Job(things, read_pairs(things), AnswerChoice(), ["mask", "score"])
+    return Job(read_concepts(supports, MaskChoice()), AnswerChoice(), ["mask", "score"])
 
 
 def test_a_batch_size_is_used_only_if_no_bit_changes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -182,7 +181,7 @@ def test_a_batch_size_is_used_only_if_no_bit_changes(monkeypatch: pytest.MonkeyP
         sizes.append(len(pictures))
         answers = one_by_one(self, pictures)
         if len(pictures) > 2:
-            answers[-1].scene.things[0].probability[0, 0] += np.float32(1e-3)
+            answers[-1].scene.found[0].probability[0, 0] += np.float32(1e-3)
         return answers
 
     monkeypatch.setattr(Runner, "find", one_by_one)
@@ -530,10 +529,10 @@ def test_the_sheet_holds_every_picture() -> None:
     assert listed is not None
     cards = {card[0]: card for card in json.loads(listed[1])}
     assert len(cards) == 6
-    name, small, large, presence, area, things, error = cards["day1/100% <b>.png"]
+    name, small, large, presence, area, found, error = cards["day1/100% <b>.png"]
     assert Path("out/index_thumbnails", f"{name}.jpg").exists() and "<" not in small and "%25" in small
     assert large == "day1/100%25%20%3Cb%3E_overlay.png" and 0 < presence < 1 and 0 < area < 1
-    assert (things, error) == ("", None)
+    assert (found, error) == ("", None)
     assert cards["<script>&amp; \u00fc#1.jpg"][6].endswith("is empty (0 bytes).")
     for name in NAMES:
         with Image.open(f"out/index_thumbnails/{name}.png.jpg") as thumbnail:
@@ -594,8 +593,8 @@ def test_memory_stays_flat_over_many_pictures(monkeypatch: pytest.MonkeyPatch, f
         if count[0] % 8 == 1 or not known:
             known[:] = find(self, pictures)
         (answer,) = known
-        things = [replace(t, probability=t.probability.copy()) for t in answer.scene.things]
-        return [replace(answer, scene=replace(answer.scene, things=things))]
+        found = [replace(t, probability=t.probability.copy()) for t in answer.scene.found]
+        return [replace(answer, scene=replace(answer.scene, found=found))]
 
     monkeypatch.setattr(Runner, "find", mostly_known)
     runner = Runner(assembly.load_segmenter(), _job_of(folder), store.Store(folder / "x"))

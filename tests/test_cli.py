@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 from diffseg_cli import assembly
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.cli import evaluate, main, train
-from diffseg_cli.concept import source_of, write_concept
+from diffseg_cli.concept import SupportSet, source_of, write_concept
 from diffseg_cli.segmenter import Segmenter
 
 REPOSITORY = Path(__file__).parents[1]
@@ -551,9 +551,8 @@ def test_examples_of_the_help_are_valid(loads: Loads, verb: str) -> None:
         Image.fromarray(box((240, 400))).save(name)
     for name in ("dog", "sofa"):
         pairs = [(np.asarray(picture(3)), box() > 0)]
-        write_concept(
-            Path(f"{name}.dsc"), loads.answer, name, pairs, [source_of(Path("a.png"), Path("a_m.png"))]
-        )
+        supports = SupportSet(name, pairs, [source_of(Path("a.png"), Path("a_m.png"))])
+        write_concept(Path(f"{name}.dsc"), loads.answer, supports)
     examples = re.findall(r"^ +diffseg (.*)$", sys.modules[f"diffseg_cli.cli.{verb}"].EXAMPLES, re.MULTILINE)
     assert len(examples) == 2
     for example in examples:

@@ -18,9 +18,9 @@ from diffseg_cli import assembly
 from diffseg_cli.advice import advise
 from diffseg_cli.cli import main
 from diffseg_cli.concept import (
+    SupportSet,
     check_name,
-    read_concept,
-    read_thumbnails,
+    open_concept,
     source_of,
     write_concept,
 )
@@ -70,7 +70,7 @@ def make(segmenter: Segmenter, name: str, *stems: str) -> Path:
         (np.asarray(Image.open(f"{stem}.png")), np.asarray(Image.open(f"{stem}_m.png"))) for stem in stems
     ]
     sources = [source_of(Path(f"{stem}.png"), Path(f"{stem}_m.png")) for stem in stems]
-    write_concept(Path(f"{name}.dsc"), segmenter, name, pairs, sources)
+    write_concept(Path(f"{name}.dsc"), segmenter, SupportSet(name, pairs, sources))
     return Path(f"{name}.dsc")
 
 
@@ -78,16 +78,17 @@ def make(segmenter: Segmenter, name: str, *stems: str) -> Path:
 
 
 def test_a_concept_answers_like_its_supports(small_segmenter: Segmenter) -> None:
-    support, info = read_concept(make(small_segmenter, "dog", "a", "b"), small_segmenter)
+    saved = open_concept(make(small_segmenter, "dog", "a", "b"))
+    support = saved.concept(small_segmenter).support
     fresh = small_segmenter.encode_support([("a.png", "a_m.png"), ("b.png", "b_m.png")])
     for what in ("latents", "masks", "image_embeds"):
         assert torch.equal(getattr(support, what), getattr(fresh, what))
     once, again = (small_segmenter.segment("scene.png", each) for each in (support, fresh))
     np.testing.assert_array_equal(once.probability, again.probability)
-    assert info.name == "dog" and info.settings == {"image_size": 128, "dtype": "float32"}
-    assert [source.image for source in info.sources] == ["a.png", "b.png"]
-    assert info.sources[0].mask_sha256 == file_sha256(Path("a_m.png"))
-    (image, mask), _ = read_thumbnails(Path("dog.dsc"))
+    assert saved.name == "dog" and saved.settings == {"image_size": 128, "dtype": "float32"}
+    assert [source.image for source in saved.sources] == ["a.png", "b.png"]
+    assert saved.sources[0].mask_sha256 == file_sha256(Path("a_m.png"))
+    (image, mask), _ = saved.thumbnails()
     np.testing.assert_array_equal(mask, box(5))
     assert np.abs(image.astype(int) - picture(0)).mean() < 6  # a JPEG
 
@@ -105,8 +106,8 @@ def test_large_pictures_become_small_thumbnails(small_segmenter: Segmenter) -> N
     mask = np.zeros((900, 1200), bool)
     mask[300:600, 400:800] = True
     source = source_of(Path("a.png"), Path("a_m.png"))
-    write_concept(Path("big.dsc"), small_segmenter, "big", [(image, mask)], [source])
-    ((small, covered),) = read_thumbnails(Path("big.dsc"))
+    saved = write_concept(Path("big.dsc"), small_segmenter, SupportSet("big", [(image, mask)], [source]))
+    ((small, covered),) = saved.thumbnails()
     assert small.shape == (288, 384, 3) and covered.mean() == pytest.approx(mask.mean(), rel=0.02)
 
 
@@ -143,7 +144,7 @@ def test_what_does_not_fit_is_refused(
     path = make(small_segmenter, "dog", "a")
     changed(path, **change)  # type: ignore[arg-type]
     with pytest.raises(WeightsError) as raised:
-        read_concept(path, small_segmenter)
+        open_concept(path).concept(small_segmenter)
     assert re.search(said, raised.value.message) and advice in str(raised.value.hint)
 
 
@@ -161,7 +162,7 @@ def test_features_that_are_no_numbers_or_of_another_grid_are_refused(small_segme
     ):
         write_safetensors(path, {**held, **tensors}, known)
         with pytest.raises(WeightsError, match="damaged"):
-            read_concept(path, small_segmenter)
+            open_concept(path).concept(small_segmenter)
 
 
 @settings(deadline=None, max_examples=60)
@@ -176,8 +177,7 @@ def test_damaged_bytes_never_crash(small_segmenter: Segmenter, data: st.DataObje
     hurt = Path("hurt.dsc")
     hurt.write_bytes(content[: data.draw(st.sampled_from([len(content), header, header + 1000]))])
     try:
-        read_concept(hurt, small_segmenter)
-        read_thumbnails(hurt)
+        open_concept(hurt).concept(small_segmenter)
     except DiffsegError as error:
         assert "hurt.dsc" in error.message
 
@@ -202,7 +202,7 @@ def test_make_and_show(attention: Segmenter) -> None:
     two = ("-s", "a.png", "-m", "a_m.png", "-s", "b.png", "-m", "b_m.png")
     result = run("concept", "make", "out/dog.dsc", *two, "--name", "brown dog")
     assert (result.exit_code, result.stdout) == (0, "out/dog.dsc\n"), result.output
-    assert read_concept(Path("out/dog.dsc"), attention)[1].name == "brown dog"
+    assert open_concept(Path("out/dog.dsc")).concept(attention).name == "brown dog"
     shown = run("concept", "show", "out/dog.dsc", "--sheet", "sheet.png")
     lines = shown.stdout.splitlines()
     assert shown.exit_code == 0 and lines[-1] == "sheet.png" and Image.open("sheet.png").width > 500
@@ -217,7 +217,7 @@ def test_make_and_show(attention: Segmenter) -> None:
     [
         ("concept make a.png -s a.png -m a_m.png", 2, "would be overwritten"),
         ("concept make a_m.png -s a.png -m a_m.png", 2, "would overwrite a support"),
-        ("concept make .x.dsc -s a.png -m a_m.png", 2, "cannot be the name of a thing"),
+        ("concept make .x.dsc -s a.png -m a_m.png", 2, "cannot be the name of a concept"),
         (
             "concept make dog.dsc -s a.png -m a_m.png -s b.png",
             2,
@@ -268,22 +268,22 @@ def test_two_concepts_give_one_label_map_and_the_query_is_encoded_once(
     assert result.exit_code == 0, result.output
     row = json.loads(result.stdout)
     assert encoded == [1]
-    assert [(thing["name"], thing["label"]) for thing in row["things"]] == [("dog", 1), ("sofa", 2)]
+    assert [(found["name"], found["label"]) for found in row["concepts"]] == [("dog", 1), ("sofa", 2)]
     with Image.open(row["outputs"]["mask"]) as read:
         labels = np.asarray(read)
         assert read.mode == "P" and labels.shape == HW and set(np.unique(labels)) <= {0, 1, 2}
     np.testing.assert_array_equal(np.asarray(Image.open(row["outputs"]["voc"])), labels)
-    supports = [read_concept(Path(f"{name}.dsc"), attention)[0] for name in ("dog", "sofa")]
+    supports = [open_concept(Path(f"{name}.dsc")).concept(attention).support for name in ("dog", "sofa")]
     alone = [attention.segment("scene.png", support) for support in supports]
     both = alone[0].mask & alone[1].mask
     assert both.any()
     stronger = np.where(alone[0].probability >= alone[1].probability, 1, 2)
     assert (labels[both] == stronger[both])[labels[both] > 0].all()
-    for label, thing in enumerate(row["things"], start=1):
-        assert thing["mask_area"] == pytest.approx((labels == label).mean())
+    for label, found in enumerate(row["concepts"], start=1):
+        assert found["mask_area"] == pytest.approx((labels == label).mean())
     record = json.loads(Path("diffseg_out/run.json").read_text())
-    assert [thing["concept"] for thing in record["things"]] == ["dog.dsc", "sofa.dsc"]
-    assert record["things"][0]["supports"][0]["image"] == "a.png"
+    assert [each["concept"] for each in record["concepts"]] == ["dog.dsc", "sofa.dsc"]
+    assert record["concepts"][0]["supports"][0]["image"] == "a.png"
     assert record["pictures"] == [row] and record["refine"] is True
 
 

@@ -1,7 +1,6 @@
 """No verb ignores an option: each group, given whole and with no value that is its default, arrives."""
 
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,8 +23,8 @@ from diffseg_cli.choices import (
     ModelChoice,
     SupportChoice,
 )
-from diffseg_cli.cli import main
-from diffseg_cli.concept import source_of, write_concept
+from diffseg_cli.cli import inputs, main
+from diffseg_cli.concept import SupportSet, source_of, write_concept
 from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig, SegmentConfig
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.evaluation import benchmark
@@ -130,9 +129,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_segmenter: Se
         image.save(f"{name}.jpg" if "/" in name else f"{name}.png")
         Image.fromarray(mask).save(f"{name}.png" if "/" in name else f"{name}_m.png")
     pairs = [(np.asarray(image), mask > 0)] * 3
-    write_concept(
-        Path("three.dsc"), small_segmenter, "dog", pairs, [source_of(Path("a.png"), Path("a_m.png"))] * 3
-    )
+    sources = [source_of(Path("a.png"), Path("a_m.png"))] * 3
+    write_concept(Path("three.dsc"), small_segmenter, SupportSet("dog", pairs, sources))
 
 
 @pytest.fixture
@@ -229,10 +227,8 @@ def test_attn_looks_with_the_seed_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_names_and_concepts_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = {"segment": "segment", "attn": "attn", "batch": "batch_job", "watch": "batch_job"}
-    for verb, module in modules.items():
-        where = sys.modules[f"diffseg_cli.cli.{module}"]
-        seen = spy(monkeypatch, where, "find_things", lambda supports, _: vars(supports))
+    for verb in ("segment", "attn", "batch", "watch"):
+        seen = spy(monkeypatch, inputs, "read_concepts", lambda supports, _: vars(supports))
         run(f"{VERBS[verb]} -s b.png -m b_m.png -c three.dsc --name rex")
         files = [(Path("a.png"), Path("b.png")), (Path("a_m.png"), Path("b_m.png")), (Path("three.dsc"),)]
         assert seen == [vars(SupportChoice(*files, "rex"))], verb

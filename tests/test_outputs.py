@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
-from diffseg_cli.cli.options import FORMATS
+from diffseg_cli.choices import FORMATS
 from diffseg_cli.errors import MissingDependency
 from diffseg_cli.reading.image_io import read_mask, read_pair
 from diffseg_cli.results.annotations import (
@@ -33,7 +33,7 @@ from diffseg_cli.results.outputs import (
     run_shapes,
     settle,
 )
-from diffseg_cli.results.palette import draw_legend, label_map, settle_overlaps, thing_color, voc_color
+from diffseg_cli.results.palette import concept_color, draw_legend, label_map, settle_overlaps, voc_color
 
 HW = (120, 160)
 NAMES = ["bad weld", "dog"]
@@ -63,11 +63,11 @@ def image() -> NDArray[np.uint8]:
 def scene(image: NDArray[np.uint8]) -> Scene:
     draw = np.random.default_rng(1)
     maps = [draw.random(HW, dtype=np.float32) for _ in range(4)]
-    things = [
+    found = [
         Found(name, mask, maps[i], maps[i + 2], presence)
         for i, (name, mask, presence) in enumerate(zip(NAMES, MASKS, (0.9, None), strict=True))
     ]
-    return Scene(Path("photos/scene.jpg"), image, things, [(image[:50], "weld")])
+    return Scene(Path("photos/scene.jpg"), image, found, [(image[:50], "weld")])
 
 
 def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -182,10 +182,10 @@ def test_every_format_has_a_file_and_leaves_nothing_else(tmp_path: Path, scene: 
     assert written == {f"scene{suffix}" for suffix in files.values()} | set(RUN_FILES.values())
     assert {"scene_heatmap_bad weld.png", "scene_heatmap_dog.png"} <= written
     with Image.open(tmp_path / "scene_mask.png") as read:
-        assert read.mode == "P" and read.getpalette()[3:6] == list(thing_color(0))  # type: ignore[index]
+        assert read.mode == "P" and read.getpalette()[3:6] == list(concept_color(0))  # type: ignore[index]
         np.testing.assert_array_equal(np.asarray(read), label_map(MASKS))
     scores = np.load(tmp_path / "scene_score.npy", allow_pickle=False)
-    np.testing.assert_array_equal(scores, np.stack([thing.probability for thing in scene.things]))
+    np.testing.assert_array_equal(scores, np.stack([found.probability for found in scene.found]))
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["pictures"] == [{"query": "photos/scene.jpg", "size_hw": [*HW]}] and record["seed"] == 0
     assert (tmp_path / "labelmap.txt").read_text().splitlines()[1:] == [
@@ -198,7 +198,7 @@ def test_every_format_has_a_file_and_leaves_nothing_else(tmp_path: Path, scene: 
 
 
 def test_one_thing_gives_a_plain_mask_and_score(tmp_path: Path, scene: Scene) -> None:
-    one = Scene(scene.picture, scene.image, scene.things[:1])
+    one = Scene(scene.picture, scene.image, scene.found[:1])
     assert picture_files(["heatmap", "json"], NAMES[:1]) == {"heatmap": "_heatmap.png"}
     for what in ("mask", "score", "heatmap", "sheet"):
         (tmp_path / what).write_bytes(result_bytes(what, tmp_path / what, one))
@@ -262,17 +262,17 @@ def test_overlaps_go_to_the_higher_claim_and_slivers_to_no_one() -> None:
 def test_presence_weighs_a_claim() -> None:
     both = drawn("rectangle", 20, 20, 80, 80)
     maps: Any = [np.full(HW, value, dtype=np.float32) for value in (0.9, 0.7)]
-    things = [Found(n, both, p, p, seen) for n, p, seen in zip(NAMES, maps, (0.5, 0.95), strict=True)]
-    assert [thing.mask.any() for thing in settle(things)] == [False, True]
-    assert things[0].score == pytest.approx(0.45) and settle(things)[0].score == 0
-    assert settle(things[:1]) == things[:1]
+    found = [Found(n, both, p, p, seen) for n, p, seen in zip(NAMES, maps, (0.5, 0.95), strict=True)]
+    assert [each.mask.any() for each in settle(found)] == [False, True]
+    assert found[0].score == pytest.approx(0.45) and settle(found)[0].score == 0
+    assert settle(found[:1]) == found[:1]
 
 
 def test_a_legend_never_grows_the_picture() -> None:
     for size_hw in ((8, 8), (40, 30), (400, 500)):
         pixels = np.full((*size_hw, 3), 200, dtype=np.uint8)
-        names = [f"thing {index}" for index in range(40)]
+        names = [f"each {index}" for index in range(40)]
         shown = draw_legend(pixels, names)
         assert shown.shape == pixels.shape and (pixels == 200).all()
     assert (shown != 200).any()
-    assert len({thing_color(index) for index in range(40)}) == 40
+    assert len({concept_color(index) for index in range(40)}) == 40

@@ -26,13 +26,13 @@ from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
 from diffseg_cli.assembly import load_segmenter
-from diffseg_cli.finding import Encoded
+from diffseg_cli.concept import SupportSet
 from diffseg_cli.mask_making import box_region, mask_from_box
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve import app as app_module
 from diffseg_cli.serve.app import create_app
-from diffseg_cli.serve.engine import Concept, Engine, Order
+from diffseg_cli.serve.engine import Engine, Order
 from diffseg_cli.serve.guard import is_loopback
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.replies import Reply, probability_levels
@@ -300,8 +300,7 @@ def test_an_error_of_our_own_leaves_without_its_details(
 
 
 def test_a_concept_is_kept_used_and_forgotten(finder: Segmenter) -> None:
-    support = finder.encode_support([(SUPPORT, MASK > 0)])
-    fixed = Concept(Encoded("sofa", support, {}, []), 1, True, "data:image/jpeg;base64,")
+    fixed = SupportSet("sofa", [(SUPPORT, MASK > 0)]).concept(finder)
     app = create_app(finder, [fixed], Limits(concepts=2))
     with TestClient(app, base_url="http://localhost") as client:
         made = client.post("/v1/concepts", files=ONE, data={"name": "my dog"})

@@ -19,7 +19,7 @@ INDEX = "index.html"
 
 
 def finish(
-    job: Job, signature: Signature, items: Sequence[Item], store: Store, encoded: Sequence[dict[str, Any]]
+    job: Job, signature: Signature, items: Sequence[Item], store: Store, concepts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Write the files of the run and the contact sheet.
 
@@ -31,7 +31,7 @@ def finish(
         signature: of the job; rows of other settings do not count.
         items: the whole plan, all parts.
         store: where to write.
-        encoded: records of the things.
+        concepts: records of what was looked for.
 
     Returns:
         What the manifest is to say of them: `files`, name -> sha256, and the `time`.
@@ -39,7 +39,7 @@ def finish(
     Raises:
         InputError: one cannot be written.
     """
-    record = {**signature.record, "things": list(encoded)}
+    record = {**signature.record, "concepts": list(concepts)}
     run = RunFiles(job.run_files, job.names, record)
     cards = []
     with only_one(store.root), ManifestReader(store.root) as manifest:
@@ -71,14 +71,14 @@ def _card(item: Item, row: Row, job: Job) -> Card:
         return Card(item.key, error=row.error)
     paths = _paths(row)
     shown = next((paths[what] for what in ("overlay", "sheet", "cutout", "mask") if what in paths), None)
-    presences = [thing["presence"] for thing in row.found["things"] if thing["presence"] is not None]
+    presences = [found["presence"] for found in row.found["concepts"] if found["presence"] is not None]
     return Card(
         item.key,
         thumbnail=paths["thumbnail"],
         large=shown or paths["thumbnail"],
         presence=max(presences, default=None),
         area=row.found["mask_area"],
-        found=[thing["name"] for thing in row.found["things"] if thing["mask_area"] and len(job.things) > 1],
+        found=[each["name"] for each in row.found["concepts"] if each["mask_area"] and len(job.concepts) > 1],
     )
 
 

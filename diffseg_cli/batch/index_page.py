@@ -23,9 +23,9 @@ class Card:
         key: of the picture.
         thumbnail: its small overlay.
         large: what a click shows.
-        presence: of the surest thing, in [0, 1], or None.
+        presence: of the surest concept, in [0, 1], or None.
         area: share of the picture that is masked.
-        found: names of the things that were found, where there are several to look for.
+        found: names of the concepts that were found, where there are several to look for.
         error: why it failed, or None.
     """
 
@@ -43,7 +43,7 @@ def render_index(cards: Sequence[Card], names: Sequence[str], planned: int) -> s
 
     Args:
         cards: of all pictures that are done or failed.
-        names: of the things.
+        names: of the concepts.
         planned: pictures of the whole plan.
     """
     shown = list(cards)
@@ -59,7 +59,7 @@ def render_index(cards: Sequence[Card], names: Sequence[str], planned: int) -> s
 
 
 def _row(card: Card) -> list[Any]:
-    """[name, thumbnail, large, presence, area, things, error]; addresses are quoted."""
+    """[name, thumbnail, large, presence, area, found, error]; addresses are quoted."""
     presence = None if card.presence is None else round(card.presence, 3)
     thumbnail, large = _address(card.thumbnail), _address(card.large)
     name = card.key.encode("utf-8", "replace").decode()

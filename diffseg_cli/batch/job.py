@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from diffseg_cli.choices import AnswerChoice, ModelChoice
-from diffseg_cli.finding import Encoded, Pair, Thing, settings_record
+from diffseg_cli.concept import Concept, SavedConcept, SupportSet
+from diffseg_cli.finding import settings_record
 from diffseg_cli.results.outputs import RUN_FILES, picture_files
 
 if TYPE_CHECKING:
@@ -19,16 +20,14 @@ class Job:
     """What to look for, with which model, and what to write.
 
     Attributes:
-        things: to look for.
-        pairs: supports of things that are given by pictures, as in `finding.encode_things`.
+        concepts: to look for, not encoded yet: every process does that with a model of its own.
         answer: what counts as found.
         formats: what to write, of `results.outputs`.
         matting: softer borders of cut-outs.
         model: that finds it.
     """
 
-    things: Sequence[Thing]
-    pairs: dict[str, list[Pair]]
+    concepts: Sequence[SupportSet | SavedConcept]
     answer: AnswerChoice
     formats: Sequence[str]
     matting: bool = False
@@ -36,7 +35,7 @@ class Job:
 
     @property
     def names(self) -> list[str]:
-        return [thing.name for thing in self.things]
+        return [each.name for each in self.concepts]
 
     @property
     def suffixes(self) -> dict[str, str]:
@@ -64,24 +63,24 @@ class Signature:
     record: dict[str, Any]
 
 
-def sign(job: Job, segmenter: "Segmenter", encoded: Sequence[Encoded], more: dict[str, Any]) -> Signature:
+def sign(job: Job, segmenter: "Segmenter", concepts: Sequence[Concept], more: dict[str, Any]) -> Signature:
     """Hash everything a result depends on. Devices of one kind count as the same.
 
     Args:
         job: what is done.
         segmenter: the model.
-        encoded: the things of the job.
+        concepts: of the job, encoded.
         more: settings of the engine.
     """
     record = settings_record(segmenter, job.answer) | more
     record |= {"device": segmenter.device.type, "matting": job.matting}
-    record["things"] = [
+    record["concepts"] = [
         {
             "name": each.name,
             "supports": each.record["supports"],
             "features": each.support.digest,
         }
-        for each in encoded
+        for each in concepts
     ]
     decides = record | {"trained": segmenter.trained.digest}  # and not which file it was read from
     settings = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
 """The Ray engine: the same work by workers all over a cluster, each with a model of its own.
 
-The driver plans, hands out groups of pictures through Ray Data and alone writes the manifest; workers read,
-segment and write pictures and files. One of them encodes the things for all, so that the driver needs no GPU
-and every worker looks for the same bits. A worker that would give other bytes, or whose folder for the
+The driver plans, hands out groups of images through Ray Data and alone writes the manifest; workers read,
+segment and write images and files. One of them encodes the concepts for all, so that the driver needs no
+GPU and every worker looks for the same bits. A worker that would give other bytes, or whose folder for the
 results is another, is refused.
 """
 
@@ -25,9 +25,9 @@ from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.runner import Outcome, Rows, Runner, load_runner, moved
 from diffseg_cli.batch.sizing import choose_batch_size
 from diffseg_cli.batch.store import Store
+from diffseg_cli.concept import Concept
 from diffseg_cli.errors import DiffsegError, MissingDependency, UsageError
 from diffseg_cli.files import PlaceLost
-from diffseg_cli.finding import Encoded
 from diffseg_cli.places import is_elsewhere, place
 
 GROUP = 32  # pictures a worker takes at a time, at most
@@ -61,7 +61,7 @@ class WorkerSetup:
 
     Attributes:
         job: what to do.
-        encoded: the things.
+        concepts: encoded.
         signature: that every worker's must equal.
         out: folder of the results.
         tag: of the share.
@@ -70,7 +70,7 @@ class WorkerSetup:
     """
 
     job: Job
-    encoded: Sequence[Encoded]
+    concepts: Sequence[Concept]
     signature: Signature
     out: str
     tag: str
@@ -126,7 +126,7 @@ class RayEngine:
         rows: what earlier runs say of a key; None does everything again.
 
     Attributes:
-        encoded: the things, by a worker.
+        concepts: encoded by a worker.
         signature: of the job.
         description: of the model.
 
@@ -145,10 +145,10 @@ class RayEngine:
         told = ray.get(ray.remote(**self._needs)(prepare).remote(job, folder))
         if isinstance(told, DiffsegError):
             raise told
-        self.encoded, self.signature, model = told
+        self.concepts, self.signature, model = told
         self.description = f"{model}, {self.workers} workers of Ray"
         setup = WorkerSetup(
-            job, self.encoded, self.signature, str(store.root), store.tag, folder, options.batch_size
+            job, self.concepts, self.signature, str(store.root), store.tag, folder, options.batch_size
         )
         self._setup = ray.put(setup)
 
@@ -224,14 +224,14 @@ def _places(options: RayOptions, job: Job, has: dict[str, float]) -> tuple[float
 # --- on a worker ---------------------------------------------------------------------------------------
 
 
-def prepare(job: Job, folder: str) -> "tuple[Sequence[Encoded], Signature, str] | DiffsegError":
-    """Encode the things of a job and sign it, on a machine like those that will work."""
+def prepare(job: Job, folder: str) -> "tuple[Sequence[Concept], Signature, str] | DiffsegError":
+    """Encode the concepts of a job and sign it, on a machine like those that will work."""
     _enter(folder)
     try:
         runner = load_runner(job, Store(Path(folder)))
     except DiffsegError as error:
         return error
-    return moved(runner.encoded, torch.device("cpu")), runner.signature, runner.description
+    return moved(runner.concepts, torch.device("cpu")), runner.signature, runner.description
 
 
 def _enter(folder: str) -> None:
@@ -258,7 +258,7 @@ class Worker:
         store = Store(place(setup.out), setup.tag)
         try:
             segmenter = load_chosen(setup.job.model)
-            self._runner = Runner(segmenter, setup.job, store, self._rows, setup.encoded)
+            self._runner = Runner(segmenter, setup.job, store, self._rows, setup.concepts)
             _check(self._runner, setup)
         except DiffsegError as error:
             self._problem = error

@@ -24,14 +24,15 @@ from diffseg_cli.batch.job import Job, Signature, sign
 from diffseg_cli.batch.manifest import Row
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.store import Store
+from diffseg_cli.concept import Concept
 from diffseg_cli.errors import DiffsegError, InputError
 from diffseg_cli.files import PlaceLost
-from diffseg_cli.finding import Answer, Encoded, encode_things, find_in, scene_record
+from diffseg_cli.finding import Answer, find_in, scene_record
 from diffseg_cli.places import read_whole, way_between
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.results.outputs import Scene, result_bytes, run_shapes
-from diffseg_cli.results.palette import overlay_things
+from diffseg_cli.results.palette import overlay_concepts
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Watch
 
@@ -90,7 +91,7 @@ class Runner:
         job: what to do.
         store: where results go.
         rows: what earlier runs say of a key, the latest last; None does everything again.
-        encoded: the things, where another runner with the same model has encoded them.
+        concepts: of the job, where another runner with the same model has encoded them.
 
     Raises:
         UsageError: a presence score is asked for, and the model has none.
@@ -103,17 +104,17 @@ class Runner:
         job: Job,
         store: Store,
         rows: Rows | None = None,
-        encoded: Sequence[Encoded] | None = None,
+        concepts: Sequence[Concept] | None = None,
     ) -> None:
         self.segmenter, self.job, self.store = segmenter, job, store
         self._rows = rows
         segmenter.check_presence(job.answer.min_presence)
-        if encoded is None:
+        if concepts is None:
             with exact_threads(segmenter):
-                encoded = encode_things(segmenter, job.things, job.pairs)
-        self.encoded = moved(encoded, segmenter.device)
+                concepts = [each.concept(segmenter) for each in job.concepts]
+        self.concepts = moved(concepts, segmenter.device)
         more = {} if shares_a_cpu(segmenter) else {"threads": _threads(segmenter)}
-        self.signature: Signature = sign(job, segmenter, self.encoded, more)
+        self.signature: Signature = sign(job, segmenter, self.concepts, more)
 
     @property
     def description(self) -> str:
@@ -166,7 +167,7 @@ class Runner:
         watch = Watch()
         query = self.segmenter.encode_queries([picture.image for picture in pictures])
         paths = [picture.source.item.path for picture in pictures]
-        answers = find_in(self.segmenter, query, self.encoded, paths, self.job.answer)
+        answers = find_in(self.segmenter, query, self.concepts, paths, self.job.answer)
         watch.mark("model")
         share = watch.seconds["model"] / len(pictures)
         return [replace(answer, seconds={**answer.seconds, "model": share}) for answer in answers]
@@ -255,7 +256,7 @@ class Runner:
 
 
 def load_runner(job: Job, store: Store, rows: Rows | None = None) -> Runner:
-    """A runner with a model of its own. Raises as `load_chosen` and `encode_things`."""
+    """A runner with a model of its own. Raises as `load_chosen` and `Runner`."""
     return Runner(load_chosen(job.model), job, store, rows)
 
 
@@ -292,10 +293,10 @@ def exact_threads(segmenter: Segmenter) -> Iterator[None]:
         cv2.setNumThreads(cv_before)
 
 
-def moved(encoded: Sequence[Encoded], device: torch.device) -> list[Encoded]:
+def moved(concepts: Sequence[Concept], device: torch.device) -> list[Concept]:
     """Copies on a device, in memory of torch's own: what lies in a file starts anywhere, and last bits depend
     on that."""
-    return [replace(each, support=each.support.to(device, copy=True)) for each in encoded]
+    return [replace(each, support=each.support.to(device, copy=True)) for each in concepts]
 
 
 # --- helpers -------------------------------------------------------------------------------------------
@@ -318,7 +319,7 @@ def thumbnail_jpeg(scene: Scene) -> bytes:
         cv2.resize(mask.astype(np.uint8), size_wh, interpolation=cv2.INTER_AREA) > 0 for mask in scene.masks
     ]
     stream = io.BytesIO()
-    Image.fromarray(overlay_things(image, masks, scene.names)).save(stream, "JPEG", quality=80)
+    Image.fromarray(overlay_concepts(image, masks, scene.names)).save(stream, "JPEG", quality=80)
     return stream.getvalue()
 
 

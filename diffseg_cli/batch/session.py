@@ -14,14 +14,14 @@ from diffseg_cli.batch.manifest_pieces import open_writer
 from diffseg_cli.batch.plan import Item, Part
 from diffseg_cli.batch.runner import Outcome, Rows
 from diffseg_cli.batch.store import Store
-from diffseg_cli.finding import Encoded
+from diffseg_cli.concept import Concept
 
 
 class Loaded(Protocol):
     """A model that is ready, here (`Runner`) or on other machines (`RayEngine`)."""
 
     @property
-    def encoded(self) -> Sequence[Encoded]: ...
+    def concepts(self) -> Sequence[Concept]: ...
     @property
     def signature(self) -> Signature: ...
 
@@ -110,7 +110,7 @@ class Session(Generic[M]):
         """
         if self._writer is not None:
             self._writer.flush()
-        records = [each.record for each in self.runner.encoded]
+        records = [each.record for each in self.runner.concepts]
         written = finish(self.job, self.runner.signature, self.items, self.store, records)
         if self._writer is not None:
             self._writer.add_record(written)

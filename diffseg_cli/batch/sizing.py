@@ -72,8 +72,8 @@ def _pace(runner: Runner, size: int) -> float:
 def _bytes(answer: Answer) -> bytes:
     return b"".join(
         part
-        for thing in answer.scene.things
-        for part in (thing.probability.tobytes(), thing.score_map.tobytes(), repr(thing.presence).encode())
+        for found in answer.scene.found
+        for part in (found.probability.tobytes(), found.score_map.tobytes(), repr(found.presence).encode())
     )
 
 

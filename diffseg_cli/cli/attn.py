@@ -13,7 +13,6 @@ from diffseg_cli.choices import (
     SupportChoice,
 )
 from diffseg_cli.cli import console, inputs, options
-from diffseg_cli.cli.things import find_things, read_pairs
 from diffseg_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,24 +88,20 @@ def attn(
         kind: f"_attn_{kind}.png" for kind, wanted in details.items() if wanted
     }
     suffixes["arrays"] = f"_attn.{arrays}"
-    things = find_things(supports, masks)
-    if len(things) > 1:
+    concepts = inputs.read_concepts(supports, masks)
+    if len(concepts) > 1:
         raise UsageError("`diffseg attn` looks for one concept.", "Give --concept once.")
-    others = [*things[0].files, *([region] if region else [])]
+    others = [*concepts[0].files, *([region] if region else [])]
     (plan,) = inputs.plan_outputs([query], out, suffixes, others)
-    pairs = read_pairs(things)
     image, area = inputs.read_query(query, point, region)
     with console.working("Looking"):
         from diffseg_cli.assembly import load_chosen
         from diffseg_cli.attention_dump import dump_attention
-        from diffseg_cli.finding import encode_things
 
         segmenter = load_chosen(model)
-        (thing,) = encode_things(segmenter, things, pairs)
+        support = concepts[0].concept(segmenter).support
         console.say(f"Using {segmenter.description}.")
-        dump = dump_attention(
-            segmenter, image, thing.support, region=area, seed=seed, **details, matrices=matrices
-        )
+        dump = dump_attention(segmenter, image, support, region=area, seed=seed, **details, matrices=matrices)
         chosen = f"point {point}" if point else str(region) if region else "M_a above 0.5"
         info = {"query": str(query), "region": chosen, "seed": seed, **segmenter.record()}
         _write(dump, image, area, plan, info)

@@ -229,7 +229,7 @@ def _plan(
             f"leave them out with --exclude '*{MASK_ENDING}.*'."
         )
     taken = [*job.run_files.values(), INDEX, f"{NAME}{share.tag}.jsonl"]
-    read = [path for thing in job.things for path in thing.files]
+    read = [path for each in job.concepts for path in each.files]
     check_outputs(items, job.suffixes, out, taken=taken, read=read)
     check_place(out)
     return items, share

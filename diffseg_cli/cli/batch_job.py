@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelChoice, SupportChoice
-from diffseg_cli.cli import console
-from diffseg_cli.cli.things import find_things, read_pairs
+from diffseg_cli.cli import console, inputs
 
 if TYPE_CHECKING:
     from diffseg_cli.batch.job import Job
@@ -24,9 +23,9 @@ def describe_job(
     from diffseg_cli.batch.job import Job
     from diffseg_cli.results.outputs import choose_formats
 
-    things = find_things(supports, masks)
+    concepts = inputs.read_concepts(supports, masks)
     formats = choose_formats(files.formats, matting=files.matting)
-    return Job(things, read_pairs(things), answer, formats, files.matting, model)
+    return Job(concepts, answer, formats, files.matting, model)
 
 
 def open_session(

@@ -63,22 +63,20 @@ def make(
     The file also holds the images at 384 pixels, their names and hashes. It
     fits only the model it was made with.
     """
-    from diffseg_cli.concept import check_name, source_of, write_concept
+    from diffseg_cli.concept import write_concept
 
-    check_name(file.stem if name is None else name)
     inputs.check_files(support[0], [file])
     if file.resolve() in {path.resolve() for path in [*support, *mask]}:
         raise UsageError(f"{file} would overwrite a support.", "Choose another name for the concept.")
-    pairs = inputs.read_supports(support, mask, masks)
-    sources = [source_of(*each) for each in zip(support, mask, strict=True)]
+    supports = inputs.read_support_set(file.stem if name is None else name, support, mask, masks)
     with console.working("Encoding"):
         from diffseg_cli.assembly import load_chosen
 
         # The backbone alone encodes supports; the trained modules come in when the concept is used.
         segmenter = load_chosen(ModelChoice(**vars(backbone), head="attention"))
-        info = write_concept(file, segmenter, file.stem if name is None else name, pairs, sources)
+        saved = write_concept(file, segmenter, supports)
     if as_json:
-        console.result_json({"file": str(file), **asdict(info)})
+        console.result_json(saved.record)
     else:
         console.result(str(file))
 
@@ -92,19 +90,19 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show what concepts hold: name, supports, and the model they fit."""
-    from diffseg_cli.concept import read_concept_info
+    from diffseg_cli.concept import open_concept
 
     if sheet:
         _check_sheet(sheet, files)
     for path in files:
-        info = read_concept_info(path)
+        saved = open_concept(path)
         if as_json:
-            console.result_json({"file": str(path), "bytes": path.stat().st_size, **asdict(info)})
+            console.result_json({"file": str(path), "bytes": path.stat().st_size, **saved.record})
             continue
         console.result(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
-        console.result(f"  name      {info.name}")
-        console.result(f"  model     {info.backbone} ({info.fingerprint}), diffseg {info.version}")
-        for source in info.sources:
+        console.result(f"  name      {saved.name}")
+        console.result(f"  model     {saved.backbone} ({saved.fingerprint}), diffseg {saved.version}")
+        for source in saved.sources:
             console.result(f"  support   {source.image} {source.image_sha256[:12]}")
             console.result(f"  mask      {source.mask} {source.mask_sha256[:12]}")
     if sheet:
@@ -123,14 +121,13 @@ def _check_sheet(sheet: Path, files: list[Path]) -> None:
 
 def _draw(files: list[Path], sheet: Path) -> None:
     """Draw the supports of concepts, a row each."""
-    from diffseg_cli.concept import read_concept_info, read_thumbnails
+    from diffseg_cli.concept import open_concept
     from diffseg_cli.results.outputs import support_sheet
     from diffseg_cli.results.render import write_picture
 
-    rows = [(read_concept_info(path), read_thumbnails(path)) for path in files]
     named = [
-        (info.name, [(*pair, source.image) for pair, source in zip(pairs, info.sources, strict=True)])
-        for info, pairs in rows
+        (saved.name, [(*pair, s.image) for pair, s in zip(saved.thumbnails(), saved.sources, strict=True)])
+        for saved in map(open_concept, files)
     ]
     write_picture(sheet, support_sheet(named))
 
@@ -150,12 +147,12 @@ def check(
     support hurts if the others find it badly, it finds them badly and it adds
     nothing: it shows something else, or its mask is wrong.
     """
-    from diffseg_cli.concept import read_concept, read_concept_info, read_thumbnails
+    from diffseg_cli.concept import open_concept
 
-    info = read_concept_info(file)
-    if len(info.sources) < 3:
+    saved = open_concept(file)
+    if len(saved.sources) < 3:
         raise UsageError(
-            f"{file} holds {len(info.sources)} supports; leaving one out takes three or more.",
+            f"{file} holds {len(saved.sources)} supports; leaving one out takes three or more.",
             "Make it again with more supports.",
         )
     with console.working("Leaving out each support"):
@@ -163,11 +160,11 @@ def check(
         from diffseg_cli.assembly import load_chosen
 
         segmenter = load_chosen(model)
-        support, _ = read_concept(file, segmenter)
-        rows = [asdict(each) for each in advise(segmenter, support, read_thumbnails(file))]
-    rows = [{"support": s.image, **row} for s, row in zip(info.sources, rows, strict=True)]
+        support = saved.concept(segmenter).support
+        rows = [asdict(each) for each in advise(segmenter, support, saved.thumbnails())]
+    rows = [{"support": s.image, **row} for s, row in zip(saved.sources, rows, strict=True)]
     if as_json:
-        console.result_json({"file": str(file), "name": info.name, "supports": rows})
+        console.result_json({"file": str(file), "name": saved.name, "supports": rows})
         return
     _print_advice(rows)
 

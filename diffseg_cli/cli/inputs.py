@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffseg_cli.choices import MaskChoice
+from diffseg_cli.choices import MaskChoice, SupportChoice
 from diffseg_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+    from diffseg_cli.concept import Pair, SavedConcept, SupportSet
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
 STREAM = Path("-")  # stdin as a query, stdout as the place of results
@@ -184,6 +184,72 @@ def read_supports(supports: Sequence[Path], masks: Sequence[Path], choice: MaskC
     from diffseg_cli.reading.image_io import read_pair
 
     return [read_pair(image, mask, **vars(choice)) for image, mask in zip(supports, masks, strict=True)]
+
+
+def read_concepts(choice: SupportChoice, masks: MaskChoice) -> "list[SupportSet | SavedConcept]":
+    """What the options of a verb ask for: supports with their masks, or saved concepts, of which only the
+    headers are read.
+
+    Raises:
+        UsageError: nothing, both kinds, a name that is none or twice the same, or a file twice.
+        InputError: a support or mask cannot be used.
+        WeightsError: a concept cannot be read.
+    """
+    given_by_images = choice.support or choice.mask
+    if not (given_by_images or choice.concept):
+        raise UsageError("Nothing to look for is given.", "Give --support with --mask, or --concept.")
+    if choice.concept and given_by_images:
+        raise UsageError(
+            "--concept stands for supports and their masks; both are given.",
+            "Put the supports into a concept of their own with `diffseg concept make`.",
+        )
+    from diffseg_cli.concept import UNNAMED
+
+    if not choice.concept:
+        name = UNNAMED if choice.name is None else choice.name
+        return [read_support_set(name, choice.support, choice.mask, masks)]
+    if choice.name is not None:
+        raise UsageError("A concept has its own name.", "Leave --name out.")
+    if masks != MaskChoice():
+        raise UsageError("A concept holds its masks already.", "Leave the options that read masks out.")
+    return [*open_concepts(choice.concept)]
+
+
+def open_concepts(files: Sequence[Path]) -> "list[SavedConcept]":
+    """Saved concepts that can be looked for together.
+
+    Raises:
+        UsageError: a name or a file twice, or too many.
+        WeightsError: one cannot be read.
+    """
+    from diffseg_cli.concept import SavedConcept, open_concept
+    from diffseg_cli.files import folded
+    from diffseg_cli.results.palette import MOST_CONCEPTS
+
+    concepts = [open_concept(file) for file in files]
+    owner: dict[str, SavedConcept] = {}
+    for concept in concepts:
+        other = owner.setdefault(folded(concept.name), concept)
+        if other is not concept:
+            raise UsageError(
+                f"{other.file} and {concept.file} are both called {concept.name}.",
+                "Give each once, or make one again with another --name.",
+            )
+    if len(concepts) > MOST_CONCEPTS:
+        raise UsageError(f"One label map holds {MOST_CONCEPTS} concepts at most.", "Run them apart.")
+    return concepts
+
+
+def read_support_set(
+    name: str, supports: Sequence[Path], masks: Sequence[Path], choice: MaskChoice
+) -> "SupportSet":
+    """Supports with their masks under a name; raises as `check_name` and `read_supports`."""
+    from diffseg_cli.concept import SupportSet, check_name, source_of
+
+    check_name(name)
+    pairs = read_supports(supports, masks, choice)
+    sources = [source_of(*each) for each in zip(supports, masks, strict=True)]
+    return SupportSet(name, pairs, sources, files=[*supports, *masks])
 
 
 def read_query(

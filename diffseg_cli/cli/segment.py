@@ -7,12 +7,11 @@ import typer
 
 from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelChoice, SupportChoice
 from diffseg_cli.cli import console, inputs, options
-from diffseg_cli.cli.things import find_things, read_pairs
 from diffseg_cli.errors import UsageError
 from diffseg_cli.timing import Watch
 
 if TYPE_CHECKING:
-    from diffseg_cli.finding import Encoded, Thing
+    from diffseg_cli.concept import Concept, SavedConcept, SupportSet
     from diffseg_cli.results.outputs import RunFiles
     from diffseg_cli.segmenter import Segmenter
 
@@ -58,28 +57,27 @@ def segment(
     queries = [*(query or []), *(images or [])]
     inputs.check_queries(queries)
     inputs.check_streams(queries, out, as_json=json)
-    things = find_things(supports, masks)
-    plans, run_paths = _plan(queries, out, files, things)
-    pairs = read_pairs(things)
+    wanted = inputs.read_concepts(supports, masks)
+    plans, run_paths = _plan(queries, out, files, wanted)
     watch = Watch()
     with console.working("Loading the model"):
         from diffseg_cli.assembly import load_chosen
         from diffseg_cli.files import write_whole
-        from diffseg_cli.finding import encode_things, settings_record
+        from diffseg_cli.finding import settings_record
         from diffseg_cli.results.outputs import RunFiles
 
         segmenter = load_chosen(model)
         watch.mark("load")
-        encoded = encode_things(segmenter, things, pairs)
+        concepts = [each.concept(segmenter) for each in wanted]
         watch.mark("support")
     console.say(f"Using {segmenter.description}.")
     settings = settings_record(segmenter, answer)
-    record = {**settings, "things": [each.record for each in encoded]}
-    run = RunFiles(run_paths, [each.name for each in encoded], record)
+    record = {**settings, "concepts": [each.record for each in concepts]}
+    run = RunFiles(run_paths, [each.name for each in concepts], record)
     shared = {"outputs": {what: str(path) for what, path in run_paths.items()}, **settings}
     for plan in console.track(plans, len(plans), "images"):
         row = _segment_one(
-            segmenter, encoded, plan, answer, run, shared, watch.seconds, matting=files.matting
+            segmenter, concepts, plan, answer, run, shared, watch.seconds, matting=files.matting
         )
         if json:
             console.result_json(row)
@@ -94,18 +92,18 @@ def segment(
 
 
 def _plan(
-    queries: list[Path], out: Path, files: FormatChoice, things: "list[Thing]"
+    queries: list[Path], out: Path, files: FormatChoice, wanted: "list[SupportSet | SavedConcept]"
 ) -> tuple[list[inputs.Plan], dict[str, Path]]:
     """The files of each image and those of the run, checked as in `inputs.plan_outputs`."""
     from diffseg_cli.results.outputs import RUN_FILES, choose_formats, picture_files
 
     chosen = choose_formats(files.formats, matting=files.matting)
-    read = [path for thing in things for path in thing.files]
+    read = [path for each in wanted for path in each.files]
     if out == inputs.STREAM:
         if files.formats and chosen != ["mask"]:
             raise UsageError("--out - writes the mask alone.", "Give a folder for other formats.")
         return inputs.plan_outputs(queries, out, {}, read), {}
-    suffixes = picture_files(chosen, [thing.name for thing in things])
+    suffixes = picture_files(chosen, [each.name for each in wanted])
     run_files = {what: RUN_FILES[what] for what in chosen if what in RUN_FILES}
     plans = inputs.plan_outputs(queries, out, suffixes, read, list(run_files.values()))
     return plans, {what: out / name for what, name in run_files.items()}
@@ -113,7 +111,7 @@ def _plan(
 
 def _segment_one(
     segmenter: "Segmenter",
-    encoded: "list[Encoded]",
+    concepts: "list[Concept]",
     plan: inputs.Plan,
     answer: AnswerChoice,
     run: "RunFiles",
@@ -131,7 +129,7 @@ def _segment_one(
     image = inputs.read_query_image(plan.query)
     watch.mark("read")
     picture = Path("stdin") if plan.query == inputs.STREAM else plan.query
-    (found,) = find_in(segmenter, segmenter.encode_queries([image]), encoded, [picture], answer)
+    (found,) = find_in(segmenter, segmenter.encode_queries([image]), concepts, [picture], answer)
     watch.mark("segment")
     for what, path in plan.outputs.items():
         write_whole(path, result_bytes(what, path, found.scene, matting=matting))

@@ -1,19 +1,13 @@
 """diffseg serve."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from diffseg_cli import choices
-from diffseg_cli.choices import MaskChoice, ModelChoice, SupportChoice
-from diffseg_cli.cli import console
-from diffseg_cli.cli.things import find_things
+from diffseg_cli.choices import ModelChoice
+from diffseg_cli.cli import console, inputs
 from diffseg_cli.errors import ExitCode, MissingDependency, UsageError
-
-if TYPE_CHECKING:
-    from diffseg_cli.finding import Thing
-    from diffseg_cli.segmenter import Segmenter
-    from diffseg_cli.serve.engine import Concept
 
 EXAMPLES = """Examples:
 
@@ -106,7 +100,7 @@ def serve(
             "Install it with: pip install 'diffseg[serve]'",
         ) from error
     _check_token(token, None if is_loopback(host) else host)
-    things = find_things(SupportChoice(concept=concept), MaskChoice()) if concept else []
+    saved = inputs.open_concepts(concept)
     opened = open_socket(host, port)
     with console.working("Loading the model"):
         from diffseg_cli.assembly import load_chosen
@@ -114,21 +108,21 @@ def serve(
         from diffseg_cli.serve.limits import Limits
 
         segmenter = load_chosen(model)
-        kept = _load_concepts(segmenter, things)
+        concepts = [each.concept(segmenter) for each in saved]
     console.say(f"Using {segmenter.description}.")
     limits = Limits(
         body_bytes=round(max_mb * 10**6),
         pixels=round(max_megapixels * 10**6),
         seconds=max_seconds,
         requests=max_requests,
-        concepts=max(max_concepts, len(kept)),
+        concepts=max(max_concepts, len(concepts)),
         batch_size=batch_size or (GPU_BATCH if segmenter.device.type == "cuda" else 1),
     )
-    app = create_app(segmenter, kept, limits, token)
+    app = create_app(segmenter, concepts, limits, token)
     ready: dict[str, Any] = {
         "url": address_of(opened),
         "model": segmenter.model,
-        "concepts": [thing.name for thing in things],
+        "concepts": [each.name for each in saved],
     }
 
     def say_ready() -> None:
@@ -157,15 +151,3 @@ def _check_token(token: str | None, wide_host: str | None) -> None:
         raise UsageError(
             f"A token has {SHORTEST_TOKEN} characters or more, letters, digits and signs.", make_one
         )
-
-
-def _load_concepts(segmenter: "Segmenter", things: "list[Thing]") -> "list[Concept]":
-    from diffseg_cli.concept import read_thumbnails
-    from diffseg_cli.finding import encode_things
-    from diffseg_cli.serve.engine import Concept, preview_of
-
-    kept = []
-    for thing, encoded in zip(things, encode_things(segmenter, things, {}), strict=True):
-        shown = read_thumbnails(thing.files[0])
-        kept.append(Concept(encoded, len(shown), True, preview_of(shown[0])))
-    return kept

@@ -110,7 +110,7 @@ def _claims(folder: Path, job: "Job", out: Path) -> "Claims":
         )
     check_folder(out)
     taken = [*job.run_files.values(), INDEX, f"{NAME}.jsonl"]
-    claims = Claims(out, [path for each in job.things for path in each.files])
+    claims = Claims(out, [path for each in job.concepts for path in each.files])
     claims.claim(taken, "the run itself")
     return claims
 

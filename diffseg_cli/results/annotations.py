@@ -1,7 +1,7 @@
 """Results out as annotations: COCO, LabelMe, YOLO segmentation and label maps of VOC.
 
-What each file holds is what its own tools read; names and numbers of things are the same in all of them: the
-i-th thing of a run is COCO category i, VOC label i, YOLO class i - 1.
+What each file holds is what its own tools read; names and numbers of concepts are the same in all of them:
+the i-th concept of a run is COCO category i, VOC label i, YOLO class i - 1.
 """
 
 import json
@@ -45,7 +45,7 @@ def coco_objects(masks: Masks, scores: Sequence[float], *, polygons: bool) -> li
     """COCO's annotations of one picture, without the numbers that `CocoFile` gives them.
 
     Args:
-        masks: (H W) of each thing.
+        masks: (H W) of each concept.
         scores: how sure each is, in [0, 1]; not part of COCO, and kept by its readers.
         polygons: outlines instead of run lengths: for tools that edit them; a hole is cut open to the outline
             and borders are straightened by up to a pixel. Run lengths are exact.
@@ -63,10 +63,10 @@ def coco_objects(masks: Masks, scores: Sequence[float], *, polygons: bool) -> li
 
 
 class CocoFile:
-    """One COCO data set of all pictures of a run; an annotation a thing that was found in a picture.
+    """One COCO data set of all images of a run; one annotation per concept that was found in an image.
 
     Args:
-        names: of the things, category 1 onwards.
+        names: of the concepts, category 1 onwards.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -100,8 +100,8 @@ def labelme_bytes(path: str | Path, picture: Path, masks: Masks, names: Sequence
     Args:
         path: where the JSON file will be.
         picture: the photograph.
-        masks: (H W) of each thing, as a viewer shows the picture.
-        names: of the things.
+        masks: (H W) of each concept, as a viewer shows the image.
+        names: of the concepts.
     """
     shapes = [
         {

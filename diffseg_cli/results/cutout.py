@@ -1,6 +1,6 @@
-"""A thing cut out of its picture: RGBA whose half-clear border pixels carry none of the old background.
+"""An object cut out of its image: RGBA whose half-clear border pixels carry none of the old background.
 
-Letters: H W size of the picture, h w of the part of it around the thing.
+Letters: H W size of the image, h w of the part of it around the object.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ MATTING_PIXELS = 1_000_000  # matting solves for this many at most, and is enlar
 
 
 def cut_out(image: NDArray[np.uint8], mask: NDArray[np.bool_], *, matting: bool = False) -> NDArray[np.uint8]:
-    """Cut a thing out.
+    """Cut an object out.
 
     Args:
         image: (H W 3).

@@ -5,7 +5,7 @@ A format is a file a picture, a file a run (`RUN_FILES`), or both. Letters: H W 
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from diffseg_cli.errors import UsageError
 from diffseg_cli.results import annotations
 from diffseg_cli.results.cutout import cut_out, load_matting
-from diffseg_cli.results.palette import label_map, label_map_png, overlay_things, settle_overlaps, thing_color
+from diffseg_cli.results.palette import (
+    concept_color,
+    label_map,
+    label_map_png,
+    overlay_concepts,
+    settle_overlaps,
+)
 from diffseg_cli.results.render import heatmap, mask_pixels, png_bytes
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.version import __version__
@@ -46,11 +52,11 @@ SHEET_TILE, SHEET_SUPPORTS = 320, 5  # longest side in pixels; supports shown
 
 @dataclass(frozen=True)
 class Found:
-    """One thing in one picture.
+    """One concept in one image.
 
     Attributes:
-        name: of the thing.
-        mask: bool (H W), without pixels another thing has a better claim to.
+        name: of the concept.
+        mask: bool (H W), without pixels another concept has a better claim to.
         probability: float32 (H W) in [0, 1].
         score_map: float32 (H W) in [0, 1].
         presence: in [0, 1], or None without calibration.
@@ -77,40 +83,35 @@ class Scene:
     Attributes:
         picture: where it was read from.
         image: uint8 (H W 3).
-        things: at least one, in the order of the run.
+        found: of each concept, at least one, in the order of the run.
         supports: small pictures uint8 (h w 3) of what was looked for, with a title each.
     """
 
     picture: Path
     image: NDArray[np.uint8]
-    things: list[Found]
+    found: list[Found]
     supports: Sequence[tuple[NDArray[np.uint8], str]] = ()
 
     @property
     def masks(self) -> list[NDArray[np.bool_]]:
-        return [thing.mask for thing in self.things]
+        return [found.mask for found in self.found]
 
     @property
     def names(self) -> list[str]:
-        return [thing.name for thing in self.things]
+        return [found.name for found in self.found]
 
 
-def settle(things: Sequence[Found]) -> list[Found]:
-    """Several things without overlaps.
+def settle(found: Sequence[Found]) -> list[Found]:
+    """Several concepts without overlaps.
 
-    A pixel two masks claim goes to the thing that is more probably there: its probability is that of the
-    pixel if the thing is in the picture, times the calibrated presence that it is.
+    A pixel that two masks claim goes to the concept that is more probably there: its probability is that of
+    the pixel if the concept is in the image, times the calibrated presence that it is.
     """
-    if len(things) < 2:
-        return list(things)
-    claims = [
-        thing.probability * np.float32(1 if thing.presence is None else thing.presence) for thing in things
-    ]
-    masks = settle_overlaps([thing.mask for thing in things], claims)
-    return [
-        Found(thing.name, mask, thing.probability, thing.score_map, thing.presence)
-        for thing, mask in zip(things, masks, strict=True)
-    ]
+    if len(found) < 2:
+        return list(found)
+    claims = [each.probability * np.float32(1 if each.presence is None else each.presence) for each in found]
+    masks = settle_overlaps([each.mask for each in found], claims)
+    return [replace(each, mask=mask) for each, mask in zip(found, masks, strict=True)]
 
 
 def choose_formats(wanted: Sequence[str] | None, *, matting: bool) -> list[str]:
@@ -129,9 +130,9 @@ def choose_formats(wanted: Sequence[str] | None, *, matting: bool) -> list[str]:
 
 
 def picture_files(formats: Iterable[str], names: Sequence[str]) -> dict[str, str]:
-    """Result -> what follows the picture's stem, of a run that looks for these things.
+    """Result -> what follows the picture's stem, of a run that looks for these concepts.
 
-    Heatmaps of several things are files apart: one picture cannot show two maps.
+    Heatmaps of several concepts are files apart: one image cannot show two maps.
     """
     files: dict[str, str] = {}
     for chosen in formats:
@@ -158,9 +159,9 @@ def result_bytes(what: str, path: str | Path, scene: Scene, *, matting: bool = F
     if kind == "mask":
         return mask_png(scene.masks)
     if kind == "overlay":
-        return png_bytes(overlay_things(scene.image, scene.masks, scene.names))
+        return png_bytes(overlay_concepts(scene.image, scene.masks, scene.names))
     if kind == "heatmap":
-        found = next(thing for thing in scene.things if name in ("", thing.name))
+        found = next(each for each in scene.found if name in ("", each.name))
         return png_bytes(heatmap(found.score_map, scene.image))
     if kind == "cutout":
         return png_bytes(cut_out(scene.image, np.logical_or.reduce(scene.masks), matting=matting))
@@ -178,15 +179,17 @@ def result_bytes(what: str, path: str | Path, scene: Scene, *, matting: bool = F
 
 
 def mask_png(masks: Sequence[NDArray[np.bool_]]) -> bytes:
-    """One mask (H W) as a PNG file of 0 and 255; several as a palette PNG whose value i is the i-th thing."""
+    """One mask (H W) as a PNG file of 0 and 255; several as a palette PNG, value i for the i-th concept."""
     if len(masks) == 1:
         return png_bytes(mask_pixels(masks[0]))
-    return label_map_png(label_map(masks), [(0, 0, 0), *(thing_color(index) for index in range(len(masks)))])
+    return label_map_png(
+        label_map(masks), [(0, 0, 0), *(concept_color(index) for index in range(len(masks)))]
+    )
 
 
 def score_npy(scene: Scene) -> bytes:
-    """Probabilities as an NPY file: float32 (H W), of several things (n H W) in their order."""
-    maps = [thing.probability for thing in scene.things]
+    """Probabilities as an NPY file: float32 (H W), of several concepts (n H W) in their order."""
+    maps = [found.probability for found in scene.found]
     content = io.BytesIO()
     np.save(content, np.ascontiguousarray(maps[0] if len(maps) == 1 else np.stack(maps)), allow_pickle=False)
     return content.getvalue()
@@ -195,15 +198,15 @@ def score_npy(scene: Scene) -> bytes:
 def scene_sheet(scene: Scene) -> NDArray[np.uint8]:
     """Supports, query, maps and result side by side: uint8 (h w 3)."""
     tile_hw = tile_size((scene.image.shape[0], scene.image.shape[1]), SHEET_TILE)
-    several = len(scene.things) > 1
+    several = len(scene.found) > 1
     tiles = [Tile(_fitted(pixels, tile_hw), title) for pixels, title in scene.supports[:SHEET_SUPPORTS]]
     tiles.append(Tile(scene.image, "query", scene.picture.name))
-    for thing in scene.things:
-        title = f"score map, {thing.name}" if several else "score map"
-        presence = "" if thing.presence is None else f"presence {thing.presence:.2f}"
-        tiles.append(Tile(heatmap(thing.score_map, scene.image), title, presence))
+    for each in scene.found:
+        title = f"score map, {each.name}" if several else "score map"
+        presence = "" if each.presence is None else f"presence {each.presence:.2f}"
+        tiles.append(Tile(heatmap(each.score_map, scene.image), title, presence))
     share = float(np.logical_or.reduce(scene.masks).mean())
-    found = overlay_things(scene.image, scene.masks, scene.names)
+    found = overlay_concepts(scene.image, scene.masks, scene.names)
     tiles.append(Tile(found, "result", f"{share:.1%} of the picture"))
     columns = min(len(tiles), 6)
     return draw_sheet(
@@ -221,13 +224,13 @@ def support_tile(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[n
 
 
 def support_sheet(
-    things: Sequence[tuple[str, Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_], str]]]],
+    concepts: Sequence[tuple[str, Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_], str]]]],
 ) -> NDArray[np.uint8]:
-    """Supports of things on one page, a row each: (name, [picture (h w 3), mask (h w), title])."""
+    """Supports of concepts on one page, one row per concept: (name, [image (h w 3), mask (h w), title])."""
     tile_hw = (SHEET_TILE * 3 // 4, SHEET_TILE)
     rows = [
         (name, [Tile(_fitted(support_tile(image, mask), tile_hw), title) for image, mask, title in supports])
-        for name, supports in things
+        for name, supports in concepts
     ]
     return draw_sheet(rows, heading="Supports", tile_hw=tile_hw, most_columns=6)
 
@@ -236,7 +239,7 @@ def run_shapes(scene: Scene, formats: Iterable[str]) -> dict[str, list[dict[str,
     """What files of a run need of a picture beside its row, for formats of `RUN_FILES`: format -> objects."""
     return {
         what: annotations.coco_objects(
-            scene.masks, [thing.score for thing in scene.things], polygons=what == "coco-polygons"
+            scene.masks, [found.score for found in scene.found], polygons=what == "coco-polygons"
         )
         for what in formats
         if what.startswith("coco")
@@ -248,7 +251,7 @@ class RunFiles:
 
     Args:
         formats: of those in `RUN_FILES`.
-        names: of the things.
+        names: of the concepts.
         record: what `json` says of the run besides its pictures.
     """
 

@@ -1,6 +1,6 @@
-"""Several things in one picture: whose pixel is whose, their colours and their legend.
+"""Several concepts in one image: whose pixel is whose, their colours and their legend.
 
-Value 0 of a label map is background, i the i-th thing. Letters: H W size of the picture.
+Value 0 of a label map is background, i the i-th concept. Letters: H W size of the image.
 """
 
 import colorsys
@@ -16,8 +16,8 @@ from diffseg_cli.results.render import TINT, overlay
 
 Color = tuple[int, int, int]
 
-MOST_THINGS = 254  # in one label map: 0 is background, 255 VOC's "ignore"
-# Told apart also without red or green; the first is that of an overlay with one thing.
+MOST_CONCEPTS = 254  # in one label map: 0 is background, 255 VOC's "ignore"
+# Told apart also without red or green; the first is that of an overlay with one concept.
 FIRST_COLORS: tuple[Color, ...] = (
     *(TINT, (0, 170, 255), (255, 196, 0), (0, 205, 130)),
     *((176, 84, 255), (255, 128, 20), (120, 235, 245), (255, 150, 215)),
@@ -27,8 +27,8 @@ PANEL, INK = (16, 16, 20), (245, 245, 245)  # of a legend
 TEXT_SHARE, LEAST_TEXT = 1 / 28, 11  # of the shorter side; in pixels
 
 
-def thing_color(index: int) -> Color:
-    """RGB of the thing with this index from 0; later ones take new hues in steps of the golden ratio."""
+def concept_color(index: int) -> Color:
+    """RGB of the concept with this index from 0; later ones take new hues in steps of the golden ratio."""
     if index < len(FIRST_COLORS):
         return FIRST_COLORS[index]
     round_of = index // 16 % 3
@@ -98,7 +98,7 @@ def label_map_png(labels: NDArray[np.uint8], colors: Sequence[Color]) -> bytes:
     return stream.getvalue()
 
 
-def overlay_things(
+def overlay_concepts(
     image: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], names: Sequence[str]
 ) -> NDArray[np.uint8]:
     """A picture with every mask in its colour, and below it a legend where there are several.
@@ -106,14 +106,14 @@ def overlay_things(
     Args:
         image: (H W 3).
         masks: (H W) each.
-        names: of the things.
+        names: of the concepts.
 
     Returns:
         uint8 (H W 3).
     """
     tinted = image
     for index, mask in enumerate(masks):
-        tinted = overlay(tinted, mask, thing_color(index))
+        tinted = overlay(tinted, mask, concept_color(index))
     if len(masks) < 2:
         return tinted
     found = [name if mask.any() else f"{name} (not found)" for name, mask in zip(names, masks, strict=True)]
@@ -121,7 +121,7 @@ def overlay_things(
 
 
 def draw_legend(pixels: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.uint8]:
-    """The pixels (H W 3) with names and colours of things in the lower left corner, as many as fit."""
+    """The pixels (H W 3) with names and colours of concepts in the lower left corner, as many as fit."""
     h, w = pixels.shape[:2]
     size = max(LEAST_TEXT, round(min(h, w) * TEXT_SHARE))
     font = ImageFont.load_default(size)
@@ -138,6 +138,6 @@ def draw_legend(pixels: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.u
     draw = ImageDraw.Draw(image)
     for index, name in enumerate(shown):
         y = top + gap // 2 + index * line + (line - size) // 2
-        draw.rectangle((gap, y, gap + size - 1, y + size - 1), thing_color(index), INK)
+        draw.rectangle((gap, y, gap + size - 1, y + size - 1), concept_color(index), INK)
         draw.text((2 * gap + size, y + size / 2), name, INK, font, anchor="lm")
     return np.array(image)

@@ -19,10 +19,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from diffseg_cli.choices import AnswerChoice, MaskChoice
-from diffseg_cli.concept import check_name
+from diffseg_cli.concept import Concept, check_name
 from diffseg_cli.errors import DiffsegError, UsageError
 from diffseg_cli.serve.bodies import ConceptBody, ConceptsBody, ErrorBody, FoundBody, HealthBody, ModelBody
-from diffseg_cli.serve.engine import Concept, ConceptOrder, Engine, FindOrder, MaskOrder, Order, key_of
+from diffseg_cli.serve.engine import ConceptOrder, Engine, FindOrder, MaskOrder, Order, key_of
 from diffseg_cli.serve.guard import Guard
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
@@ -126,7 +126,7 @@ def create_app(
     app = FastAPI(
         title="diffseg",
         version=__version__,
-        summary="Show one masked picture of a thing, find it in other pictures.",
+        summary="Show one masked image of an object, find it in other images.",
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
@@ -210,7 +210,7 @@ def _add_work(app: FastAPI, engine: Engine, worker: Worker[Order, Reply], limits
             Form(description="What JSON holds besides the figures; default rle."),
         ] = None,
     ) -> Response:
-        """Find the thing of a concept, or of supports with masks, in a query."""
+        """Find a concept, or the object of supports with masks, in a query."""
         what: Concept | SupportUpload
         if concept is not None and supports is None:
             what = engine.concept(concept)
@@ -234,13 +234,13 @@ def _add_work(app: FastAPI, engine: Engine, worker: Worker[Order, Reply], limits
     )
     async def mask(
         request: Request,
-        image: Annotated[UploadFile, File(description="Picture of the thing.")],
+        image: Annotated[UploadFile, File(description="Image of the object.")],
         x: Number,
         y: Number,
         width: Number,
         height: Number,
     ) -> Response:
-        """Make the mask of the thing that fills a box (left, top, width, height in pixels)."""
+        """Make the mask of the object that fills a box (left, top, width, height in pixels)."""
         return await answered(request, MaskOrder(await _read(image), (x, y, width, height)))
 
     @app.post("/v1/concepts", response_model=ConceptBody, responses=TAKEN)
@@ -260,7 +260,7 @@ def _add_status(app: FastAPI, engine: Engine, limits: Limits, metrics: Metrics) 
     @app.get("/v1/concepts", response_model=ConceptsBody)
     async def list_concepts() -> Response:
         """The concepts that are kept, in the order in which they came."""
-        return JSONResponse({"concepts": [concept.record for concept in list(engine.concepts.values())]})
+        return JSONResponse({"concepts": [engine.record(each) for each in list(engine.concepts.values())]})
 
     @app.delete("/v1/concepts/{name}", status_code=204, responses=UNKNOWN | TAKEN)
     async def delete_concept(name: str) -> None:

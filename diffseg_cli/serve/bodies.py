@@ -29,7 +29,7 @@ class FoundBody(BaseModel):
     mask_area: float = Field(description="Share of the picture.")
     pixels: int
     box_xywh: list[int] | None = Field(description="Left, top, width, height; null for an empty mask.")
-    presence: float | None = Field(description="How sure it is that the thing is there, in [0, 1].")
+    presence: float | None = Field(description="How sure it is that the object is there, in [0, 1].")
     score: float = Field(description="Mean probability inside the mask, times presence.")
     threshold: float
     min_presence: float

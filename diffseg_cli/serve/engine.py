@@ -4,7 +4,6 @@ Everything here runs in the worker's thread, but for `concepts`, which others ma
 """
 
 import base64
-import io
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from diffseg_cli.choices import AnswerChoice
+from diffseg_cli.concept import UNNAMED, Concept, SupportSet
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.files import folded
-from diffseg_cli.finding import Answer, Encoded, Pair, find_in
+from diffseg_cli.finding import Answer, find_in
 from diffseg_cli.mask_making import box_region, mask_from_box
-from diffseg_cli.results.outputs import mask_png, support_tile
+from diffseg_cli.results.outputs import mask_png
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
 from diffseg_cli.serve.refusals import Refusal
@@ -35,40 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SUPPORTS_KEPT = 8  # encoded supports of recent requests; a page asks for one thing many times
-PREVIEW = 160  # longest side in pixels
-UNNAMED = "object"  # what a thing without a name is called in results
+SUPPORTS_KEPT = 8  # encoded supports of recent requests; a page asks for one object many times
 THREADS = 4  # that decode and encode the pictures of a batch
-
-
-@dataclass(frozen=True)
-class Concept:
-    """A thing that is kept.
-
-    Attributes:
-        thing: encoded; its name is the id.
-        supports: how many.
-        fixed: given at the start, and never dropped.
-        preview: the first support on a dark background, as a data URL.
-        notes: how its masks were understood.
-    """
-
-    thing: Encoded
-    supports: int
-    fixed: bool
-    preview: str
-    notes: tuple[str, ...] = ()
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What JSON says of it."""
-        return {
-            "id": self.thing.name,
-            "supports": self.supports,
-            "fixed": self.fixed,
-            "preview": self.preview,
-            "notes": list(self.notes),
-        }
 
 
 @dataclass(frozen=True)
@@ -84,7 +51,7 @@ class FindOrder:
     """
 
     query: Upload
-    support: "Concept | SupportUpload"
+    support: Concept | SupportUpload
     answer: AnswerChoice
     form: str
     extras: tuple[str, ...]
@@ -134,8 +101,9 @@ class Engine:
         self, segmenter: "Segmenter", concepts: Sequence[Concept], limits: Limits, metrics: Metrics
     ) -> None:
         self.segmenter, self._limits, self._metrics = segmenter, limits, metrics
-        self.concepts = {concept.thing.name: concept for concept in concepts}
-        self._recent: OrderedDict[str, tuple[Encoded, list[str]]] = OrderedDict()
+        self.concepts = {concept.name: concept for concept in concepts}
+        self._fixed = frozenset(self.concepts)
+        self._recent: OrderedDict[str, Concept] = OrderedDict()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="diffseg-pictures")
         metrics.add("diffseg_concepts", len(self.concepts))
 
@@ -152,8 +120,8 @@ class Engine:
         Raises:
             Refusal: there is none of that name, or it was given at the start.
         """
-        concept = self.concept(name)
-        if concept.fixed:
+        self.concept(name)
+        if name in self._fixed:
             raise Refusal(HTTPStatus.CONFLICT, f"The concept {name} was given at the start and stays.")
         if self.concepts.pop(name, None):
             self._metrics.add("diffseg_concepts", -1)
@@ -171,6 +139,16 @@ class Engine:
             )
         return concept
 
+    def record(self, concept: Concept) -> dict[str, Any]:
+        """What JSON says of a concept."""
+        return {
+            "id": concept.name,
+            "supports": concept.support.shots,
+            "fixed": concept.name in self._fixed,
+            "preview": f"data:image/jpeg;base64,{base64.b64encode(concept.preview).decode('ascii')}",
+            "notes": list(concept.notes),
+        }
+
     def _attempt(self, make: Callable[..., T], *arguments: Any) -> T | Exception:
         try:
             return make(*arguments)
@@ -179,7 +157,7 @@ class Engine:
 
     def _make(self, order: MaskOrder | ConceptOrder) -> Reply:
         if isinstance(order, ConceptOrder):
-            return json_reply(self._keep(order).record)
+            return json_reply(self.record(self._keep(order)))
         image = read_picture(order.image, "image", self._limits.pixels)
         region = box_region(order.box, (image.shape[0], image.shape[1]))
         made = mask_from_box(self.segmenter, image, region)
@@ -200,20 +178,17 @@ class Engine:
                 "Delete one first.",
             )
         pairs, notes = read_supports(order.support, self._limits.pixels)
-        thing = self._encoded(order.name, pairs)
-        concept = Concept(thing, len(pairs), False, preview_of(pairs[0]), tuple(notes))
+        concept = SupportSet(order.name, pairs, notes=notes).concept(self.segmenter)
         self.concepts[order.name] = concept
         self._metrics.add("diffseg_concepts")
         return concept
 
-    def _encoded(self, name: str, pairs: Sequence[Pair]) -> Encoded:
-        return Encoded(name, self.segmenter.encode_pairs(pairs), {}, [])
-
-    def _encode(self, upload: SupportUpload) -> tuple[Encoded, list[str]]:
+    def _encode(self, upload: SupportUpload) -> Concept:
         """Supports of a request, encoded once for requests that follow each other."""
         if upload.digest not in self._recent:
             pairs, notes = read_supports(upload, self._limits.pixels)
-            self._recent[upload.digest] = self._encoded(UNNAMED, pairs), notes
+            support = self.segmenter.encode_support(pairs)
+            self._recent[upload.digest] = Concept(UNNAMED, support, tiles=(), notes=notes)
             if len(self._recent) > SUPPORTS_KEPT:
                 self._recent.popitem(last=False)
         self._recent.move_to_end(upload.digest)
@@ -224,7 +199,7 @@ class Engine:
         first = orders[0]
         what = first.support
         try:
-            thing, notes = (what.thing, list(what.notes)) if isinstance(what, Concept) else self._encode(what)
+            concept = what if isinstance(what, Concept) else self._encode(what)
         except DiffsegError as error:
             return [error] * len(orders)
         pixels, watch = self._limits.pixels, Watch()
@@ -233,18 +208,22 @@ class Engine:
         )
         watch.mark("decode")
         readable = [image for image in images if isinstance(image, np.ndarray)]
-        answers = iter(self._segment(readable, thing, first) if readable else [])
+        answers = iter(self._segment(readable, concept, first) if readable else [])
         watch.mark("segment")
         found = [image if isinstance(image, Exception) else next(answers) for image in images]
-        replies = list(self._pool.map(lambda order, each: self._reply(order, each, notes), orders, found))
+        replies = list(
+            self._pool.map(lambda order, each: self._reply(order, each, concept.notes), orders, found)
+        )
         watch.mark("reply")
         del watch.seconds["segment"]  # counted by its own stages
         self._metrics.add_seconds(watch.seconds)
         return replies
 
-    def _segment(self, images: Sequence[NDArray[np.uint8]], thing: Encoded, order: FindOrder) -> list[Answer]:
+    def _segment(
+        self, images: Sequence[NDArray[np.uint8]], concept: Concept, order: FindOrder
+    ) -> list[Answer]:
         query = self.segmenter.encode_queries(images)
-        answers = find_in(self.segmenter, query, [thing], [Path("query")] * len(images), order.answer)
+        answers = find_in(self.segmenter, query, [concept], [Path("query")] * len(images), order.answer)
         self._metrics.add("diffseg_batches_total")
         self._metrics.add("diffseg_pictures_total", len(images))
         for answer in answers:
@@ -257,19 +236,10 @@ class Engine:
         if order.form != "json":
             return picture_reply(order.form, answer.scene)
         record = {
-            **found_record(answer.scene.things[0], order.extras),
+            **found_record(answer.scene.found[0], order.extras),
             "threshold": order.answer.threshold,
             "min_presence": order.answer.min_presence,
             "notes": [*notes, *answer.empty],
             "seconds": {stage: round(spent, 4) for stage, spent in answer.seconds.items()},
         }
         return json_reply(record)
-
-
-def preview_of(pair: Pair) -> str:
-    """A support on a dark background as a data URL, small enough for a list."""
-    stream = io.BytesIO()
-    shown = Image.fromarray(support_tile(*pair))
-    shown.thumbnail((PREVIEW, PREVIEW))
-    shown.save(stream, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -39,8 +39,8 @@ def json_reply(record: Any) -> Reply:
 
 
 def picture_reply(what: str, scene: Scene) -> Reply:
-    """A PNG of the one thing in a scene: "mask", "overlay", "heatmap" or "cutout"."""
-    (found,) = scene.things
+    """A PNG of the one concept in a scene: "mask", "overlay", "heatmap" or "cutout"."""
+    (found,) = scene.found
     headers = {"X-Diffseg-Area": f"{found.mask.mean():.6f}"}
     if found.presence is not None:
         headers["X-Diffseg-Presence"] = f"{found.presence:.4f}"
@@ -48,10 +48,10 @@ def picture_reply(what: str, scene: Scene) -> Reply:
 
 
 def found_record(found: Found, extras: tuple[str, ...]) -> dict[str, Any]:
-    """What JSON says of a thing in a picture.
+    """What JSON says of a concept in an image.
 
     Args:
-        found: the thing.
+        found: the concept in it.
         extras: what to say besides size, area, box and scores: rle, polygons, probability, score_map.
     """
     filled = found.mask.any()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffseg_cli.choices import MaskChoice
-from diffseg_cli.finding import Pair
+from diffseg_cli.concept import Pair
 from diffseg_cli.reading.image_io import read_image, read_pair
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.reading.notes import collected_notes
