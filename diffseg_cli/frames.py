@@ -1,6 +1,6 @@
-"""Pictures and masks in the model frame: square, float, batched.
+"""Images and masks in the model frame: square, float, batched.
 
-The whole picture is resized to S x S without keeping its aspect: every pixel is seen at a known place, and
+The whole image is resized to S x S without keeping its aspect: every pixel is seen at a known place, and
 the way back is one resize. All (W, H) against (H, W) knowledge of the model side sits here.
 """
 
@@ -41,7 +41,7 @@ def crop_to_object(
     Args:
         image: (h w 3).
         mask: (h w), not empty.
-        margin: around the object's box, as a share of its longer side; less where the picture ends.
+        margin: around the object's box, as a share of its longer side; less where the image ends.
 
     Returns:
         Views of both.
@@ -53,7 +53,7 @@ def crop_to_object(
 
 
 def from_frame(values: Tensor, size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """float (S S) -> float32 (h w) at the picture's own size; linear, so the range is kept."""
+    """float (S S) -> float32 (h w) at the image's own size; linear, so the range is kept."""
     array = values.detach().float().cpu().numpy()
     resized: NDArray[np.float32] = cv2.resize(array, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
     return resized

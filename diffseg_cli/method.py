@@ -186,7 +186,7 @@ class Method:
         drops: tuple[Tensor, Tensor] | None = None,
         decode: bool = True,
     ) -> SegmenterOutput:
-        """From encoded queries to their mask pictures; differentiable in SCM and PAM.
+        """From encoded queries to their masks; differentiable in SCM and PAM.
 
         Args:
             latents: (b c H W) of the queries.

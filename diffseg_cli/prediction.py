@@ -16,7 +16,7 @@ from diffseg_cli.models.attention import AttentionMaps, ScoreMaps
 
 @dataclass(frozen=True)
 class QueryFeatures:
-    """Read and encoded queries, in which any number of things can be looked for.
+    """Read and encoded queries, in which any number of concepts can be looked for.
 
     Attributes:
         images: uint8 (h w 3) of each, its own size.
@@ -39,7 +39,7 @@ class SegmenterOutput:
         maps: the running sums of the look.
         scores: score map and its raw forms, (b 1 H W).
         latents: (b c H W) `L_pre`, or None for the attention head.
-        picture: (b 1 S S) the predicted mask picture, channel mean of the decoded latents, about [0, 1] and
+        picture: (b 1 S S) channel mean of the decoded latents, the predicted mask, about [0, 1] and
             not clipped; for the attention head the score map brought to S.
     """
 
@@ -82,7 +82,7 @@ class Prediction:
         mask: bool (h w).
         probability: float32 (h w) in [0, 1], borders refined if that was asked for.
         score_map: float32 (h w) `M_a` in [0, 1], before PAM.
-        presence: in [0, 1], how sure it is that the thing is in the picture; None without calibration.
+        presence: in [0, 1], how sure it is that the concept is in the image; None without calibration.
         threshold: what `mask` was cut at.
         seconds: wall time of each stage; shared stages of a batch are divided by its size.
     """

@@ -1,6 +1,6 @@
-"""Is the thing in the picture at all? A calibrated score from what a look says before it is normalised.
+"""Is the concept in the image at all? A calibrated score from what a look says before it is normalised.
 
-Min-max makes some place bright in every picture, so the score map alone cannot say "nothing here". Three
+Min-max makes some place bright in every image, so the score map alone cannot say "nothing here". Three
 figures can: how like the supports' object the found region is, how much of the prompt its best places take,
 and how sure PAM is of what it marked. A logistic function of them, fitted on episodes with and without the
 object, is the presence score.
@@ -32,7 +32,7 @@ def presence_features(output: SegmenterOutput, latents: Tensor, support: Support
 
     Returns:
         (b 3): cosine between the mean latents of the found region and of the supports' object, in [-1, 1];
-        mean prompt share of the best places, in [0, 1]; mean of the predicted picture over the found region,
+        mean prompt share of the best places, in [0, 1]; mean of the predicted mask over the found region,
         in [0, 1].
     """
     found = F.interpolate(output.probability, size=latents.shape[-2:], mode="area")  # (b 1 H W)
@@ -63,5 +63,5 @@ class PresenceCalibration:
         return cls(tuple(config["weights"]), config["bias"]) if config else None
 
     def score(self, features: Tensor) -> Tensor:
-        """features (b 3) -> probability (b) in [0, 1] that the object is in the picture."""
+        """features (b 3) -> probability (b) in [0, 1] that the object is in the image."""
         return torch.sigmoid(features @ features.new_tensor(self.weights) + self.bias)

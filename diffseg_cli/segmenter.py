@@ -34,20 +34,20 @@ class Segmenter(Method):
         """Encode supports once.
 
         Args:
-            pairs: pictures and their masks; paths, PIL pictures or arrays, a mask of the size of its picture.
+            pairs: images and their masks; paths, PIL images or arrays, a mask of the size of its image.
 
         Raises:
-            InputError: a picture or mask cannot be used, or their sizes differ.
+            InputError: an image or mask cannot be used, or their sizes differ.
         """
         if not pairs:
-            raise InputError("There is no support picture.", "Give at least one picture with its mask.")
+            raise InputError("There is no support image.", "Give at least one image with its mask.")
         with self.stage("read"):
             read = [read_pair(image, mask) for image, mask in pairs]
         return self.encode_pairs(read)
 
     @torch.inference_mode()
     def encode_pairs(self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]) -> SupportFeatures:
-        """`encode_support` of pictures (h w 3) and masks (h w) that are read and checked already."""
+        """`encode_support` of images (h w 3) and masks (h w) that are read and checked already."""
         margin, size = self.backbone.support_margin, self.backbone.image_size
         with self.stage("crop"):
             if margin is not None:
@@ -66,7 +66,7 @@ class Segmenter(Method):
         refine: bool | None = None,
         seed: int = 0,
     ) -> Prediction:
-        """Find the supports' object in one picture; arguments as in `segment_encoded`."""
+        """Find the supports' object in one image; arguments as in `segment_encoded`."""
         queries = self.encode_queries([query])
         return self.segment_encoded(
             queries, support, threshold=threshold, min_presence=min_presence, refine=refine, seed=seed
@@ -74,13 +74,13 @@ class Segmenter(Method):
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[ImageSource]) -> QueryFeatures:
-        """Read and encode pictures once, to look for several things in them.
+        """Read and encode images once, to look for several concepts in them.
 
         Args:
-            queries: paths, PIL pictures or uint8 arrays.
+            queries: paths, PIL images or uint8 arrays.
 
         Raises:
-            InputError: a picture cannot be used.
+            InputError: an image cannot be used.
         """
         clock = Watch()
         with self.stage("read"):
@@ -107,14 +107,14 @@ class Segmenter(Method):
         refine: bool | None = None,
         seed: int = 0,
     ) -> list[Prediction]:
-        """Find the supports' object in pictures that are read and encoded.
+        """Find the supports' object in images that are read and encoded.
 
         Args:
             queries: from `encode_queries`.
             support: from `encode_support` of the same model.
             threshold: of the probability, in (0, 1); default 0.5.
-            min_presence: in [0, 1]; a picture whose presence score is below it gets an empty mask.
-            refine: pull borders to the picture's own; default as measured (`SegmentConfig.refine`).
+            min_presence: in [0, 1]; an image whose presence score is below it gets an empty mask.
+            refine: pull borders to the image's own; default of `settings`.
             seed: of the noise of a diffusion backbone.
 
         Raises:
@@ -193,7 +193,7 @@ class Segmenter(Method):
         """The attention maps behind an answer, SCM included when the head uses it.
 
         Args:
-            query: path, PIL picture or uint8 array.
+            query: path, PIL image or uint8 array.
             support: from `encode_support` of the same model.
             seed: of the noise.
             on_layer: called with each layer's probabilities.

@@ -1,7 +1,7 @@
-"""Run episodes at the pictures' own size and count pixels.
+"""Run episodes at the images' own size and count pixels.
 
 Every method sees the same episodes: the segmenter through its inner door, the training-free prototype line
-from the same latents, and peers with the pictures themselves. The last few hundred encodings are remembered.
+from the same latents, and peers with the images themselves. The last few hundred encodings are remembered.
 """
 
 from collections import OrderedDict
@@ -28,11 +28,11 @@ from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Stages
 
 OWN_METHODS = ("model", "attention", "prototype")
-REMEMBERED = 256  # encoded pictures; of the compact model 2.5 MB each
+REMEMBERED = 256  # encoded images; of the compact model 2.5 MB each
 
 
 class Peer(Protocol):
-    """Another few-shot method, from pictures to a mask."""
+    """Another few-shot method, from images to a mask."""
 
     def predict(
         self, query: NDArray[np.uint8], supports: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]
@@ -48,14 +48,14 @@ class Peer(Protocol):
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A labelled picture after the frozen parts, batch of one.
+    """A labelled image after the frozen parts, batch of one.
 
     Attributes:
         image: uint8 (h w 3), its own size.
-        latents: (1 c H W) of the picture.
+        latents: (1 c H W) of the image.
         edges: (1 1 E E), or None.
-        support: the picture and its mask as a support, (1 1 ...).
-        truth: at the picture's own size.
+        support: the image and its mask as a support, (1 1 ...).
+        truth: at the image's own size.
         seconds: what each stage of `Segmenter.encode_queries` took, and "support".
     """
 
@@ -69,7 +69,7 @@ class EncodedSample:
 
 @dataclass(frozen=True)
 class Illustration:
-    """One episode in pictures, all of their own size.
+    """One episode to look at, every image at its own size.
 
     Attributes:
         supports: uint8 (h w 3) and bool (h w) of each.
@@ -136,21 +136,21 @@ class Evaluation:
             fold: for the record.
 
         Raises:
-            InputError: a picture or mask cannot be used.
+            InputError: an image or mask cannot be used.
         """
         query = self._encode(episode.query)
         truth = query.truth
         for support in episode.support:
             self._encode(support)
-        pictures = self._pictures(episode) if self.peers else None
+        images = self._images(episode) if self.peers else None
         device = self.segmenter.device
         counts, seconds, memory = {}, {}, {}
         for method in self.methods:
             read, encoding, on_cuda = read_time(device), 0.0, device.type == "cuda"
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats(device)
-            if method in self.peers and pictures:
-                predicted = self.peers[method].predict(*pictures)
+            if method in self.peers and images:
+                predicted = self.peers[method].predict(*images)
             else:
                 score, encoding = self._score(method, query, episode, self.seed + run)
                 predicted = self._cut(method, score, query.image)
@@ -161,10 +161,10 @@ class Evaluation:
         return EpisodeResult(run, fold, index, episode.class_name, counts, seconds, memory)
 
     def illustrate(self, episode: Episode, *, run: int = 0) -> Illustration:
-        """One episode again, in pictures."""
+        """One episode again, to look at."""
         query = self._encode(episode.query)
         output = self._forward(query, episode, self.seed + run)
-        image, supports = self._pictures(episode)
+        image, supports = self._images(episode)
         return Illustration(
             supports,
             image,
@@ -179,7 +179,7 @@ class Evaluation:
         return self.segmenter.finish(score[0, 0], image, threshold=self.thresholds[method], refine=refine)[0]
 
     def _score(self, method: str, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, float]:
-        """Score (1 1 S S) of one of our methods, and the seconds its pictures took to encode.
+        """Score (1 1 S S) of one of our methods, and the seconds its images took to encode.
 
         Encodings are remembered, so their time is added to each episode, not measured in it.
         """
@@ -190,8 +190,8 @@ class Evaluation:
             weights = self.segmenter.backbone.channel_weights
             return prototype_scores(query.latents, support.latents, support.masks, weights), encoding
         encoding += query.seconds["edges"] + sum(part.seconds["support"] for part in parts)
-        picture, score_map = self._forward(query, episode, seed)
-        return (picture if method == "model" else score_map), encoding
+        probability, score_map = self._forward(query, episode, seed)
+        return (probability if method == "model" else score_map), encoding
 
     @torch.inference_mode()
     def _forward(self, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, Tensor]:
@@ -199,7 +199,7 @@ class Evaluation:
         output = self.segmenter.predict(query.latents, query.edges, support, seed)
         return output.probability, output.scores.score_map
 
-    def _pictures(
+    def _images(
         self, episode: Episode
     ) -> tuple[NDArray[np.uint8], list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]]:
         parts = [self._encode(i) for i in episode.support]

@@ -25,7 +25,7 @@ CUTS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 def _answers(
     segmenter: Segmenter, cache: FeatureCache, *, shots: int, episodes: int
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.bool_]]]:
-    """Class, predicted picture and truth, each (S/2 S/2), of `episodes` episodes a class, always the same."""
+    """Class, probability and truth, each (S/2 S/2), of `episodes` episodes a class, always the same."""
     dataset = cache.dataset.with_enough(shots)
     count = episodes * len(dataset.classes)
     drawn = [draw_episode(dataset, index, shots=shots, seed=SEED) for index in range(count)]
@@ -47,8 +47,8 @@ def validation_episodes(
     segmenter: Segmenter, cache: FeatureCache, *, shots: int, episodes: int
 ) -> Iterator[tuple[str, NDArray[np.int64]]]:
     """Class and `metrics.count_pixels` of `episodes` episodes a class at half size, always the same."""
-    for name, picture, truth in _answers(segmenter, cache, shots=shots, episodes=episodes):
-        yield name, count_pixels(picture > 0.5, truth)
+    for name, probability, truth in _answers(segmenter, cache, shots=shots, episodes=episodes):
+        yield name, count_pixels(probability > 0.5, truth)
 
 
 def validate(
@@ -75,9 +75,9 @@ def fit_gamma(segmenter: Segmenter, cache: FeatureCache, *, episodes: int = GAMM
         episodes: a class; with ten the best cut still jumps about.
     """
     counts = {cut: IouCounts() for cut in CUTS}
-    for name, picture, truth in _answers(segmenter, cache, shots=1, episodes=episodes):
+    for name, probability, truth in _answers(segmenter, cache, shots=1, episodes=episodes):
         for cut, sums in counts.items():
-            sums.add_counts(name, count_pixels(picture > cut, truth))
+            sums.add_counts(name, count_pixels(probability > cut, truth))
     figures = {cut: sums.mean_iou(list(sums.counts)) for cut, sums in counts.items()}
     best = max(cut for cut, figure in figures.items() if figure > max(figures.values()) - LEVEL)
     return math.log(0.5) / math.log(best)
