@@ -4,8 +4,8 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,18 +15,29 @@ from diffseg_cli.concept import FORMAT as CONCEPT_FORMAT
 from diffseg_cli.concept import open_concept
 from diffseg_cli.errors import DiffsegError, ExitCode, InputError
 from diffseg_cli.hub import KANDINSKY, PULL, find_kandinsky
+from diffseg_cli.reading.annotated import AnnotationFile, Target
 from diffseg_cli.reading.array_files import is_array_file
+from diffseg_cli.reading.documents import is_annotation_file, read_document
 from diffseg_cli.reading.image_files import describe_image
-from diffseg_cli.reading.image_io import read_image, read_mask
+from diffseg_cli.reading.image_io import check_image, read_image, read_mask, read_pair
 from diffseg_cli.reading.input_files import InputFile, as_file
-from diffseg_cli.reading.mask_files import UnnamedImage, draw_mask, is_annotation_file, read_annotations
-from diffseg_cli.reading.mask_shapes import Target, listed, plain
+from diffseg_cli.reading.mask_checks import AmbiguousMask
+from diffseg_cli.reading.mask_files import (
+    class_text,
+    common_end,
+    draw_mask,
+    find_image,
+    objects_of,
+    stated_size,
+)
+from diffseg_cli.reading.mask_shapes import listed, plain
 from diffseg_cli.reading.notes import collected_notes
 from diffseg_cli.version import __version__
 from diffseg_cli.weights import read_header, survey
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "opencv-contrib-python-headless", "pillow")
-UNKNOWN_HW = (1000, 1000)  # of a picture that is not there: a YOLO file knows no size of its own
+UNKNOWN_HW = (4000, 4000)  # of an image that is not there: YOLO and VIA state no size
+MOST_DRAWN = 50  # images of one annotation file
 PHOTO_LEVELS = 32  # distinct values of one channel; masks have fewer, but for their borders
 
 
@@ -81,14 +92,19 @@ def examine_machine() -> Iterator[Finding]:
     )
 
 
-def examine_file(path: Path) -> Finding:
-    """What a file is to diffseg, and what is wrong with it."""
+def examine_file(path: Path, beside: Sequence[Path] = ()) -> Finding:
+    """What a file is to diffseg, and what is wrong with it.
+
+    Args:
+        path: of an image, a mask, annotations, weights or a concept.
+        beside: other files, among them the image that annotations are about.
+    """
     file = as_file(path)
     try:
         if path.suffix.lower() in (".safetensors", ".dsc"):
             return _examine_tensors(path)
         if is_annotation_file(file):
-            return _examine_annotations(file)
+            return _examine_annotations(file, [other for other in beside if other != path])
         return _examine_pixels(file)
     except DiffsegError as error:
         return _bad(file.name, error)
@@ -104,27 +120,58 @@ def _examine_tensors(path: Path) -> Finding:
     return Finding(str(path), "ok", f"safetensors ({kind}), {len(shapes)} tensors")
 
 
-def _examine_annotations(file: InputFile) -> Finding:
-    """Read and drawn as for a support; a data set of many pictures is only counted: one must be named."""
+def _examine_annotations(file: InputFile, beside: Sequence[Path]) -> Finding:
+    """Drawn as a support's mask is: with its image, where that is given too; else at the size it states."""
+    document = read_document(file)
+    images = document.images
+    image = next((path for path in beside if _is_about(document, path)), None)
+    shown = [find_image(file.name, document, Target(str(image)))] if image else images[:MOST_DRAWN]
+    classes: Counter[str] = Counter()
+    drawable = []
+    for each in shown:
+        marked = [made for made in objects_of(file.name, each) if made.is_outlined or made.box]
+        classes.update(class_text(made.class_name, made.class_id) for made in marked)
+        if any(made.is_outlined for made in marked):
+            drawable.append(each)
+    kind = document.kind if len(shown) == 1 else f"{document.kind} of {len(images)} images"
+    first = f" (the first {len(shown)})" if len(shown) < len(images) and not image else ""
+    held = listed(f"{name} ({count})" for name, count in classes.most_common()) or "nothing"
+    what = f"annotations: {kind}, of {held}{first}"
+    with collected_notes() as notes:
+        try:
+            if image:
+                read_pair(image, file)
+            for each in () if image else drawable or shown[:1]:
+                _draw_alone(file.name, replace(document, images=[each]), is_only=len(images) == 1)
+        except AmbiguousMask as error:
+            return Finding(file.name, "unclear", what, error.hint or "", error.exit_code)
+        except DiffsegError as error:
+            return Finding(file.name, "bad", f"{what}. {error.message}", error.hint or "", error.exit_code)
+    hint = "" if len(shown) == 1 else "Each image is found by its name."
+    return Finding(file.name, "ok", f"{what}. {' '.join(notes)}".rstrip(". "), hint)
+
+
+def _is_about(document: AnnotationFile, path: Path) -> bool:
+    """Whether a file is an image, and one that annotations may be about."""
     try:
-        found = read_annotations(file, Target(size_hw=UNKNOWN_HW))
-    except UnnamedImage as error:
-        return Finding(file.name, "ok", f"annotations: {error.message}", "Each is found by its name.")
-    names = Counter(thing.category for thing in found.things)
-    held = listed(f"{plain(name)} ({count})" for name, count in names.most_common()) or "nothing"
-    what = f"annotations: {found.kind}, of {held}"
-    if len(names) > 1:
-        return Finding(file.name, "unclear", what, "Choose with --category.", ExitCode.BAD_INPUT)
+        check_image(path)
+    except DiffsegError:
+        return False
+    names = [name for image in document.images for name in image.names]
+    return not names or any(common_end(str(path), name) for name in names)
+
+
+def _draw_alone(name: str, document: AnnotationFile, *, is_only: bool) -> None:
+    """Draw all of an image that is not at hand; of several images, each needs its own choice of a class."""
     try:
-        with collected_notes() as notes:
-            draw_mask(found)
-    except InputError as error:
-        return Finding(file.name, "bad", f"{what}. {error.message}", error.hint or "", error.exit_code)
-    return Finding(file.name, "ok", f"{what}. {' '.join(notes)}".rstrip(". "))
+        draw_mask(name, document, Target(None, None if stated_size(document.images[0]) else UNKNOWN_HW))
+    except AmbiguousMask:
+        if is_only:
+            raise
 
 
 def _examine_pixels(file: InputFile) -> Finding:
-    """A mask if it reads as one; else a picture if it has the colours of one; else an unclear mask."""
+    """A mask if it reads as one; else an image if it has the colours of one; else an unclear mask."""
     kind = "NumPy array" if is_array_file(file) else describe_image(file)
     try:
         with collected_notes() as notes:
@@ -134,7 +181,7 @@ def _examine_pixels(file: InputFile) -> Finding:
             return _bad(file.name, error)
         image = read_image(file)
         if len(np.unique(image[..., 1])) > PHOTO_LEVELS:
-            return Finding(file.name, "ok", f"picture: {kind}")
+            return Finding(file.name, "ok", f"image: {kind}")
         return Finding(
             file.name, "unclear", f"{kind}. As a mask: {error.message}", error.hint or "", error.exit_code
         )

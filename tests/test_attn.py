@@ -22,7 +22,7 @@ from diffseg_cli.config import CompactConfig
 from diffseg_cli.errors import UsageError
 from diffseg_cli.loading import build_compact
 from diffseg_cli.models.support import SupportFeatures
-from diffseg_cli.reading.mask_values import point_mask
+from diffseg_cli.reading.mask_checks import point_mask
 from diffseg_cli.results.sheet import PAPER, Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.trained import untrained
@@ -139,7 +139,7 @@ def test_a_point_of_a_tiny_picture_is_not_lost(
 
 @pytest.mark.parametrize("point", [(-1, 0), (120, 0), (0, 90)])
 def test_a_point_outside_is_refused_with_the_size(point: tuple[int, int]) -> None:
-    with pytest.raises(UsageError, match="outside the picture") as caught:
+    with pytest.raises(UsageError, match="outside the image") as caught:
         point_mask(*point, (90, 120))
     assert "120 x 90" in str(caught.value.hint)
 

@@ -340,7 +340,7 @@ def test_a_bad_picture_stops_no_other() -> None:
     assert "error: 2 images failed of 6." in result.stderr
     again = batch("--json", code=5)
     assert states(again) == {**dict.fromkeys("abcd", "skipped"), "bad": "failed", "text": "failed"}
-    assert rows(again)["text"]["error"].startswith("photos/text.jpg is not a picture")
+    assert rows(again)["text"]["error"].startswith("photos/text.jpg is not an image")
     for name in ("bad", "text"):
         save(f"photos/{name}.png", 8)
         Path(f"photos/{name}.jpg").unlink()

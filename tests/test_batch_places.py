@@ -89,7 +89,7 @@ def test_places_give_the_bytes_of_the_disk_and_go_on(store: str, tmp_path: Path)
     assert now == {"a": "done", "b": "failed", "c": "skipped", "d #1 %": "skipped"}
     assert not UPath(f"{store}/out/b_mask.png").exists()
     with ManifestReader(places.place(f"{store}/out")) as reader:
-        assert str(reader.rows("b.png")[-1].error).startswith(f"{store}/photos/b.png is not a picture")
+        assert str(reader.rows("b.png")[-1].error).startswith(f"{store}/photos/b.png is not an image")
     batch(f"{store}/photos/day1", f"file://{tmp_path}/mixed", "-f", "labelme")
     assert json.loads(Path("mixed/c_labelme.json").read_text())["imagePath"].startswith(f"{store}/photos/")
     batch("photos", f"{store}/other")

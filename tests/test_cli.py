@@ -218,11 +218,11 @@ BEFORE_LOADING: list[tuple[str, str, int, str, str]] = [
     ("segment", "-s a.png -m nowhere.png -q scene.png", 3, "nowhere.png does not exist", "Check the name"),
     ("segment", "-s a.png -m a_m.png -q nowhere.png", 3, "nowhere.png does not exist", "Check the name"),
     ("segment", "-s zero.png -m a_m.png -q scene.png", 3, "zero.png is empty (0 bytes)", "again"),
-    ("segment", "-s text.png -m a_m.png -q scene.png", 3, "text.png is not a picture", "PNG"),
+    ("segment", "-s text.png -m a_m.png -q scene.png", 3, "text.png is not an image", "PNG"),
     ("segment", "-s cut.png -m a_m.png -q scene.png", 3, "cut.png is damaged or cut short", "again"),
     ("segment", "-s a.png -m a_m.png -q zero.png", 3, "zero.png is empty (0 bytes)", "again"),
     ("segment", "-s a.png -m a_m.png -q sub", 2, "sub is a folder", "diffseg batch --queries sub"),
-    ("attn", "-s a.png -m a_m.png -q sub", 3, "sub is a folder", "Name one picture"),
+    ("attn", "-s a.png -m a_m.png -q sub", 3, "sub is a folder", "Name one image"),
     (
         "segment",
         "-s a.png -m small_m.png -q scene.png",

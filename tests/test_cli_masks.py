@@ -217,7 +217,7 @@ def test_a_picture_comes_in_and_files_are_written() -> None:
     ("arguments", "stdin", "code", "says"),
     [
         (("--out", "-"), b"", 3, "stdin is empty"),
-        (("--out", "-"), b"no picture", 3, "stdin is not a picture"),
+        (("--out", "-"), b"no picture", 3, "stdin is not an image"),
         (("--out", "-", "--json"), b"", 2, "--out - writes one mask"),
         (("--out", "-", "-q", "dog.png"), b"", 2, "--out - writes one mask"),
         (("-q", "-"), b"", 2, "- is given twice"),
@@ -276,7 +276,7 @@ def test_doctor_tells_what_files_are() -> None:
     assert result.exit_code == 4
     rows = {row["name"]: row for row in map(json.loads, result.stdout.splitlines())}
     expected = {
-        "dog.png": ("ok", "picture: PNG, RGB, 64 x 48", 0),
+        "dog.png": ("ok", "image: PNG, RGB, 64 x 48", 0),
         "dog_m.png": ("ok", "mask: PNG, 1, 64 x 48, 1", 0),
         "turned.jpg": ("ok", "turned by its EXIF orientation", 0),
         "array.npy": ("ok", "mask: NumPy array", 0),
@@ -313,6 +313,7 @@ def test_help_fits_and_its_examples_are_valid(verb: str) -> None:
     Image.fromarray(disc((480, 640))).save("dog.png")
     document = coco()
     document["annotations"].pop()
+    document["images"][0] |= {"file_name": "dog.jpg", "height": 480, "width": 640}
     Path("annotations.json").write_text(json.dumps(document))
     for example in examples:
         result = run(*example.split()[1:])

@@ -25,9 +25,9 @@ from diffseg_cli import assembly
 from diffseg_cli.cli import main
 from diffseg_cli.doctor import examine_file
 from diffseg_cli.errors import DiffsegError
+from diffseg_cli.reading.annotated import Target
 from diffseg_cli.reading.image_io import read_image, read_mask
 from diffseg_cli.reading.input_files import InputFile
-from diffseg_cli.reading.mask_shapes import Target
 from diffseg_cli.reading.notes import collected_notes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.weights import read_header
@@ -289,7 +289,7 @@ import resource, sys, warnings
 from pathlib import Path
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.reading.image_io import read_image, read_mask
-from diffseg_cli.reading.mask_shapes import Target
+from diffseg_cli.reading.annotated import Target
 warnings.simplefilter("ignore")
 path = Path(sys.argv[1])
 for door in (read_mask, read_image):

@@ -138,7 +138,7 @@ def test_float_pictures(tmp_path: Path) -> None:
     "array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((2, 4, 4, 3), np.uint8)]
 )
 def test_an_array_of_another_kind_is_the_programmers_mistake(array: NDArray[Any]) -> None:
-    with pytest.raises(ValueError, match="a picture must be uint8"):
+    with pytest.raises(ValueError, match="an image must be uint8"):
         read_image(array)
 
 
@@ -149,7 +149,7 @@ def test_an_array_of_another_kind_is_the_programmers_mistake(array: NDArray[Any]
 def test_unusable_files_are_named_with_their_fault(tmp_path: Path, reader: Callable[[Path], Any]) -> None:
     contents = {
         "empty.png": (b"", "is empty (0 bytes)"),
-        "text.png": (b"just words\n" * 9, "is not a picture in a format"),
+        "text.png": (b"just words\n" * 9, "is not an image in a format"),
         "page.jpg": (b"<!DOCTYPE html><html></html>", "is text (SVG, XML or a web page)"),
         "lfs.png": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git lfs pull"),
         "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(60), "HEIC"),

@@ -234,7 +234,7 @@ def test_how_a_mask_was_understood_is_told(client: TestClient) -> None:
     larger = np.kron(MASK, np.ones((2, 2), np.uint8))
     files = parts(support=SUPPORT, mask=larger, query=QUERY)
     found = client.post("/v1/segment", files=files, data={"fit_mask": "true", "format": "json"}).json()
-    assert found["notes"] == ["mask 1 is 128 x 96 and was brought to the 64 x 48 of its picture."]
+    assert found["notes"] == ["mask 1 is 128 x 96 and was brought to the 64 x 48 of its image."]
 
 
 # --- refusals ------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ WRONG: list[tuple[Parts, dict[str, str], int, str]] = [
     (ASK, {"format": "tiff"}, 400, "format: "),
     (ASK, {"min_presence": "0.5"}, 400, "no presence score"),
     (ASK, {"label": "1", "color": "ff0000"}, 400, "label and color each say"),
-    (parts(query=b"no picture", support=SUPPORT, mask=MASK), {}, 422, "query is not a picture"),
+    (parts(query=b"no picture", support=SUPPORT, mask=MASK), {}, 422, "query is not an image"),
     (parts(query=b"", support=SUPPORT, mask=MASK), {}, 422, "query is empty"),
     (parts(query=png_bytes(QUERY)[:-90], support=SUPPORT, mask=MASK), {}, 422, "query is damaged"),
     (parts(query=QUERY, support=b"%PDF-1.7", mask=MASK), {}, 422, "support 1 is a PDF"),

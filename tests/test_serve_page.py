@@ -223,9 +223,7 @@ def test_what_goes_wrong_is_a_sentence(browser: Chromium, address: str, tmp_path
     said = [browser.run("return cards[arguments[0]].facts.textContent", index) for index in range(3)]
     assert said[0].startswith("large.png is too large: 7 MB, and this server takes 4 MB")
     assert said[1].startswith("text.jpg cannot be shown")
-    assert (
-        said[2] == "query is not a picture in a format that is read here. Use PNG, JPEG, WebP, TIFF or BMP."
-    )
+    assert said[2] == "query is not an image in a format that is read here. Use PNG, JPEG, WebP, TIFF or BMP."
 
 
 def test_a_turned_photograph_lies_under_its_mask(browser: Chromium, address: str, tmp_path: Path) -> None:

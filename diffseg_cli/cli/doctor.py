@@ -38,7 +38,7 @@ def doctor(
     from diffseg_cli.doctor import examine_file, examine_machine
 
     worst = 0
-    for finding in (*examine_machine(), *map(examine_file, files or [])):
+    for finding in (*examine_machine(), *(examine_file(path, files or ()) for path in files or ())):
         worst = max(worst, finding.code)
         if json:
             console.result_json(asdict(finding))

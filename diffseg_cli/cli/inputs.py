@@ -264,7 +264,7 @@ def read_query(
     if point is not None and region is not None:
         raise UsageError("--point and --region both choose a region.", "Give one of them.")
     from diffseg_cli.reading.image_io import read_pair
-    from diffseg_cli.reading.mask_values import point_mask
+    from diffseg_cli.reading.mask_checks import point_mask
 
     if region is not None:
         return read_pair(query, region)

@@ -3,86 +3,30 @@
 Nothing a file says is believed before it is checked: sizes, coordinates and run lengths come from anywhere.
 A file that lies raises ValueError with half a sentence for `mask_files.py` to finish.
 
-Letters: H W size of the picture that was annotated.
+Letters: H W size of the image that was annotated.
 """
 
 import base64
 import binascii
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-Bools = NDArray[np.bool_]
-HW = tuple[int, int]
+from diffseg_cli.reading.annotated import HW, Bools, Box
 
-FAR = 4  # picture lengths; a point further outside is no slip of the hand
+FAR = 4  # image lengths; a point further outside is no slip of the hand
 MOST_POINTS = 50_000  # of one outline; drawing takes time with every one of them
 MOST_RINGS = 2_000
 MOST_OUTLINE = 2_000_000  # pixels; pycocotools takes 80 bytes for each
 SHOWN = 6  # names listed in a message
+OVER = 1.25  # image lengths a bitmap may have
+ELLIPSE_POINTS = 180
 LONGEST_RUN = 7  # characters of a compressed run length; 7 hold 35 bits
-
-
-@dataclass(frozen=True)
-class Target:
-    """The picture an annotation file is read for.
-
-    Attributes:
-        name: its path, to find it among a file's pictures; None if it has none.
-        size_hw: of the picture upright; None if it is not known.
-    """
-
-    name: str | None = None
-    size_hw: HW | None = None
-
-
-@dataclass(frozen=True)
-class Thing:
-    """One object of an annotation file, not drawn yet.
-
-    Attributes:
-        number: what --annotation calls it.
-        category: its class by name, or by number where there is no name.
-        category_id: its class by number; None where there is none.
-        ignored: neither object nor background: a crowd, an ignored area.
-        draw: gives bool (H W) for a size; raises ValueError.
-        box: x, y, width, height, where the file gives a box and no outline.
-    """
-
-    number: int
-    category: str
-    category_id: str | None
-    ignored: bool
-    draw: Callable[[HW], Bools]
-    box: tuple[int, int, int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """What a file says of one picture.
-
-    Attributes:
-        name: of the file, for messages.
-        kind: of the file, and which of its pictures, for messages.
-        size_hw: of the picture, as the file or else the picture itself says.
-        things: in the order of the file.
-    """
-
-    name: str
-    kind: str
-    size_hw: HW
-    things: list[Thing]
-
-    @property
-    def where(self) -> str:
-        """The file, its size and kind, for messages."""
-        return f"{self.name} ({_wh(self.size_hw)}, {self.kind})"
 
 
 # --- drawing -------------------------------------------------------------------------------------------
@@ -102,7 +46,7 @@ def draw_runs(runs: Any, size: Any, size_hw: HW) -> Bools:
         ValueError: they do not add up to the size.
     """
     if size is not None and list(size) != list(size_hw):
-        raise ValueError(f"run lengths for {size[1]} x {size[0]} pixels in a picture of {_wh(size_hw)}")
+        raise ValueError(f"run lengths for {size[1]} x {size[0]} pixels in an image of {_wh(size_hw)}")
     lengths = _uncompress(runs) if isinstance(runs, str) else runs
     area = size_hw[0] * size_hw[1]
     if not all(type(length) is int and 0 <= length <= area for length in lengths) or sum(lengths) != area:
@@ -167,22 +111,48 @@ def draw_circle(points: NDArray[np.float64], size_hw: HW) -> Bools:
     return np.array(canvas)
 
 
+def draw_ellipse(centre: Sequence[float], radii: Sequence[float], degrees: float, size_hw: HW) -> Bools:
+    """Centre x, y, radii along x and y, and how far it is turned, clockwise as shown."""
+    angles = np.linspace(0, 2 * math.pi, ELLIPSE_POINTS, endpoint=False)
+    circle = np.stack([np.cos(angles) * radii[0], np.sin(angles) * radii[1]], axis=1)
+    turn = math.radians(degrees)
+    ring = circle @ [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]] + centre
+    return draw_rings([points_of(ring.tolist(), size_hw, 3)], size_hw)
+
+
 def draw_bitmap(text: str, points: NDArray[np.float64], size_hw: HW) -> Bools:
     """LabelMe's mask shape: a PNG in base64, put where the first of its two corners says."""
     try:
         content = base64.b64decode(text, validate=True)
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            if image.width > size_hw[1] or image.height > size_hw[0]:
-                raise ValueError(f"a bitmap of {image.width} x {image.height} in a picture of {_wh(size_hw)}")
+            _check_stamp("a bitmap", (image.height, image.width), size_hw)
             stamp = np.asarray(image.convert("L")) > 0
     except (OSError, SyntaxError, binascii.Error) as error:
         raise ValueError("a bitmap that is no PNG") from error
     left, top = (int(value) for value in np.floor(points.min(axis=0)))
-    h, w = stamp.shape
-    if left < 0 or top < 0 or left + w > size_hw[1] or top + h > size_hw[0]:
-        raise ValueError("a bitmap that lies outside its picture")
+    return _paste(stamp, left, top, size_hw)
+
+
+def draw_row_runs(runs: Sequence[int], box: Box, size_hw: HW) -> Bools:
+    """CVAT's run lengths: row by row within a box of x, y, width, height, background first."""
+    left, top, width, height = box
+    _check_stamp("a mask", (height, width), size_hw)
+    return _paste(draw_runs(list(runs), None, (width, height)).T, left, top, size_hw)
+
+
+def _check_stamp(what: str, stamp_hw: HW, size_hw: HW) -> None:
+    """Refuse a small mask that is much larger than its image; a little over the border is usual."""
+    if not all(0 < small <= OVER * large + 16 for small, large in zip(stamp_hw, size_hw, strict=True)):
+        raise ValueError(f"{what} of {_wh(stamp_hw)} in an image of {_wh(size_hw)}")
+
+
+def _paste(stamp: Bools, left: int, top: int, size_hw: HW) -> Bools:
+    """A small mask at its place in a large one; what lies outside is cut off."""
     mask = np.zeros(size_hw, dtype=bool)
-    mask[top : top + h, left : left + w] = stamp
+    h, w = stamp.shape
+    inside = mask[max(0, top) : max(0, top + h), max(0, left) : max(0, left + w)]
+    skipped_top, skipped_left = max(0, -top), max(0, -left)
+    inside[:] = stamp[skipped_top:, skipped_left:][: inside.shape[0], : inside.shape[1]]
     return mask
 
 
@@ -193,7 +163,7 @@ def points_of(raw: Any, size_hw: HW, least: int) -> NDArray[np.float64]:
     """Check points given as [[x, y], ...] or [x, y, x, y, ...].
 
     Returns:
-        float64 (n 2), all within a few picture lengths.
+        float64 (n 2), all within a few image lengths.
 
     Raises:
         ValueError: too few, too many, not numbers, or far outside.
@@ -212,8 +182,39 @@ def points_of(raw: Any, size_hw: HW, least: int) -> NDArray[np.float64]:
         raise ValueError("coordinates that are not numbers")
     if np.abs(points).max() > FAR * max(size_hw):
         x, y = points[np.abs(points).max(axis=1).argmax()]
-        raise ValueError(f"a point at {x:g}, {y:g}, far outside its picture of {_wh(size_hw)}")
+        raise ValueError(f"a point at {x:g}, {y:g}, far outside its image of {_wh(size_hw)}")
     return points
+
+
+def sort_rings(raw: Any) -> tuple[list[Any], str]:
+    """Outlines that enclose something, and what is said of the others; damaged ones are left for `points_of`.
+
+    Args:
+        raw: outlines, each [x, y, ...] or [[x, y], ...]; or one [x, y, ...], not in a list of its own.
+    """
+    is_flat = isinstance(raw, list) and raw and all(isinstance(value, int | float) for value in raw)
+    rings = raw if isinstance(raw, list) and not is_flat else [raw]
+    counts = [point_count(ring) for ring in rings]
+    good = [ring for ring, count in zip(rings, counts, strict=True) if count >= 3]
+    if len(good) == len(rings):
+        return good, ""
+    if good:
+        return good, f"{len(rings) - len(good)} of its {len(rings)} outlines, of {min(counts)} points"
+    return [], f"{max(counts)} points, which enclose nothing" if max(counts) else "no outline"
+
+
+def point_count(ring: Any) -> int:
+    """How many points [x, y, ...] or [[x, y], ...] has; 3 where that cannot be told."""
+    if not ring:
+        return 0
+    if not isinstance(ring, list):
+        return 3
+    return len(ring) if isinstance(ring[0], list) else len(ring) // 2
+
+
+def box_of(x: float, y: float, width: float, height: float) -> Box:
+    """A box as whole pixels, as `diffseg mask --box` takes it."""
+    return max(0, round(x)), max(0, round(y)), max(1, round(width)), max(1, round(height))
 
 
 def _wh(size_hw: HW) -> str:

@@ -12,19 +12,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from diffseg_cli.errors import InputError, UsageError
+from diffseg_cli.reading.annotated import Bools
+from diffseg_cli.reading.mask_checks import AmbiguousMask, checked_mask
 from diffseg_cli.reading.notes import note
 
-Bools = NDArray[np.bool_]
-
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")  # Pillow's names for more than 8 bits of grey
-NEARLY_GREY = 4  # levels between channels that JPEG leaves in a grey picture
+NEARLY_GREY = 4  # levels between channels that JPEG leaves in a grey image
 MANY = 1 << 20  # distinct values; more need not be told apart
 STRIP = 1 << 22  # pixels counted at once
 IGNORE_INDEX = 255  # of a palette mask: PASCAL VOC's border, neither object nor background
 IGNORE_COLOR = 0xE0E0C0  # the same in VOC's colours
 FEW_COLORS = 256  # more than so many come from lossy compression or smoothing
-FEW_LABELS = 32  # more than so many values are a picture, not labels
+FEW_LABELS = 32  # more than so many values are an image, not labels
 LOSSY_TOLERANCE = 32  # per channel, where colours are not exact
+ALPHA = "alpha channel"
+FEW_OPAQUE = 8  # values of a transparent palette image; more are the colours of a cut-out, not labels
 MOST_GREY = 0.25  # share of a mask that borders may take
 
 
@@ -44,62 +46,16 @@ def read_meaning(
     where = f"{name} ({raster.shape[1]} x {raster.shape[0]}, {kind})"
     if raster.ndim == 3:
         if label is not None:
-            raise InputError(f"{where} has no labels.", "Name the object's colour with --color '#RRGGBB'.")
+            wanted = _panoptic_color(label)
         chosen, ignored = _pick_color(raster, wanted, where)
+        if label is not None:
+            note(f"{where}: {_show(wanted, True)} is the object, panoptic id {label} = R + 256 G + 65536 B.")
     else:
         if wanted is not None:
             raise InputError(f"{where} holds numbers, not colours.", "Choose the object with --label.")
         chosen, ignored = _pick_label(raster, label, kind, where)
-    hint = "255 is 'ignore' in a palette mask; if it is the object, save the mask as a grey picture."
+    hint = "255 is 'ignore' in a palette mask; if it is the object, save the mask as a grey image."
     return checked_mask(chosen, ignored, invert, where, _shares(raster), hint if ignored.any() else None)
-
-
-def checked_mask(
-    chosen: Bools, ignored: Bools, invert: bool, where: str, held: str, hint: str | None = None
-) -> Bools:
-    """A mask with object and background.
-
-    Args:
-        chosen: (H W) what the user's choice marks.
-        ignored: (H W) neither object nor background.
-        invert: the object is everything else, but for ignored pixels.
-        where: the mask in words, for messages.
-        held: what it holds, for messages.
-        hint: what may be wrong, if that is known.
-
-    Raises:
-        InputError: all or nothing would be object.
-    """
-    mask: Bools = ~(chosen | ignored) if invert else chosen
-    if mask.all() or not mask.any():
-        what = "is full: it marks the whole picture" if mask.all() else "is empty: it marks nothing"
-        raise InputError(
-            f"{where} {what}. It holds {held}.",
-            hint or "A mask needs object and background; is this the right file?",
-        )
-    return mask
-
-
-def point_mask(x: int, y: int, size_hw: tuple[int, int]) -> Bools:
-    """The mask of one pixel.
-
-    Args:
-        x: column, from the left.
-        y: row, from the top.
-        size_hw: of the picture.
-
-    Returns:
-        bool (H W).
-
-    Raises:
-        UsageError: the pixel lies outside the picture.
-    """
-    h, w = size_hw
-    if not (0 <= x < w and 0 <= y < h):
-        raise UsageError(f"The point {x},{y} lies outside the picture.", f"It has {w} x {h} pixels.")
-    mask = np.zeros(size_hw, dtype=bool)
-    mask[y, x] = True
-    return mask
 
 
 def _raster(
@@ -131,23 +87,28 @@ def _raster(
     if content.mode in ("LA", "RGBA") and not (by_value or by_color):
         alpha = np.asarray(content.getchannel("A"))
         if alpha.min() != alpha.max():
-            return alpha, "alpha channel"
+            return alpha, ALPHA
     if content.mode in ("L", "LA") and not by_color:
         return np.asarray(content.getchannel("L")), "grey"
     try:
         colors = np.asarray(content.convert("RGB"))
     except ValueError as error:
         raise InputError(f"{name} is stored as {content.mode}.", "Save it as a grey or RGB PNG.") from error
-    spread = colors.max(axis=2) - colors.min(axis=2)
-    if not by_color and spread.max() <= NEARLY_GREY:
+    spread = (colors.max(axis=2) - colors.min(axis=2)).max()
+    # What JPEG leaves is a little colour in white; a little colour alone is ids, in one channel.
+    if not by_color and (spread == 0 or (spread <= NEARLY_GREY and colors.max() > 127)):
         return colors[..., 1], "grey"
     return colors, "colours"
 
 
 def _palette_raster(image: Image.Image, by_value: bool) -> tuple[NDArray[Any], str]:
-    """Indices are labels, unless the palette only writes black and white (or smooth greys) in another way."""
+    """Indices are labels, unless the palette writes black and white (or smooth greys) or a cut-out."""
     indices = np.asarray(image)
     used = np.unique(indices)
+    if image.has_transparency_data and not by_value and len(used) > FEW_OPAQUE:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        if alpha.min() != alpha.max():
+            return alpha, ALPHA
     palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
     palette = np.pad(palette, ((0, 256 - len(palette)), (0, 0)))
     greys = palette[used, 0]
@@ -167,6 +128,12 @@ def _parse_color(text: str) -> int:
         red, green, blue = ImageColor.getrgb(f"#{text}" if re.fullmatch("[0-9a-fA-F]{6}", text) else text)[:3]
     except ValueError as error:
         raise UsageError(f"'{text}' is not a colour.", "Write it as '#RRGGBB', with the quotes.") from error
+    return red << 16 | green << 8 | blue
+
+
+def _panoptic_color(number: int) -> int:
+    """An id of a panoptic PNG -> 0xRRGGBB."""
+    red, green, blue = number & 255, number >> 8 & 255, number >> 16 & 255
     return red << 16 | green << 8 | blue
 
 
@@ -201,17 +168,15 @@ def _pick_label(values: NDArray[Any], label: int | None, kind: str, where: str) 
         if kind == "palette" and label == IGNORE_INDEX:
             raise InputError(
                 f"{where}: 255 means 'ignore' in a palette mask, not an object.",
-                "If it is the object here, save the mask as a grey picture.",
+                "If it is the object here, save the mask as a grey image.",
             )
         if label not in found:
             raise InputError(
                 f"{where} has no label {label}. It holds {_shares(values)}.", "Choose one of these."
             )
         return values == label, ignore
-    if kind == "alpha channel":
-        if len(found) > 2:
-            _note_soft(where)
-        return values > 127, ignore
+    if kind == ALPHA:
+        return _pick_opaque(values, found, where), ignore
     candidates = [
         value for value in found.tolist() if value and not (kind == "palette" and value == IGNORE_INDEX)
     ]
@@ -221,6 +186,17 @@ def _pick_label(values: NDArray[Any], label: int | None, kind: str, where: str) 
         _note_soft(where)
         return levels > 127, ignore
     raise _ambiguous_labels(values, candidates, kind, where)
+
+
+def _pick_opaque(alpha: NDArray[Any], found: NDArray[Any], where: str) -> Bools:
+    """The opaque part of an alpha channel (H W), however faint; cut in the middle of a soft border."""
+    middle = (int(found[0]) + int(found[-1])) // 2
+    if len(found) > 2:
+        _note_soft(where, middle)
+    elif found[-1] < 255:
+        note(f"{where} is never opaque: alpha {found[-1]} of 255 is the object.")
+    chosen: Bools = alpha > middle
+    return chosen
 
 
 def _pick_color(colors: NDArray[np.uint8], wanted: int | None, where: str) -> tuple[Bools, Bools]:
@@ -248,7 +224,7 @@ def _pick_color(colors: NDArray[np.uint8], wanted: int | None, where: str) -> tu
         if not chosen.any():
             raise InputError(
                 f"{where} has no pixel of {_show(wanted, True)}. It holds {_shares(colors)}.",
-                "Choose one of these.",
+                "Choose one of these with --color.",
             )
         return chosen, ignore & ~chosen
     candidates = [code for code in found.tolist() if code not in (0, IGNORE_COLOR)]
@@ -259,23 +235,25 @@ def _pick_color(colors: NDArray[np.uint8], wanted: int | None, where: str) -> tu
             f"{where} holds {len(found)} colours, so it looks like a photograph, not a mask.",
             "Are --support and --mask swapped? If it is a mask, name the object's colour with --color.",
         )
-    raise InputError(
+    first = (candidates or [0])[0]
+    raise AmbiguousMask(
         f"{where} is drawn in several colours: {_shares(colors)}.",
-        f"Say which one is the object, for example --color '{_show((candidates or [0])[0], True)}'.",
+        f"Say which one is the object, for example --color '{_show(first, True)}' "
+        f"(of a panoptic PNG, --label {_panoptic_color(first)}).",
     )
 
 
-def _ambiguous_labels(values: NDArray[Any], candidates: list[Any], kind: str, where: str) -> InputError:
+def _ambiguous_labels(values: NDArray[Any], candidates: list[Any], kind: str, where: str) -> AmbiguousMask:
     if len(candidates) > FEW_LABELS or values.dtype.kind == "f":
         low, high = values.min(), values.max()
-        return InputError(
+        return AmbiguousMask(
             f"{where} is shaded, not a mask: {len(candidates)} values from {low:g} to {high:g}.",
             "Make it black and white first (a threshold), or choose one value with --label; "
             "are --support and --mask swapped?",
         )
     choice = " or ".join(f"--label {value}" for value in candidates[:3])
     ignored = " (255 is 'ignore')" if kind == "palette" and (values == IGNORE_INDEX).any() else ""
-    return InputError(
+    return AmbiguousMask(
         f"{where} holds more than one label: {_shares(values)}.",
         f"Say which one is the object: {choice}{', ...' if len(candidates) > 3 else ''}{ignored}.",
     )
@@ -302,7 +280,7 @@ def _as_levels(values: NDArray[Any]) -> NDArray[np.uint8] | None:
 
 
 def _is_soft(levels: NDArray[np.uint8]) -> bool:
-    """Black and white with smoothed or JPEG-damaged borders, rather than labels or a picture.
+    """Black and white with smoothed or JPEG-damaged borders, rather than labels or an image.
 
     Then most of it is black or white, what is between lies on both sides of the middle, and the grey part is
     slopes. Class numbers are all small, so they lie on one side; other labels fill areas of their own.
@@ -316,8 +294,8 @@ def _is_soft(levels: NDArray[np.uint8]) -> bool:
     return not grey.any() or bool(sloping[grey].mean() > 0.9)
 
 
-def _note_soft(where: str) -> None:
-    note(f"{where} has soft borders: values above 127 are the object.")
+def _note_soft(where: str, middle: int = 127) -> None:
+    note(f"{where} has soft borders: values above {middle} are the object.")
 
 
 def _count(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -340,7 +318,7 @@ def _count(values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 
 def _strips(values: NDArray[Any]) -> list[NDArray[Any]]:
-    """(H W) in pieces that are small whatever the size of the picture."""
+    """(H W) in pieces that are small whatever the size of the image."""
     flat = values.reshape(-1)
     return [flat[start : start + STRIP] for start in range(0, flat.size, STRIP)]
 
