@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+PRESENT = 0.5  # presence below which a concept does not seem to be there: the score is calibrated
+
 
 @dataclass(frozen=True)
 class CompactConfig:

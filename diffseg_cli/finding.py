@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffseg_cli.choices import AnswerChoice
 from diffseg_cli.concept import Concept
+from diffseg_cli.config import PRESENT
 from diffseg_cli.results.outputs import Found, Scene, settle
 
 if TYPE_CHECKING:
@@ -25,12 +26,12 @@ class Answer:
 
     Attributes:
         scene: the masks, settled among the concepts.
-        empty: a sentence for each concept whose mask is empty.
+        notes: why a mask is empty, or a concept does not seem to be there; without full stops.
         seconds: wall time of each stage, over all concepts.
     """
 
     scene: Scene
-    empty: list[str]
+    notes: list[str]
     seconds: dict[str, float]
 
 
@@ -59,22 +60,26 @@ def find_in(
             Found(each.name, p.mask, p.probability, p.score_map, p.presence)
             for each, p in zip(concepts, predictions, strict=True)
         ]
-        empty = [
-            (f"{each.name}: " if several else "") + _why_empty(p)
+        notes = [
+            (f"{each.name}: " if several else "") + note
             for each, p in zip(concepts, predictions, strict=True)
-            if not p.mask.any()
+            if (note := _note(p))
         ]
         seconds = {stage: spent / len(images) for stage, spent in query.seconds.items()}
         for stage in predictions[0].seconds.keys() - query.seconds.keys():
             seconds[stage] = sum(p.seconds[stage] for p in predictions)
-        answers.append(Answer(Scene(path, image, settle(found), tiles), empty, seconds))
+        answers.append(Answer(Scene(path, image, settle(found), tiles), notes, seconds))
     return answers
 
 
-def _why_empty(prediction: "Prediction") -> str:
-    if (prediction.probability > prediction.threshold).any():
-        return f"the object does not seem to be there (presence {prediction.presence:.2f})"
-    return f"no pixel is above the threshold {prediction.threshold:g}"
+def _note(prediction: "Prediction") -> str | None:
+    presence, empty = prediction.presence, not prediction.mask.any()
+    if empty and not (prediction.probability > prediction.threshold).any():
+        return f"no pixel is above the threshold {prediction.threshold:g}; the mask is empty"
+    if presence is not None and (empty or presence < PRESENT):
+        absent = f"the object does not seem to be there (presence {presence:.2f})"
+        return f"{absent}; the mask is empty" if empty else absent
+    return None
 
 
 # --- records -------------------------------------------------------------------------------------------
@@ -88,16 +93,7 @@ def settings_record(segmenter: "Segmenter", answer: AnswerChoice) -> dict[str, A
 
 def scene_record(scene: Scene) -> dict[str, Any]:
     """What JSON says was found in one image."""
-    concepts = [
-        {
-            "name": found.name,
-            "label": label,
-            "mask_area": float(found.mask.mean()),
-            "presence": found.presence,
-            "score": round(found.score, 4),
-        }
-        for label, found in enumerate(scene.found, start=1)
-    ]
+    concepts = [{"label": label, **found.record()} for label, found in enumerate(scene.found, start=1)]
     return {
         "size_hw": list(scene.image.shape[:2]),
         "mask_area": sum(float(found.mask.mean()) for found in scene.found),

@@ -12,6 +12,7 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from diffseg_cli import assembly
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.cli import evaluate, main, train
 from diffseg_cli.concept import SupportSet, source_of, write_concept
+from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.segmenter import Segmenter
 
 REPOSITORY = Path(__file__).parents[1]
@@ -109,7 +111,9 @@ def test_segment_writes_three_pictures_and_says_where(loads: Loads) -> None:
     assert result.exit_code == 0
     names = [f"diffseg_out/scene_{what}.png" for what in ("mask", "heatmap", "overlay")]
     assert result.stdout.splitlines() == names
-    assert result.stderr == f"Using {loads.answer.description}.\n"
+    using, line = result.stderr.splitlines()
+    assert using == f"Using {loads.answer.description}."
+    assert re.fullmatch(r"scene\.png: object, \d+\.\d% of the image, \d+ regions?", line)
     mask, heat, over = map(read, names)
     assert mask.shape == HW and set(np.unique(mask)) == {0, 255}
     assert heat.shape == over.shape == (*HW, 3)
@@ -118,6 +122,20 @@ def test_segment_writes_three_pictures_and_says_where(loads: Loads) -> None:
     )
     prediction = loads.answer.segment("scene.png", loads.answer.encode_support([("a.png", "a_m.png")]))
     np.testing.assert_array_equal(mask > 0, prediction.mask)
+
+
+def test_what_does_not_seem_to_be_there_is_said(loads: Loads) -> None:
+    absent = replace(loads.answer.trained, presence=PresenceCalibration((0.0, 0.0, 0.0), -2.0))
+    loads.answer = loads.answer.with_trained(absent)
+    lines = run("segment", *ONE, "scene.png", "-f", "mask").stderr.splitlines()[1:]
+    assert re.fullmatch(r"scene\.png: object, presence 0\.12, \d+\.\d% of the image, \d+ regions?", lines[0])
+    assert lines[1:] == ["note: scene.png: the object does not seem to be there (presence 0.12)."]
+    assert read("diffseg_out/scene_mask.png").any()
+    lines = run("segment", *ONE, "scene.png", "-f", "mask", "--min-presence", "0.5").stderr.splitlines()[1:]
+    assert lines == [
+        "scene.png: object, presence 0.12, 0.0% of the image, 0 regions",
+        "note: scene.png: the object does not seem to be there (presence 0.12); the mask is empty.",
+    ]
 
 
 @pytest.mark.usefixtures("loads")

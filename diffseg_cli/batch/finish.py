@@ -71,12 +71,11 @@ def _card(item: Item, row: Row, job: Job) -> Card:
         return Card(item.key, error=row.error)
     paths = _paths(row)
     shown = next((paths[what] for what in ("overlay", "sheet", "cutout", "mask") if what in paths), None)
-    presences = [found["presence"] for found in row.found["concepts"] if found["presence"] is not None]
     return Card(
         item.key,
         thumbnail=paths["thumbnail"],
         large=shown or paths["thumbnail"],
-        presence=max(presences, default=None),
+        presence=row.presence,
         area=row.found["mask_area"],
         found=[each["name"] for each in row.found["concepts"] if each["mask_area"] and len(job.concepts) > 1],
     )

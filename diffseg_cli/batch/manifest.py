@@ -54,6 +54,12 @@ class Row:
         """Whether nothing was found, though nothing failed."""
         return self.error is None and not self.found["mask_area"]
 
+    @property
+    def presence(self) -> float | None:
+        """Score of the concept that is most likely there; None where there is no such score."""
+        known = [each["presence"] for each in self.found.get("concepts", ()) if each["presence"] is not None]
+        return max(known, default=None)
+
 
 def _parse(line: bytes) -> Row | None:
     """None for a line that is damaged or no row; what somebody edited is damaged too."""

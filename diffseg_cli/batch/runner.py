@@ -74,7 +74,7 @@ class Outcome:
         item: the picture.
         row: what the manifest says of it.
         skipped: it was done by an earlier run, and all of it still agrees.
-        notes: sentences about empty masks.
+        notes: as in `finding.Answer`.
     """
 
     item: Item
@@ -212,7 +212,7 @@ class Runner:
             _rounded({**picture.source.seconds, "model": answer.seconds["model"], **watch.seconds}),
             round(time.time(), 3),
         )
-        return Outcome(item, row, notes=tuple(answer.empty))
+        return Outcome(item, row, notes=tuple(answer.notes))
 
     def fail(self, item: Item, error: Exception) -> Outcome:
         """Write down a failure, and take away what an earlier run wrote for another state of the picture."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diffseg_cli.cli import console
+from diffseg_cli.config import PRESENT
 from diffseg_cli.errors import ExitCode, PartialFailure
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Tally:
     done: int = 0
     skipped: int = 0
     empty: int = 0
+    judged: int = 0  # by a presence score
+    absent: int = 0
     failures: "list[Outcome]" = field(default_factory=list)
     failed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -44,6 +47,10 @@ class Tally:
             for stage, spent in outcome.row.seconds.items():
                 self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
         self.empty += outcome.row.empty
+        presence = outcome.row.presence
+        if presence is not None:
+            self.judged += 1
+            self.absent += presence < PRESENT
 
     @property
     def seen(self) -> int:
@@ -72,7 +79,10 @@ class Tally:
             console.say(f"failed: {outcome.item.path}: {outcome.row.error}")
         if self.failed > len(self.failures):
             console.say(f"... and {self.failed - len(self.failures)} more; the manifest names them.")
-        counts = f"{self.done} done, {self.skipped} skipped, {self.failed} failed, {self.empty} empty"
+        nothing = (
+            f"{self.absent} without it (presence < {PRESENT:g})" if self.judged else f"{self.empty} empty"
+        )
+        counts = f"{self.done} done, {self.skipped} skipped, {self.failed} failed, {nothing}"
         pace = f" ({self.pace:.1f} per second)" if self.done > 1 else ""
         console.say(f"{counts}, in {time.monotonic() - self.start:.1f} s{pace}")
         if self.seconds and console.debugging():

@@ -7,6 +7,7 @@ import typer
 
 from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelChoice, SupportChoice
 from diffseg_cli.cli import console, inputs, options
+from diffseg_cli.cli.found import say_found
 from diffseg_cli.errors import UsageError
 from diffseg_cli.timing import Watch
 
@@ -136,8 +137,6 @@ def _segment_one(
     if not plan.outputs and not run.formats:
         console.result_bytes(mask_png(found.scene.masks))
     watch.mark("write")
-    for reason in found.empty:
-        console.note(f"{plan.query}: {reason}; the mask is empty.")
     # The seconds of "load" and "support" were spent once for the whole run.
     seconds = {
         **shared_seconds,
@@ -151,5 +150,6 @@ def _segment_one(
         "outputs": shared["outputs"] | {what: str(path) for what, path in plan.outputs.items()},
         "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
     }
+    say_found(str(picture), row, found.notes)
     run.add(picture.name, row, run_shapes(found.scene, run.formats))
     return row

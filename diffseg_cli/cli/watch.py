@@ -10,6 +10,7 @@ from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelCho
 from diffseg_cli.cli import console, options
 from diffseg_cli.cli.batch_job import RUN, describe_job, open_session, outcome_row, thread_count
 from diffseg_cli.cli.batch_progress import GO_ON, stop_gently
+from diffseg_cli.cli.found import say_found
 from diffseg_cli.errors import ExitCode, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -125,5 +126,5 @@ def _show(outcome: "Outcome", out: Path, *, as_json: bool) -> None:
                 console.result(str(out / file["path"]))
     if row.error is not None:
         console.say(f"failed: {outcome.item.path}: {row.error}")
-    for note in outcome.notes:
-        console.note(f"{outcome.item.path}: {note}; the mask is empty.")
+    elif not outcome.skipped:
+        say_found(str(outcome.item.path), row.found, outcome.notes)

@@ -25,20 +25,24 @@ def json_bytes(record: Any, indent: int | None = None) -> bytes:
     return (json.dumps(record, indent=indent) + "\n").encode()
 
 
+def box_xywh(mask: NDArray[np.bool_]) -> list[int]:
+    """Left, top, width and height in pixels of a mask (H W) that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    left, top = int(columns[0]), int(rows[0])
+    return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
+
+
 def coco_shape(mask: NDArray[np.bool_], *, polygons: bool) -> dict[str, Any]:
     """Segmentation, box and area of a mask (H W) that is not empty, as COCO writes them."""
     from pycocotools import mask as coco_mask
 
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top = int(columns[0]), int(rows[0])
-    box = [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
     segmentation: Any
     if polygons:
         segmentation = [one_ring(rings).ravel().tolist() for rings in outlines(mask)]
     else:
         runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
         segmentation = {"size": [*mask.shape], "counts": runs["counts"].decode("ascii")}
-    return {"segmentation": segmentation, "bbox": box, "area": int(mask.sum())}
+    return {"segmentation": segmentation, "bbox": box_xywh(mask), "area": int(mask.sum())}
 
 
 def coco_objects(masks: Masks, scores: Sequence[float], *, polygons: bool) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ RUN_FILES = {
     "json": "run.json",
 }
 DEFAULT_FORMATS = ("mask", "heatmap", "overlay")
+SPECK = 0.01  # of a mask: regions that are smaller are not counted
 SHEET_TILE, SHEET_SUPPORTS = 320, 5  # longest side in pixels; supports shown
 
 
@@ -74,6 +75,25 @@ class Found:
         if not self.mask.any():
             return 0.0
         return float(self.probability[self.mask].mean()) * (1 if self.presence is None else self.presence)
+
+    @property
+    def regions(self) -> int:
+        """Connected regions of the mask, without specks."""
+        _, _, figures, _ = cv2.connectedComponentsWithStats(self.mask.astype(np.uint8))
+        sizes = figures[1:, cv2.CC_STAT_AREA]  # the first is the background
+        return int(np.count_nonzero(sizes >= SPECK * sizes.sum()))
+
+    def record(self) -> dict[str, Any]:
+        """What JSON says of it."""
+        return {
+            "name": self.name,
+            "mask_area": float(self.mask.mean()),
+            "pixels": int(self.mask.sum()),
+            "box_xywh": annotations.box_xywh(self.mask) if self.mask.any() else None,
+            "regions": self.regions,
+            "presence": self.presence,
+            "score": round(self.score, 4),
+        }
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,12 @@ class FoundBody(BaseModel):
     mask_area: float = Field(description="Share of the picture.")
     pixels: int
     box_xywh: list[int] | None = Field(description="Left, top, width, height; null for an empty mask.")
+    regions: int = Field(description="Connected regions of the mask, without specks.")
     presence: float | None = Field(description="How sure it is that the object is there, in [0, 1].")
     score: float = Field(description="Mean probability inside the mask, times presence.")
     threshold: float
     min_presence: float
-    notes: list[str] = Field(description="How masks were understood, where that is worth knowing.")
+    notes: list[str] = Field(description="How masks were understood, and doubts about the answer.")
     seconds: dict[str, float]
     rle: Runs | None = None
     polygons: list[list[float]] | None = Field(default=None, description="x, y, x, y, ... of each part.")

@@ -239,7 +239,7 @@ class Engine:
             **found_record(answer.scene.found[0], order.extras),
             "threshold": order.answer.threshold,
             "min_presence": order.answer.min_presence,
-            "notes": [*notes, *answer.empty],
+            "notes": [*notes, *answer.notes],
             "seconds": {stage: round(spent, 4) for stage, spent in answer.seconds.items()},
         }
         return json_reply(record)

@@ -55,15 +55,7 @@ def found_record(found: Found, extras: tuple[str, ...]) -> dict[str, Any]:
         extras: what to say besides size, area, box and scores: rle, polygons, probability, score_map.
     """
     filled = found.mask.any()
-    record: dict[str, Any] = {
-        "name": found.name,
-        "size_hw": list(found.mask.shape),
-        "mask_area": float(found.mask.mean()),
-        "pixels": int(found.mask.sum()),
-        "box_xywh": coco_shape(found.mask, polygons=False)["bbox"] if filled else None,
-        "presence": found.presence,
-        "score": round(found.score, 4),
-    }
+    record = {"size_hw": list(found.mask.shape), **found.record()}
     if "rle" in extras:
         record["rle"] = coco_shape(found.mask, polygons=False)["segmentation"] if filled else None
     if "polygons" in extras:

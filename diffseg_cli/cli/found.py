@@ -1,0 +1,25 @@
+"""What verbs say of an image on stderr: one line, and notes of doubt."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from diffseg_cli.cli import console
+
+
+def say_found(image: str, record: Mapping[str, Any], notes: Iterable[str]) -> None:
+    """Name, presence, share of the image and regions of each concept.
+
+    Args:
+        image: what it is called.
+        record: of `finding.scene_record`.
+        notes: of `finding.Answer`.
+    """
+    console.say(f"{image}: {'; '.join(_line(concept) for concept in record['concepts'])}")
+    for note in notes:
+        console.note(f"{image}: {note}.")
+
+
+def _line(concept: Mapping[str, Any]) -> str:
+    presence = "" if concept["presence"] is None else f", presence {concept['presence']:.2f}"
+    regions = f"{concept['regions']} region{'' if concept['regions'] == 1 else 's'}"
+    return f"{concept['name']}{presence}, {concept['mask_area']:.1%} of the image, {regions}"
