@@ -136,5 +136,4 @@ def _print(dump: "AttentionDump", plan: inputs.Plan, info: dict[str, Any], *, as
         shapes = {name: list(array.shape) for name, array in dump.arrays.items()}
         console.result_json({**info, "outputs": outputs, "arrays": shapes})
         return
-    for path in outputs.values():
-        console.result(path)
+    console.result_paths(outputs.values())

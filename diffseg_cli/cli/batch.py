@@ -314,6 +314,6 @@ def _work(session: "Session[Loaded]", engine: "Engine", *, stop_on_error: bool, 
         raise typer.Exit(ExitCode.INTERRUPTED)
     if not (tally.failed and stop_on_error):
         files = session.finish()
-        for path in [] if as_json else files:
-            console.result(str(path))
+        if not as_json:
+            console.result_paths(files)
     return tally

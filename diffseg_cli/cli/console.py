@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
@@ -28,6 +29,12 @@ def result(text: str) -> None:
 def result_json(row: dict[str, Any]) -> None:
     """The same for machines: one object a line."""
     typer.echo(json.dumps(row), file=sys.stdout)
+
+
+def result_paths(paths: Iterable[Path | str]) -> None:
+    """Where results are, a line each."""
+    for path in paths:
+        result(str(path))
 
 
 def result_bytes(content: bytes) -> None:

@@ -91,8 +91,7 @@ def mask(
     if json:
         console.result_json({"image": str(image), "outputs": outputs, "mask_area": float(made.mean())})
         return
-    for path in outputs.values():
-        console.result(path)
+    console.result_paths(outputs.values())
 
 
 def _plan(image: Path, out: Path) -> dict[str, Path]:

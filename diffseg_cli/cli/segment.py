@@ -1,5 +1,6 @@
 """diffseg segment."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,44 +53,24 @@ def segment(
     Writes the mask (PNG, 0 and 255), the attention heatmap and an overlay of
     each query, or what --format says, at the size and orientation a viewer
     shows it in, and prints where they are. Several concepts share one label
-    map: value 1 is the first, 2 the second. In a pipe,
-    --query - --out - takes an image and gives a mask.
+    map: value 1 is the first, 2 the second. In a pipe, --query - --out - takes
+    an image and gives a mask.
     """
     queries = [*(query or []), *(images or [])]
     inputs.check_queries(queries)
     inputs.check_streams(queries, out, as_json=json)
     wanted = inputs.read_concepts(supports, masks)
     plans, run_paths = _plan(queries, out, files, wanted)
-    watch = Watch()
-    with console.working("Loading the model"):
-        from diffseg_cli.assembly import load_chosen
-        from diffseg_cli.files import write_whole
-        from diffseg_cli.finding import settings_record
-        from diffseg_cli.results.outputs import RunFiles
-
-        segmenter = load_chosen(model)
-        watch.mark("load")
-        concepts = [each.concept(segmenter) for each in wanted]
-        watch.mark("support")
-    console.say(f"Using {segmenter.description}.")
-    settings = settings_record(segmenter, answer)
-    record = {**settings, "concepts": [each.record for each in concepts]}
-    run = RunFiles(run_paths, [each.name for each in concepts], record)
-    shared = {"outputs": {what: str(path) for what, path in run_paths.items()}, **settings}
+    run = _load(wanted, model, answer, run_paths, matting=files.matting)
     for plan in console.track(plans, len(plans), "images"):
-        row = _segment_one(
-            segmenter, concepts, plan, answer, run, shared, watch.seconds, matting=files.matting
-        )
+        row = run.segment(plan)
         if json:
             console.result_json(row)
         else:
-            for output in plan.outputs.values():
-                console.result(str(output))
-    for what, content in run.contents().items():
-        write_whole(run_paths[what], content)
+            console.result_paths(plan.outputs.values())
+    run.finish()
     if not json:
-        for path in run_paths.values():
-            console.result(str(path))
+        console.result_paths(run_paths.values())
 
 
 def _plan(
@@ -110,46 +91,90 @@ def _plan(
     return plans, {what: out / name for what, name in run_files.items()}
 
 
-def _segment_one(
-    segmenter: "Segmenter",
-    concepts: "list[Concept]",
-    plan: inputs.Plan,
+@dataclass(frozen=True)
+class Run:
+    """What all images of a run share.
+
+    Attributes:
+        segmenter: the model.
+        concepts: to look for.
+        answer: what counts as found.
+        matting: softer borders of cut-outs.
+        paths: result of the whole run -> its file.
+        files: what goes into them.
+        settings: what decides a result, for JSON.
+        seconds: spent once for all images.
+    """
+
+    segmenter: "Segmenter"
+    concepts: "list[Concept]"
+    answer: AnswerChoice
+    matting: bool
+    paths: dict[str, Path]
+    files: "RunFiles"
+    settings: dict[str, Any]
+    seconds: dict[str, float]
+
+    def segment(self, plan: inputs.Plan) -> dict[str, Any]:
+        """Segment one query, write its results, say what was found; returns what JSON says of it."""
+        from diffseg_cli.files import write_whole
+        from diffseg_cli.finding import find_in, scene_record
+        from diffseg_cli.results.outputs import mask_png, result_bytes, run_shapes
+
+        watch = Watch()
+        image = inputs.read_query_image(plan.query)
+        watch.mark("read")
+        path = Path("stdin") if plan.query == inputs.STREAM else plan.query
+        queries = self.segmenter.encode_queries([image])
+        (found,) = find_in(self.segmenter, queries, self.concepts, [path], self.answer)
+        watch.mark("segment")
+        for what, output in plan.outputs.items():
+            write_whole(output, result_bytes(what, output, found.scene, matting=self.matting))
+        if not plan.outputs and not self.paths:
+            console.result_bytes(mask_png(found.scene.masks))
+        watch.mark("write")
+        seconds = {**self.seconds, **found.seconds}
+        seconds |= {what: watch.seconds[what] for what in ("read", "write")}
+        row = {
+            "query": str(plan.query),
+            **scene_record(found.scene),
+            "outputs": {what: str(path) for what, path in {**self.paths, **plan.outputs}.items()},
+            **self.settings,
+            "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
+        }
+        say_found(str(path), row, found.notes)
+        self.files.add(path.name, row, run_shapes(found.scene, self.files.formats))
+        return row
+
+    def finish(self) -> None:
+        """Write the files of the whole run."""
+        from diffseg_cli.files import write_whole
+
+        for what, content in self.files.contents().items():
+            write_whole(self.paths[what], content)
+
+
+def _load(
+    wanted: "list[SupportSet | SavedConcept]",
+    model: ModelChoice,
     answer: AnswerChoice,
-    run: "RunFiles",
-    shared: dict[str, Any],
-    shared_seconds: dict[str, float],
+    paths: dict[str, Path],
     *,
     matting: bool,
-) -> dict[str, Any]:
-    """Segment one query, write its results; returns what JSON says of it."""
-    from diffseg_cli.files import write_whole
-    from diffseg_cli.finding import find_in, scene_record
-    from diffseg_cli.results.outputs import mask_png, result_bytes, run_shapes
-
+) -> Run:
+    """Load the model and encode the concepts."""
     watch = Watch()
-    image = inputs.read_query_image(plan.query)
-    watch.mark("read")
-    picture = Path("stdin") if plan.query == inputs.STREAM else plan.query
-    (found,) = find_in(segmenter, segmenter.encode_queries([image]), concepts, [picture], answer)
-    watch.mark("segment")
-    for what, path in plan.outputs.items():
-        write_whole(path, result_bytes(what, path, found.scene, matting=matting))
-    if not plan.outputs and not run.formats:
-        console.result_bytes(mask_png(found.scene.masks))
-    watch.mark("write")
-    # The seconds of "load" and "support" were spent once for the whole run.
-    seconds = {
-        **shared_seconds,
-        **found.seconds,
-        **{what: watch.seconds[what] for what in ("read", "write")},
-    }
-    row = {
-        "query": str(plan.query),
-        **scene_record(found.scene),
-        **shared,
-        "outputs": shared["outputs"] | {what: str(path) for what, path in plan.outputs.items()},
-        "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
-    }
-    say_found(str(picture), row, found.notes)
-    run.add(picture.name, row, run_shapes(found.scene, run.formats))
-    return row
+    with console.working("Loading the model"):
+        from diffseg_cli.assembly import load_chosen
+        from diffseg_cli.finding import settings_record
+        from diffseg_cli.results.outputs import RunFiles
+
+        segmenter = load_chosen(model)
+        watch.mark("load")
+        concepts = [each.concept(segmenter) for each in wanted]
+        watch.mark("support")
+    console.say(f"Using {segmenter.description}.")
+    settings = settings_record(segmenter, answer)
+    record = {**settings, "concepts": [each.record for each in concepts]}
+    files = RunFiles(paths, [each.name for each in concepts], record)
+    return Run(segmenter, concepts, answer, matting, paths, files, settings, watch.seconds)

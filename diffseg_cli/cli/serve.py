@@ -1,5 +1,6 @@
 """diffseg serve."""
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -119,22 +120,19 @@ def serve(
         batch_size=batch_size or (GPU_BATCH if segmenter.device.type == "cuda" else 1),
     )
     app = create_app(segmenter, concepts, limits, token)
-    ready: dict[str, Any] = {
-        "url": address_of(opened),
-        "model": segmenter.model,
-        "concepts": [each.name for each in saved],
-    }
-
-    def say_ready() -> None:
-        if json:
-            console.result_json(ready)
-        else:
-            console.result(ready["url"])
-        console.say("Ready; Ctrl-C ends it.")
-
-    if run_server(app, opened, max_seconds, say_ready):
+    names = [each.name for each in saved]
+    ready = {"url": address_of(opened), "model": segmenter.model, "concepts": names}
+    if run_server(app, opened, max_seconds, partial(_say_ready, ready, as_json=json)):
         console.say("Stopped; every request in hand was answered.")
         raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _say_ready(ready: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        console.result_json(ready)
+    else:
+        console.result(ready["url"])
+    console.say("Ready; Ctrl-C ends it.")
 
 
 def _check_token(token: str | None, wide_host: str | None) -> None:
