@@ -98,6 +98,27 @@ class FineTuneConfig:
 
 
 @dataclass(frozen=True)
+class AdaptConfig:
+    """Adaptation of SCM and PAM to the supports of one concept (measurements in docs/notebook.md)."""
+
+    steps: int = 40
+    batch_size: int = 3
+    lr: float = 7e-4  # falls to zero in a straight line
+    most_shots: int = 4  # supports of an episode
+    most_supports: int = 20
+    query_views: int = 6  # of each support: whole, zoomed in, zoomed out
+    support_views: int = 3
+    map_weight: float = 2.0  # as in training
+    mask_weight: float = 1.0
+    absent_share: float = 0.25  # of the episodes, where there are images without the concept
+    least_judged: int = 3  # supports from which on one is kept out to judge
+    reaches: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # that are judged
+    pair_reach: float = 0.5  # with two supports
+    single_reach: float = 0.25  # with one, where the start finds its object worse than `single_found`
+    single_found: float = 0.6
+
+
+@dataclass(frozen=True)
 class SegmentConfig:
     """How a query is segmented."""
 

@@ -9,15 +9,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Self
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffseg_cli.compute import describe_device
 from diffseg_cli.config import SegmentConfig
 from diffseg_cli.errors import UsageError
+from diffseg_cli.frames import crop_to_object, mask_to_frame, stack_frames
 from diffseg_cli.loading import edge_size
 from diffseg_cli.models.attention import AttentionMaps, OnLayer, ScoreMaps
 from diffseg_cli.models.backbone import Backbone, Control
@@ -31,6 +34,9 @@ from diffseg_cli.timing import Stage, unmetered
 from diffseg_cli.trained import Trained
 from diffseg_cli.version import __version__
 from diffseg_cli.weights import tensors_digest
+
+
+Chosen = TypeVar("Chosen", bound="Method")  # typing.Self comes with Python 3.11
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -61,7 +67,7 @@ class Method:
         if knowledge in FEATURE_KNOWLEDGE and self.backbone.adds_noise:
             raise ValueError(f"knowledge '{knowledge}' stands in for a diffusion backbone's and needs none")
 
-    def with_trained(self, trained: Trained) -> Self:
+    def with_trained(self: Chosen, trained: Trained) -> Chosen:
         """The same backbone and settings under other modules.
 
         Raises:
@@ -245,6 +251,17 @@ class Method:
         generator = torch.Generator().manual_seed(seed)
         one = torch.randn(latents.shape[1:], generator=generator)
         return one.to(latents).expand_as(latents)
+
+    @torch.inference_mode()
+    def encode_pairs(self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]) -> SupportFeatures:
+        """Encode supports once: images uint8 (h w 3) and masks bool (h w) that mark something, any sizes."""
+        margin, size = self.backbone.support_margin, self.backbone.image_size
+        with self.stage("crop"):
+            if margin is not None:
+                pairs = [crop_to_object(image, mask, margin) for image, mask in pairs]
+            frames = stack_frames([image for image, _ in pairs], size).to(self.device)
+            masks = torch.stack([mask_to_frame(mask, size) for _, mask in pairs]).to(self.device)
+        return self.encode_frames(frames, masks)
 
     def encode_frames(self, frames: Tensor, masks: Tensor) -> SupportFeatures:
         """Supports already in the model frame.

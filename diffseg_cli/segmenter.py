@@ -14,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffseg_cli.adaptation import adapt_steps
+from diffseg_cli.config import AdaptConfig
 from diffseg_cli.errors import InputError
-from diffseg_cli.frames import crop_to_object, from_frame, mask_to_frame, stack_frames
+from diffseg_cli.frames import from_frame, stack_frames
 from diffseg_cli.method import Method
 from diffseg_cli.models.attention import OnLayer
 from diffseg_cli.models.support import SupportFeatures
@@ -45,16 +47,35 @@ class Segmenter(Method):
             read = [read_pair(image, mask) for image, mask in pairs]
         return self.encode_pairs(read)
 
-    @torch.inference_mode()
-    def encode_pairs(self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]) -> SupportFeatures:
-        """`encode_support` of images (h w 3) and masks (h w) that are read and checked already."""
-        margin, size = self.backbone.support_margin, self.backbone.image_size
-        with self.stage("crop"):
-            if margin is not None:
-                pairs = [crop_to_object(image, mask, margin) for image, mask in pairs]
-            frames = stack_frames([image for image, _ in pairs], size).to(self.device)
-            masks = torch.stack([mask_to_frame(mask, size) for _, mask in pairs]).to(self.device)
-        return self.encode_frames(frames, masks)
+    def adapt(
+        self,
+        pairs: Sequence[tuple[ImageSource, MaskSource]],
+        *,
+        negatives: Sequence[ImageSource] = (),
+        config: AdaptConfig | None = None,
+        seed: int = 0,
+    ) -> "Segmenter":
+        """A segmenter whose modules are adapted to the concept of some supports; this one stays as it is.
+
+        `adaptation.adapt_steps` does the same step by step and says how far the modules moved.
+
+        Args:
+            pairs: 1 to 20 supports as in `encode_support`, whose encoding serves both segmenters.
+            negatives: images that hold nothing of the concept.
+            config: the numbers; default `AdaptConfig`.
+            seed: of everything that is drawn.
+
+        Raises:
+            InputError: an image or mask cannot be used, or there is none.
+            UsageError: there is no PAM to adapt, or there are too many supports.
+        """
+        read, absent = (
+            [read_pair(image, mask) for image, mask in pairs],
+            [read_image(each) for each in negatives],
+        )
+        steps = adapt_steps(self, read, negatives=absent, config=config, seed=seed)
+        (adapted,) = [step.adapted for step in steps if step.adapted]
+        return self.with_trained(adapted.trained)
 
     def segment(
         self,

@@ -53,6 +53,12 @@ class SupportFeatures:
         joined = [torch.cat([getattr(part, name) for part in parts], dim=1) for name in TENSORS]
         return SupportFeatures(parts[0].backbone, parts[0].fingerprint, *joined)
 
+    @classmethod
+    def stack(cls, rows: Sequence["SupportFeatures"]) -> "SupportFeatures":
+        """Supports of several queries, each with one row and as many supports as the others, as (b k ...)."""
+        stacked = [torch.cat([getattr(row, name) for row in rows]) for name in TENSORS]
+        return cls(rows[0].backbone, rows[0].fingerprint, *stacked)
+
     @property
     def shots(self) -> int:
         """k."""

@@ -19,13 +19,13 @@ import torch
 from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
 from diffseg_cli.config import ModulesConfig, TrainConfig
 from diffseg_cli.loading import build_modules
+from diffseg_cli.losses import losses_of
 from diffseg_cli.models.perceptual_attention import PerceptualAttention
 from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.trained import Trained
 from diffseg_cli.training.draws import draw_step, step_generator
 from diffseg_cli.training.feature_cache import FeatureCache
-from diffseg_cli.training.losses import losses_of
 from diffseg_cli.training.process_group import ProcessGroup
 from diffseg_cli.training.run_state import (
     MODULES,

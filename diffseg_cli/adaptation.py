@@ -1,0 +1,350 @@
+"""Adapt SCM and PAM to one concept: a few gradient steps on its own supports, the backbone frozen.
+
+Every support is encoded once in several views. A step draws episodes among them: a view of one support is the
+query, views of the others are its supports (of one support alone, another view of itself).
+
+A few images can teach the wrong thing, so the result lies somewhere between the modules it started from and
+those the steps led to, and how far (`reach`) is judged: with three supports or more, one is kept out of the
+steps and the reach that finds it best is taken; with one, whose own views say little about other objects of
+its class, the modules move only where they hardly find the object in its own image.
+
+Letters: b episodes a step, k supports, c latent channels, S image size in the model frame, H W = S/8.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diffseg_cli.config import AdaptConfig
+from diffseg_cli.errors import InputError, UsageError
+from diffseg_cli.frames import mask_to_frame, stack_frames
+from diffseg_cli.losses import map_loss, mask_loss
+from diffseg_cli.method import Method
+from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.prediction import SegmenterOutput
+from diffseg_cli.trained import Trained
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]  # an image (h w 3) and its mask (h w)
+
+LEAST_SHARE = 0.4  # of the object that a cropped view keeps
+CROP, SHRINK, STRETCH = (
+    (0.35, 1.0),
+    (0.4, 0.8),
+    (0.8, 1.25),
+)  # ranges of a view's side, as a share of the image's
+
+
+@dataclass(frozen=True)
+class AdaptStep:
+    """One step of an adaptation; the last one carries its result.
+
+    Attributes:
+        step: steps done.
+        steps: in all.
+        loss: of this step.
+        adapted: what came out, with the last step.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    adapted: "Adapted | None" = None
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What an adaptation gives.
+
+    Attributes:
+        trained: the modules; all else as it was.
+        reach: how far they moved towards where the steps led, in [0, 1]; at 0 they are the starting ones.
+        before: mean IoU of the starting modules on the views that judged, in [0, 1].
+        after: the same of the modules that came out.
+    """
+
+    trained: Trained
+    reach: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class _View:
+    """An encoded query: latents (1 c H W), edges (1 1 E E) or None, true mask (1 1 S/2 S/2)."""
+
+    latents: Tensor
+    edges: Tensor | None
+    mask: Tensor
+
+
+# --- views ---------------------------------------------------------------------------------------------
+
+
+def zoomed_in(pair: Pair, generator: np.random.Generator) -> Pair:
+    """A random crop that keeps at least `LEAST_SHARE` of the object; the whole image where none is found."""
+    image, mask = pair
+    height, width = mask.shape
+    for _ in range(20):
+        side, stretch = generator.uniform(*CROP), generator.uniform(*STRETCH)
+        crop_h = min(height, max(32, round(side * stretch * height)))
+        crop_w = min(width, max(32, round(side / stretch * width)))
+        top, left = int(generator.integers(height - crop_h + 1)), int(generator.integers(width - crop_w + 1))
+        window = slice(top, top + crop_h), slice(left, left + crop_w)
+        if mask[window].sum() >= LEAST_SHARE * mask.sum():
+            return image[window], mask[window]
+    return pair
+
+
+def zoomed_out(pair: Pair, generator: np.random.Generator) -> Pair:
+    """The image made smaller and set on a blurred, mirrored copy of itself, in which nothing is marked."""
+    image, mask = pair
+    height, width = mask.shape
+    side = generator.uniform(*SHRINK)
+    inner_h, inner_w = max(8, round(side * height)), max(8, round(side * width))
+    top, left = int(generator.integers(height - inner_h + 1)), int(generator.integers(width - inner_w + 1))
+    window = slice(top, top + inner_h), slice(left, left + inner_w)
+    canvas = cv2.GaussianBlur(np.ascontiguousarray(image[:, ::-1]), (0, 0), max(height, width) / 20)
+    canvas[window] = cv2.resize(image, (inner_w, inner_h), interpolation=cv2.INTER_AREA)
+    marked = np.zeros_like(mask)
+    marked[window] = (
+        cv2.resize(mask.astype(np.uint8), (inner_w, inner_h), interpolation=cv2.INTER_NEAREST) > 0
+    )
+    return canvas, marked
+
+
+def recoloured(pair: Pair, generator: np.random.Generator) -> Pair:
+    """Other saturation, contrast and brightness, and mirrored half of the time."""
+    image, mask = pair
+    pixels = image.astype(np.float32)
+    grey = pixels.mean(axis=2, keepdims=True)
+    pixels = grey + (pixels - grey) * generator.uniform(0.5, 1.5)
+    mean = pixels.mean()
+    pixels = (pixels - mean) * generator.uniform(0.7, 1.3) + mean + generator.uniform(-25, 25)
+    image = np.clip(pixels, 0, 255).astype(np.uint8)
+    if generator.random() < 0.5:  # before it is encoded: mirrored latents are not those of the mirrored image
+        image, mask = np.ascontiguousarray(image[:, ::-1]), np.ascontiguousarray(mask[:, ::-1])
+    return image, mask
+
+
+class _Views:
+    """What the frozen backbone sees of the supports and of images without the concept, encoded once.
+
+    Attributes:
+        queries: of each support, the whole image first.
+        supports: of each support, encoded as supports are, as it is first.
+        absent: views that hold nothing of the concept.
+        kept_out: index of the support that judges and is not learned from, or None.
+    """
+
+    def __init__(
+        self,
+        segmenter: Method,
+        pairs: Sequence[Pair],
+        negatives: Sequence[NDArray[np.uint8]],
+        config: AdaptConfig,
+        seed: int,
+    ) -> None:
+        self._segmenter = segmenter
+        self.queries: list[list[_View]] = []
+        self.supports: list[list[SupportFeatures]] = []
+        for index, pair in enumerate(pairs):
+            generator = np.random.Generator(np.random.PCG64([seed, 0, index]))
+            self.queries.append(self._query_views(pair, generator, config.query_views))
+            seen = [pair] + [self._near(pair, generator) for _ in range(config.support_views - 1)]
+            self.supports.append([segmenter.encode_pairs([each]) for each in seen])
+        self.kept_out = None
+        if len(pairs) >= config.least_judged:
+            self.kept_out = int(np.random.Generator(np.random.PCG64([seed, 3])).integers(len(pairs)))
+        self.absent: list[_View] = []
+        for index, image in enumerate(negatives):
+            generator = np.random.Generator(np.random.PCG64([seed, 1, index]))
+            nothing = np.zeros(image.shape[:2], dtype=bool)
+            self.absent += self._query_views((image, nothing), generator, config.query_views)
+
+    def _query_views(self, pair: Pair, generator: np.random.Generator, count: int) -> list[_View]:
+        """The image as it is, then zoomed in and out in turn: the object is seen at other sizes."""
+        changes = (zoomed_in, zoomed_out)
+        changed = [recoloured(changes[i % 2](pair, generator), generator) for i in range(count - 1)]
+        return [self._look(each) for each in (pair, *changed)]
+
+    def _near(self, pair: Pair, generator: np.random.Generator) -> Pair:
+        return recoloured(zoomed_in(pair, generator) if generator.random() < 0.5 else pair, generator)
+
+    @torch.inference_mode()
+    def _look(self, pair: Pair) -> _View:
+        backbone = self._segmenter.backbone
+        size = backbone.image_size
+        frames = stack_frames([pair[0]], size).to(backbone.device)
+        mask = F.interpolate(mask_to_frame(pair[1], size)[None], size=(size // 2, size // 2), mode="area")
+        return _View(backbone.encode(frames), self._segmenter.find_edges(frames), mask.to(backbone.device))
+
+    @property
+    def learned(self) -> list[int]:
+        """Indices of the supports that are learned from."""
+        return [index for index in range(len(self.queries)) if index != self.kept_out]
+
+    @staticmethod
+    def forward(
+        segmenter: Method, queries: Sequence[_View], support: SupportFeatures, seed: int
+    ) -> tuple[SegmenterOutput, Tensor]:
+        """The answer to some views with their true masks (b 1 S/2 S/2); support with b or 1 rows."""
+        latents, masks = (
+            torch.cat([getattr(view, name) for view in queries]) for name in ("latents", "mask")
+        )
+        edges = [view.edges for view in queries if view.edges is not None]
+        noise = segmenter.make_noise(latents, seed)
+        return segmenter.forward(latents, torch.cat(edges) if edges else None, support, noise), masks
+
+
+# --- steps ---------------------------------------------------------------------------------------------
+
+
+def adapt_steps(
+    segmenter: Method,
+    pairs: Sequence[Pair],
+    *,
+    negatives: Sequence[NDArray[np.uint8]] = (),
+    config: AdaptConfig | None = None,
+    seed: int = 0,
+) -> Iterator[AdaptStep]:
+    """Adapt a segmenter's modules to the concept of some supports; the segmenter itself is not changed.
+
+    The same for a seed, up to the last bits that the number of threads and the processor change in any sum.
+
+    Args:
+        segmenter: with a trained PAM.
+        pairs: the supports, images (h w 3) and masks (h w) that mark something.
+        negatives: images (h w 3) that hold nothing of the concept.
+        config: the numbers; default `AdaptConfig`.
+        seed: of views, episodes and the support that is kept out.
+
+    Yields:
+        Every step; the last one carries what came out.
+
+    Raises:
+        UsageError: there is no PAM to adapt, or there are too many supports.
+        InputError: there is no support.
+    """
+    config = config or AdaptConfig()
+    if segmenter.head != "pam":
+        raise UsageError(
+            "There are no trained modules to adapt.", "Leave --adapt out, or give a --checkpoint with a PAM."
+        )
+    if not pairs:
+        raise InputError("There is no support to adapt to.", "Give at least one image with its mask.")
+    if len(pairs) > config.most_supports:
+        raise UsageError(
+            f"Adaptation takes up to {config.most_supports} supports, and there are {len(pairs)}.",
+            "Choose the most different ones, or use `diffseg train` for so many.",
+        )
+    views = _Views(segmenter, pairs, negatives, config, seed)
+    start = segmenter.trained.modules
+    modules = copy.deepcopy(start).float().requires_grad_(True)
+    # As in training, the loss sees the mask before gamma. Modules stay in eval mode: nothing is dropped.
+    learner = segmenter.with_trained(replace(segmenter.trained, modules=modules, mask_gamma=1.0))
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=config.lr, weight_decay=0.0)
+    generator = np.random.Generator(np.random.PCG64([seed, 2]))
+    for step in range(config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * (1 - step / config.steps)
+        loss = _loss(learner, views, generator, config, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
+        optimizer.step()
+        last = step + 1 == config.steps
+        adapted = _choose_reach(segmenter, modules, views, config) if last else None
+        yield AdaptStep(step + 1, config.steps, float(loss.detach()), adapted)
+
+
+def _loss(
+    learner: Method, views: _Views, generator: np.random.Generator, config: AdaptConfig, step: int
+) -> Tensor:
+    """Of the episodes of one step."""
+    learned = views.learned
+    shots = (
+        1 if len(learned) == 1 else int(generator.integers(1, min(config.most_shots, len(learned) - 1) + 1))
+    )
+    queries, supports, holds = [], [], []
+    for _ in range(config.batch_size):
+        index = learned[int(generator.integers(len(learned)))]
+        others = [other for other in learned if other != index] or [index]
+        chosen = [views.supports[int(other)] for other in generator.permutation(others)[:shots]]
+        supports.append(SupportFeatures.join([seen[int(generator.integers(len(seen)))] for seen in chosen]))
+        absent = bool(views.absent) and generator.random() < config.absent_share
+        pool = views.absent if absent else views.queries[index]
+        queries.append(pool[int(generator.integers(len(pool)))])
+        holds.append(not absent)
+    output, masks = views.forward(learner, queries, SupportFeatures.stack(supports), step)
+    loss = config.mask_weight * mask_loss(output.picture, masks)
+    if any(holds):  # some place is the brightest of every score map, so an absent concept teaches it nothing
+        chosen_rows = torch.tensor(holds, device=masks.device)
+        loss = loss + config.map_weight * map_loss(output.scores.score_map[chosen_rows], masks[chosen_rows])
+    return loss
+
+
+# --- how far -------------------------------------------------------------------------------------------
+
+
+def _choose_reach(segmenter: Method, modules: nn.ModuleDict, views: _Views, config: AdaptConfig) -> Adapted:
+    """Judge how far to follow the steps, as the head of this file says."""
+    start = segmenter.trained
+
+    def moved(reach: float) -> Trained:
+        source = f"{start.source}, adapted to {len(views.queries)} supports"
+        return (
+            replace(start, modules=_between(start.modules, modules, reach), source=source) if reach else start
+        )
+
+    before = _found(segmenter, views)
+    if views.kept_out is not None:
+        ious = {0.0: before}
+        for reach in config.reaches:
+            ious[reach] = _found(segmenter.with_trained(moved(reach)), views)
+        best = max(ious, key=lambda reach: ious[reach])  # of equals the nearest to the start
+        return Adapted(moved(best), best, before, ious[best])
+    trained = moved(_unjudged_reach(before, len(views.queries), config))
+    return Adapted(
+        trained,
+        _unjudged_reach(before, len(views.queries), config),
+        before,
+        _found(segmenter.with_trained(trained), views),
+    )
+
+
+def _unjudged_reach(found: float, shots: int, config: AdaptConfig) -> float:
+    """With one or two supports, none of which can be kept out; found: IoU of the start on its own views."""
+    if shots > 1:
+        return config.pair_reach
+    return config.single_reach if found < config.single_found else 0.0
+
+
+@torch.inference_mode()
+def _found(segmenter: Method, views: _Views) -> float:
+    """Mean IoU in [0, 1] over the views that judge: of the support kept out, else of every support."""
+    ious = []
+    for index in range(len(views.queries)) if views.kept_out is None else [views.kept_out]:
+        others = [views.supports[other][0] for other in range(len(views.queries)) if other != index]
+        support = SupportFeatures.join(others or [views.supports[index][-1]])
+        for view in views.queries[index]:
+            output, marked = views.forward(segmenter, [view], support, 0)
+            found = F.interpolate(output.picture.float(), size=marked.shape[-2:], mode="area") > 0.5
+            hit, either = (found & (marked > 0.5)).sum(), (found | (marked > 0.5)).sum()
+            ious.append(float(hit / either.clamp_min(1)))
+    return float(np.mean(ious))
+
+
+def _between(start: nn.ModuleDict, end: nn.ModuleDict, reach: float) -> nn.ModuleDict:
+    """Every weight at `reach` between two, without gradients, in the number format of the first."""
+    between, target = copy.deepcopy(start), end.state_dict()
+    with torch.no_grad():
+        for name, value in between.state_dict().items():
+            value.copy_(torch.lerp(value.float(), target[name].float(), reach))
+    return between.eval().requires_grad_(False)

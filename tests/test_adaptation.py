@@ -1,0 +1,146 @@
+"""Adaptation of SCM and PAM to one concept: it learns, it judges itself, and it leaves its start alone."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_swift_segmenter
+from numpy.typing import NDArray
+
+from diffseg_cli.adaptation import adapt_steps, recoloured, zoomed_in, zoomed_out
+from diffseg_cli.config import AdaptConfig
+from diffseg_cli.errors import InputError, UsageError
+from diffseg_cli.segmenter import Segmenter
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
+QUICK = AdaptConfig(steps=40, batch_size=2, lr=5e-3, query_views=3, support_views=2)
+
+
+def striped_patch(seed: int) -> Pair:
+    """A patch of red stripes somewhere on grey noise: a texture no class of objects has."""
+    generator = np.random.default_rng(seed)
+    image = np.repeat(generator.integers(110, 146, (96, 128, 1)), 3, axis=2).astype(np.uint8)
+    top, left = int(generator.integers(0, 40)), int(generator.integers(0, 56))
+    mask = np.zeros((96, 128), dtype=bool)
+    mask[top : top + 56, left : left + 72] = True
+    stripes = np.where((np.arange(128) // 6 % 2)[:, None], [255, 0, 0], [0, 0, 0]).astype(np.uint8)
+    image[mask] = np.broadcast_to(stripes[None], image.shape)[mask]
+    return image, mask
+
+
+def mean_iou(segmenter: Segmenter, pairs: list[Pair], queries: list[Pair]) -> float:
+    support = segmenter.encode_support(pairs)
+    ious = []
+    for image, mask in queries:
+        found = segmenter.segment(image, support, refine=False).mask
+        ious.append((found & mask).sum() / (found | mask).sum())
+    return float(np.mean(ious))
+
+
+def adapted_by(
+    segmenter: Segmenter, pairs: list[Pair], negatives: Sequence[NDArray[np.uint8]] = ()
+) -> Segmenter:
+    steps = list(adapt_steps(segmenter, pairs, negatives=negatives, config=QUICK))
+    assert [step.adapted is None for step in steps] == [True] * (QUICK.steps - 1) + [False]
+    assert steps[-1].adapted is not None
+    return segmenter.with_trained(steps[-1].adapted.trained)
+
+
+def test_it_learns_a_texture_and_leaves_its_start_alone(small_segmenter: Segmenter) -> None:
+    pairs, queries = [striped_patch(i) for i in range(4)], [striped_patch(i) for i in range(10, 16)]
+    before, digest = mean_iou(small_segmenter, pairs, queries), small_segmenter.trained.digest
+    adapted = adapted_by(small_segmenter, pairs)
+    assert (
+        mean_iou(adapted, pairs, queries) > before + 0.2
+    )  # the decoder is random, so this is far from all there is
+    assert small_segmenter.trained.digest == digest
+    assert mean_iou(small_segmenter, pairs, queries) == before
+    assert not any(p.requires_grad for p in adapted.trained.modules.parameters())
+
+
+def test_the_same_seed_gives_the_same_modules(small_segmenter: Segmenter) -> None:
+    config, pairs = replace(QUICK, steps=3), [striped_patch(i) for i in range(3)]
+
+    def digest(seed: int) -> str:
+        *_, last = adapt_steps(small_segmenter, pairs, config=replace(config, reaches=(1.0,)), seed=seed)
+        assert last.adapted is not None
+        moved = last.adapted.trained
+        return moved.digest if last.adapted.reach else f"kept {last.loss}"
+
+    assert digest(1) == digest(1) != digest(2)
+
+
+def test_what_finds_the_kept_out_support_no_better_is_not_followed(small_segmenter: Segmenter) -> None:
+    config = replace(QUICK, steps=1, lr=0.0)
+    *_, last = adapt_steps(small_segmenter, [striped_patch(i) for i in range(3)], config=config)
+    assert last.adapted is not None
+    assert (last.adapted.reach, last.adapted.after) == (0, last.adapted.before)
+    assert last.adapted.trained is small_segmenter.trained
+
+
+@pytest.mark.parametrize(("found", "reach"), [(1.1, QUICK.single_reach), (0.0, 0.0)])
+def test_one_support_moves_them_only_where_its_object_is_hardly_found(
+    small_segmenter: Segmenter, found: float, reach: float
+) -> None:
+    config = replace(QUICK, steps=1, single_found=found)
+    *_, last = adapt_steps(small_segmenter, [striped_patch(0)], config=config)
+    assert last.adapted is not None
+    assert last.adapted.reach == reach
+
+
+def test_reach_lies_between_start_and_end(small_segmenter: Segmenter) -> None:
+    def weight(reach: float) -> torch.Tensor:
+        config = replace(QUICK, steps=2, single_found=1.1, single_reach=reach)
+        *_, last = adapt_steps(small_segmenter, [striped_patch(0)], config=config)
+        assert last.adapted is not None
+        pam: torch.nn.Module = last.adapted.trained.modules["pam"]
+        return pam.state_dict()["query_in.weight"]
+
+    start = small_segmenter.trained.modules["pam"].state_dict()["query_in.weight"]
+    assert torch.allclose(weight(0.5), (start + weight(1.0)) / 2, atol=1e-6)
+
+
+def test_negatives_lower_what_is_marked_on_them(small_segmenter: Segmenter) -> None:
+    pairs = [striped_patch(i) for i in range(2)]
+    image = striped_patch(20)[0]
+    rotated = np.ascontiguousarray(image.transpose(1, 0, 2))  # stripes the other way are not the concept
+    shares = []
+    for negatives in ([], [rotated]):
+        adapted = adapted_by(small_segmenter, pairs, negatives=negatives)
+        support = adapted.encode_support(pairs)
+        shares.append(adapted.segment(rotated, support).probability.mean())
+    assert shares[1] < shares[0]
+
+
+def test_views_keep_image_and_mask_together() -> None:
+    pair = striped_patch(0)
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        for change in (zoomed_in, zoomed_out, recoloured):
+            image, mask = change(pair, generator)
+            assert image.shape[:2] == mask.shape
+            assert image.dtype == np.uint8
+            assert mask.any()
+            inside, outside = image[mask].std(), image[~mask].std()
+            assert inside > outside  # stripes vary more than noise, wherever they went
+
+
+def test_what_cannot_be_adapted_is_refused(small_segmenter: Segmenter) -> None:
+    pair = striped_patch(0)
+    with pytest.raises(UsageError, match="no trained modules"):
+        next(adapt_steps(make_swift_segmenter(small_segmenter), [pair]))
+    with pytest.raises(UsageError, match="up to 20 supports, and there are 21"):
+        next(adapt_steps(small_segmenter, [pair] * 21))
+    with pytest.raises(InputError, match="no support"):
+        next(adapt_steps(small_segmenter, []))
+
+
+def test_the_method_does_the_same(small_segmenter: Segmenter) -> None:
+    pairs = [striped_patch(i) for i in range(2)]
+    config = replace(QUICK, steps=2)
+    *_, last = adapt_steps(small_segmenter, pairs, config=config, seed=3)
+    assert last.adapted is not None
+    adapted = small_segmenter.adapt(pairs, config=config, seed=3)
+    assert adapted.trained.digest == last.adapted.trained.digest != small_segmenter.trained.digest
