@@ -35,7 +35,6 @@ from diffseg_cli.trained import Trained
 from diffseg_cli.version import __version__
 from diffseg_cli.weights import tensors_digest
 
-
 Chosen = TypeVar("Chosen", bound="Method")  # typing.Self comes with Python 3.11
 
 
