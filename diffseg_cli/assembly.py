@@ -10,7 +10,7 @@ from diffseg_cli.config import SegmentConfig
 from diffseg_cli.errors import UsageError, WeightsError
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.trained import untrained
-from diffseg_cli.weights import find_weights
+from diffseg_cli.weights.files import find_weights
 
 HEADS = ("pam", "attention")
 FUSIONS = ("concat", "mean")

@@ -24,7 +24,7 @@ from PIL import Image
 from diffseg_cli.errors import UsageError, WeightsError
 from diffseg_cli.results.outputs import support_tile
 from diffseg_cli.version import __version__
-from diffseg_cli.weights import file_sha256, read_header, read_safetensors, write_safetensors
+from diffseg_cli.weights.files import file_sha256, read_header, read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,11 @@ import numpy as np
 from diffseg_cli.concept import FORMAT as CONCEPT_FORMAT
 from diffseg_cli.concept import open_concept
 from diffseg_cli.errors import DiffsegError, ExitCode, InputError
-from diffseg_cli.hub import KANDINSKY, PULL, find_kandinsky
+<<<<<<< HEAD
+from diffseg_cli.weights.hub import KANDINSKY, PULL, find_kandinsky
 from diffseg_cli.reading.annotated import AnnotationFile, Target
+=======
+>>>>>>> 1f73cb1 (Move everything that reads weight files into weights/, so that models/ knows tensors alone)
 from diffseg_cli.reading.array_files import is_array_file
 from diffseg_cli.reading.documents import is_annotation_file, read_document
 from diffseg_cli.reading.image_files import describe_image
@@ -33,7 +36,8 @@ from diffseg_cli.reading.mask_files import (
 from diffseg_cli.reading.mask_shapes import listed, plain
 from diffseg_cli.reading.notes import collected_notes
 from diffseg_cli.version import __version__
-from diffseg_cli.weights import read_header, survey
+from diffseg_cli.weights.files import read_header, survey
+from diffseg_cli.weights.hub import KANDINSKY, PULL, find_kandinsky
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "opencv-contrib-python-headless", "pillow")
 UNKNOWN_HW = (4000, 4000)  # of an image that is not there: YOLO and VIA state no size

@@ -8,20 +8,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffseg_cli.checkpoint import read_checkpoint, read_checkpoint_info
 from diffseg_cli.config import CompactConfig, PamConfig, ScmConfig
 from diffseg_cli.errors import UsageError, WeightsError
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.compact import CompactBackbone
-from diffseg_cli.models.hed import HED, load_hed
-from diffseg_cli.models.hed_student import HedStudent, load_hed_student
-from diffseg_cli.models.kandinsky import KandinskyBackbone, load_kandinsky
+from diffseg_cli.models.hed import HED
+from diffseg_cli.models.hed_student import HedStudent
+from diffseg_cli.models.kandinsky import KandinskyBackbone
 from diffseg_cli.models.knowledge import KNOWLEDGE
 from diffseg_cli.models.perceptual_attention import PerceptualAttention
 from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.trained import Trained
-from diffseg_cli.weights import file_sha256, find_weights, load_strict, read_safetensors, write_safetensors
+from diffseg_cli.weights.checkpoint import read_checkpoint, read_checkpoint_info
+from diffseg_cli.weights.edge_detectors import load_hed, load_hed_student
+from diffseg_cli.weights.files import (
+    file_sha256,
+    find_weights,
+    load_strict,
+    read_safetensors,
+    write_safetensors,
+)
+from diffseg_cli.weights.kandinsky import load_kandinsky
 
 EdgeDetector = HED | HedStudent
 COMPACT_ENCODER, COMPACT_DECODER = "compact/encoder.safetensors", "compact/decoder.safetensors"

@@ -33,7 +33,7 @@ from diffseg_cli.prediction import SegmenterOutput
 from diffseg_cli.timing import Stage, unmetered
 from diffseg_cli.trained import Trained
 from diffseg_cli.version import __version__
-from diffseg_cli.weights import tensors_digest
+from diffseg_cli.weights.files import tensors_digest
 
 Chosen = TypeVar("Chosen", bound="Method")  # typing.Self comes with Python 3.11
 

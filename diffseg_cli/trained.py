@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from diffseg_cli.presence import PresenceCalibration
-from diffseg_cli.weights import tensors_digest
+from diffseg_cli.weights.files import tensors_digest
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffseg_cli.assembly import load_segmenter
-from diffseg_cli.checkpoint import CheckpointInfo, write_checkpoint
 from diffseg_cli.cli.main import app
 from diffseg_cli.config import PamConfig, ScmConfig
 from diffseg_cli.errors import UsageError, WeightsError
@@ -20,6 +19,7 @@ from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.trained import Trained
 from diffseg_cli.training.run_state import MODULES
 from diffseg_cli.training.switches import choose_modules
+from diffseg_cli.weights.checkpoint import CheckpointInfo, write_checkpoint
 from tools import ablate
 
 

@@ -29,10 +29,11 @@ from diffseg_cli.choices import ModelChoice
 from diffseg_cli.cli import main
 from diffseg_cli.compute import describe_device, read_time
 from diffseg_cli.errors import ExitCode, UsageError
-from diffseg_cli.models.kandinsky import KandinskyBackbone, load_kandinsky
+from diffseg_cli.models.kandinsky import KandinskyBackbone
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Stages
 from diffseg_cli.trained import untrained
+from diffseg_cli.weights.kandinsky import load_kandinsky
 
 CPU = torch.device("cpu")
 

@@ -336,7 +336,7 @@ def test_refused_before_anything_is_loaded_or_written(
         raise AssertionError("loaded before the input was checked")
 
     monkeypatch.setattr(assembly, "load_segmenter", no_loading)
-    monkeypatch.setattr("diffseg_cli.models.hed.load_hed", no_loading)
+    monkeypatch.setattr("diffseg_cli.weights.edge_detectors.load_hed", no_loading)
     Image.fromarray(box()).save("scene_mask.png")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     result = run(verb, *arguments.split())

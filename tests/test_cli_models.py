@@ -12,9 +12,10 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from diffseg_cli import hub, weights
-from diffseg_cli.checkpoint import CheckpointInfo, write_checkpoint
 from diffseg_cli.cli.main import app
+from diffseg_cli.weights import files as weights
+from diffseg_cli.weights import hub
+from diffseg_cli.weights.checkpoint import CheckpointInfo, write_checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
 FIND_KANDINSKY = hub.find_kandinsky

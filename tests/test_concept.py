@@ -27,7 +27,7 @@ from diffseg_cli.concept import (
 from diffseg_cli.doctor import examine_file
 from diffseg_cli.errors import DiffsegError, UsageError, WeightsError
 from diffseg_cli.segmenter import Segmenter
-from diffseg_cli.weights import file_sha256, read_safetensors, write_safetensors
+from diffseg_cli.weights.files import file_sha256, read_safetensors, write_safetensors
 
 HW = (48, 64)
 

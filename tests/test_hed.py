@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffseg_cli.errors import ExitCode, WeightsError
-from diffseg_cli.models.hed import HED, SHIPPED, load_hed
-from diffseg_cli.weights import file_sha256, find_weights, read_safetensors, write_safetensors
+from diffseg_cli.models.hed import HED
+from diffseg_cli.weights.edge_detectors import HED_FILE, load_hed
+from diffseg_cli.weights.files import file_sha256, find_weights, read_safetensors, write_safetensors
 
 # Of the synthetic picture, from `python -m tests.test_hed` (torch 2.13, float32).
 MEAN_EDGE = 0.1135
@@ -126,7 +127,7 @@ def test_a_picture_of_another_shape_is_the_callers_mistake(hed: HED) -> None:
 
 def controlnet_state() -> dict[str, Tensor]:
     """The shipped weights as a ControlNetHED.pth would hold them: no `fuse`."""
-    state = read_safetensors(find_weights(SHIPPED))[0]
+    state = read_safetensors(find_weights(HED_FILE))[0]
     return {name: value.float() for name, value in state.items() if not name.startswith("fuse")}
 
 
@@ -200,7 +201,7 @@ def test_files_of_another_make_are_refused_with_the_reason(tmp_path: Path) -> No
     assert "does not fit HED" in refused(tmp_path / "other.pth").message
     write_safetensors(tmp_path / "other.safetensors", {"stem.weight": torch.zeros(3)}, {})
     assert "does not fit HED" in refused(tmp_path / "other.safetensors").message
-    whole = find_weights(SHIPPED).read_bytes()
+    whole = find_weights(HED_FILE).read_bytes()
     (tmp_path / "short.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "damaged" in refused(tmp_path / "short.safetensors").message
 
@@ -227,7 +228,7 @@ def test_a_damaged_torch_file_is_an_error_that_names_it(
 
 
 def test_the_card_states_the_shipped_file() -> None:
-    path = find_weights(SHIPPED)
+    path = find_weights(HED_FILE)
     metadata = read_safetensors(path)[1]
     card = (path.parent / "README.md").read_text()
     assert metadata["licence"] == "MIT"

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.config import CompactConfig
 from diffseg_cli.errors import WeightsError
-from diffseg_cli.models.hed import load_hed
-from diffseg_cli.models.hed_student import SHIPPED, HedStudent, load_hed_student
+from diffseg_cli.models.hed_student import HedStudent
 from diffseg_cli.reading.image_io import read_image
-from diffseg_cli.weights import file_sha256, find_weights, read_safetensors
+from diffseg_cli.weights.edge_detectors import STUDENT_FILE, load_hed, load_hed_student
+from diffseg_cli.weights.files import file_sha256, find_weights, read_safetensors
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -67,13 +67,13 @@ def test_masks_stay_those_of_hed() -> None:
 
 def test_a_file_of_another_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hed").mkdir()
-    (tmp_path / SHIPPED).write_bytes(find_weights("hed/hed_bsds500.safetensors").read_bytes())
+    (tmp_path / STUDENT_FILE).write_bytes(find_weights("hed/hed_bsds500.safetensors").read_bytes())
     monkeypatch.setenv("DIFFSEG_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsError, match="does not fit HedStudent"):
         load_hed_student()
 
 
 def test_the_card_states_the_shipped_file() -> None:
-    path = find_weights(SHIPPED)
+    path = find_weights(STUDENT_FILE)
     card = (path.parent / "README.md").read_text()
     assert read_safetensors(path)[1]["licence"] == "Apache-2.0" and file_sha256(path) in card

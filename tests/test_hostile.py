@@ -30,7 +30,7 @@ from diffseg_cli.reading.image_io import read_image, read_mask
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.reading.notes import collected_notes
 from diffseg_cli.segmenter import Segmenter
-from diffseg_cli.weights import read_header
+from diffseg_cli.weights.files import read_header
 
 HW = (20, 28)
 REPOSITORY = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ import pytest
 import tiny_kandinsky as tiny
 
 from diffseg_cli.errors import ExitCode, WeightsError
-from diffseg_cli.hub import (
+from diffseg_cli.weights.hub import (
     COMPONENTS,
     KANDINSKY,
     REPOSITORIES,
@@ -160,7 +160,7 @@ def test_of_several_revisions_the_newest_whole_one_is_taken(folder: Path, cache:
 
 def test_looking_for_files_imports_no_torch() -> None:
     code = (
-        "import sys; from diffseg_cli.hub import find_kandinsky; find_kandinsky();"
+        "import sys; from diffseg_cli.weights.hub import find_kandinsky; find_kandinsky();"
         "print([name for name in ('torch', 'numpy', 'diffusers', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
@@ -275,7 +275,7 @@ def hub(folder: Path) -> Iterator[Hub]:
 PULL = """
 import json, sys
 from diffseg_cli.errors import DiffsegError
-from diffseg_cli.hub import pull_kandinsky
+from diffseg_cli.weights.hub import pull_kandinsky
 try:
     print(pull_kandinsky(**json.loads(sys.argv[1])))
 except DiffsegError as error:

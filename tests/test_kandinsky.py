@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffseg_cli.bench.random_kandinsky import random_networks
 from diffseg_cli.errors import ExitCode, WeightsError
-from diffseg_cli.models import kandinsky_files
 from diffseg_cli.models.attention import AttentionMaps, LayerAttention, split_joint_attention
-from diffseg_cli.models.kandinsky import KandinskyBackbone, crop_supports, load_kandinsky
+from diffseg_cli.models.kandinsky import KandinskyBackbone, crop_supports
 from diffseg_cli.models.kandinsky_attention import Recorder, recording
 from diffseg_cli.models.spatial_control import SpatialControl
+from diffseg_cli.weights import kandinsky as kandinsky_weights
+from diffseg_cli.weights.kandinsky import load_kandinsky
 
 CPU = torch.device("cpu")
 TIMESTEP = 50
@@ -669,7 +670,7 @@ def test_too_little_memory_is_said_with_what_helps(folder: Path, monkeypatch: py
     def overflow(*_: Any, **__: Any) -> bytes:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(kandinsky_files, "_fill", overflow)
+    monkeypatch.setattr(kandinsky_weights, "_fill", overflow)
     error = refused(folder)
     assert "does not fit into the memory of cpu" in error.message and "--offload" in str(error.hint)
 

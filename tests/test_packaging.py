@@ -124,11 +124,11 @@ def test_installed_wheel_works_without_the_clone(wheel: Path, tmp_path: Path) ->
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert rows and {row["status"] for row in rows} == {"ok"}
     assert {Path(row["path"]).is_relative_to(site / "diffseg_cli" / "_weights") for row in rows} == {True}
-    load = "from diffseg_cli.models.hed import load_hed; print(load_hed().block1.convs[0].weight.shape)"
+    load = "from diffseg_cli.weights.edge_detectors import load_hed as load; print(load().norm.shape)"
     done = subprocess.run(
         [python, "-c", load], cwd=elsewhere, env=environment, capture_output=True, text=True
     )
-    assert done.stdout == "torch.Size([64, 3, 3, 3])\n", done.stderr
+    assert done.stdout == "torch.Size([1, 3, 1, 1])\n", done.stderr
 
 
 def test_the_package_answers_to_its_own_name() -> None:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint_info, write_checkpoint
 from diffseg_cli.datasets.episode import FewShotDataset, Sample, group_by_class
 from diffseg_cli.errors import UsageError
 from diffseg_cli.presence import PresenceCalibration, presence_features
@@ -25,6 +24,7 @@ from diffseg_cli.training.presence_fit import (
     reliability,
     roc_auc,
 )
+from diffseg_cli.weights.checkpoint import CheckpointInfo, read_checkpoint_info, write_checkpoint
 
 
 def dataset() -> FewShotDataset:

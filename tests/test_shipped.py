@@ -91,7 +91,7 @@ def test_decoder_gives_masks_and_pictures_back(segmenter: Segmenter) -> None:
 
 
 def test_everything_shipped_is_intact() -> None:
-    from diffseg_cli.weights import verify, weights_roots
+    from diffseg_cli.weights.files import verify, weights_roots
 
     root = next(root for root in weights_roots() if (root / "manifest.json").is_file())
     assert {status for _, status in verify(root)} == {"ok"}

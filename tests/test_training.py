@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from diffseg_cli.assembly import load_segmenter
-from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint_info
 from diffseg_cli.cli.main import app
 from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig, TrainConfig
 from diffseg_cli.datasets.episode import FewShotDataset, read_folder
@@ -28,6 +27,7 @@ from diffseg_cli.training.presence_fit import calibrate_checkpoint
 from diffseg_cli.training.run_state import LOG, MODULES, read_log
 from diffseg_cli.training.trainer import Trainer, new_segmenter
 from diffseg_cli.training.validation import CUTS, LEVEL, fit_gamma, validate
+from diffseg_cli.weights.checkpoint import CheckpointInfo, read_checkpoint_info
 
 CONFIG = TrainConfig(steps=6, batch_size=2, validate_every=3, warmup_steps=2, max_shots=2)
 PAM = PamConfig(width=16, head_width=8)

@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from diffseg_cli.assembly import load_segmenter
-from diffseg_cli.checkpoint import read_checkpoint_info
 from diffseg_cli.cli.main import app
 from diffseg_cli.config import FineTuneConfig, TrainConfig
 from diffseg_cli.datasets.episode import read_folder
@@ -24,7 +23,8 @@ from diffseg_cli.training.own_classes import hold_out
 from diffseg_cli.training.pictures import BOARD, CURVES
 from diffseg_cli.training.process_group import ProcessGroup
 from diffseg_cli.training.run_state import LOG, MODULES, STATE, read_log
-from diffseg_cli.weights import read_safetensors
+from diffseg_cli.weights.checkpoint import read_checkpoint_info
+from diffseg_cli.weights.files import read_safetensors
 from tests import tiny_kandinsky
 
 SMALL = ["--image-size", "128", "--batch-size", "2", "--views", "1", "--device", "cpu"]

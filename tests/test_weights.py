@@ -14,10 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from diffseg_cli import weights
-from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint, read_checkpoint_info, write_checkpoint
 from diffseg_cli.errors import ExitCode, InputError, WeightsError
-from diffseg_cli.weights import WeightsEntry
+from diffseg_cli.weights import files as weights
+from diffseg_cli.weights.checkpoint import (
+    CheckpointInfo,
+    read_checkpoint,
+    read_checkpoint_info,
+    write_checkpoint,
+)
+from diffseg_cli.weights.files import WeightsEntry
 
 REPOSITORY = Path(__file__).parents[1]
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2], dtype=torch.int64)}
@@ -45,7 +50,7 @@ def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
         (folder / "x").mkdir(parents=True)
         (folder / "x" / "everywhere.safetensors").write_text(name)
     (tmp_path / "clone" / "pyproject.toml").write_text("")
-    monkeypatch.setattr(weights, "__file__", str(package / "weights.py"))
+    monkeypatch.setattr(weights, "__file__", str(package / "weights" / "files.py"))
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("DIFFSEG_WEIGHTS", str(folders["flag"]))
     return folders
@@ -300,7 +305,7 @@ def test_refresh_keeps_texts_and_entries_whose_file_is_gone(tmp_path: Path) -> N
 
 def test_refresh_runs_as_a_command_and_says_what_to_fill_in(tmp_path: Path) -> None:
     weights.write_safetensors(tmp_path / "n.safetensors", TENSORS, {})
-    command = [sys.executable, "-m", "diffseg_cli.weights"]
+    command = [sys.executable, "-m", "diffseg_cli.weights.files"]
     done = subprocess.run(
         [*command, str(tmp_path)], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )

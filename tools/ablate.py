@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffseg_cli.checkpoint import CheckpointInfo
 from diffseg_cli.config import ModulesConfig, PamConfig, TrainConfig
 from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.evaluation.metrics import RESAMPLES
@@ -32,6 +31,7 @@ from diffseg_cli.training.run_state import MODULES
 from diffseg_cli.training.switches import choose_modules
 from diffseg_cli.training.trainer import Trainer, new_segmenter
 from diffseg_cli.training.validation import validation_episodes
+from diffseg_cli.weights.checkpoint import CheckpointInfo
 
 FULL = "full"
 SHOTS = (1, 5)

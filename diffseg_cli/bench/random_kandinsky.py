@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffseg_cli.models.kandinsky_files import KandinskyNetworks
+from diffseg_cli.models.kandinsky import KandinskyNetworks
 
 UNET: dict[str, Any] = {
     "sample_size": 64,

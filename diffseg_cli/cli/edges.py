@@ -39,7 +39,7 @@ def edges(
     with console.working("Loading HED"):
         from diffseg_cli.compute import describe_device, resolve_device
         from diffseg_cli.edges import write_edges
-        from diffseg_cli.models.hed import load_hed
+        from diffseg_cli.weights.edge_detectors import load_hed
 
         place = resolve_device(device)
         network = load_hed(hed).to(place)

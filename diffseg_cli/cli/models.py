@@ -17,7 +17,7 @@ from diffseg_cli.cli.options import Verb, Verbs
 from diffseg_cli.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
-    from diffseg_cli.weights import Installed
+    from diffseg_cli.weights.files import Installed
 
 
 def _examples(*commands: str) -> str:
@@ -42,7 +42,7 @@ def list_models(as_json: JsonOption = False) -> None:
 
     Sizes are compared with the manifest; `diffseg models verify` compares the contents too.
     """
-    from diffseg_cli.weights import survey
+    from diffseg_cli.weights.files import survey
 
     rows = [_row(item) for item in survey(quick=True)] + [_kandinsky_row()]
     _print_rows(rows, ("name", "status", "size", "licence", "what"), as_json)
@@ -78,7 +78,7 @@ def verify(as_json: JsonOption = False) -> None:
     Exit code 4 if a file is missing or damaged. A file that no manifest lists
     is "unlisted", which is no error.
     """
-    from diffseg_cli.weights import REFETCH, survey
+    from diffseg_cli.weights.files import REFETCH, survey
 
     found = survey()
     _print_rows([_row(item) for item in found], ("name", "status", "path"), as_json)
@@ -106,7 +106,7 @@ def pull(
 
     Files that are there already are not fetched again.
     """
-    from diffseg_cli.hub import KANDINSKY, pull_kandinsky
+    from diffseg_cli.weights.hub import KANDINSKY, pull_kandinsky
 
     if name != KANDINSKY:
         raise UsageError(
@@ -132,7 +132,7 @@ def _row(item: "Installed") -> dict[str, Any]:
 
 
 def _kandinsky_row() -> dict[str, Any]:
-    from diffseg_cli.hub import KANDINSKY, PULL, REPOSITORIES, find_kandinsky, locate_kandinsky
+    from diffseg_cli.weights.hub import KANDINSKY, PULL, REPOSITORIES, find_kandinsky, locate_kandinsky
 
     folder = find_kandinsky()
     what = "Kandinsky 2.2: decoder UNet, MoVQ and CLIP image encoder, the method's own backbone."
@@ -152,8 +152,8 @@ def _kandinsky_row() -> dict[str, Any]:
 
 def _describe(target: str) -> list[dict[str, Any]]:
     """Everything known about the files a name stands for, or about one file."""
-    from diffseg_cli.hub import KANDINSKY
-    from diffseg_cli.weights import file_sha256, survey
+    from diffseg_cli.weights.files import file_sha256, survey
+    from diffseg_cli.weights.hub import KANDINSKY
 
     if target == KANDINSKY:
         return [_kandinsky_row()]
@@ -176,8 +176,8 @@ def _describe(target: str) -> list[dict[str, Any]]:
 
 def _contents(path: Path) -> dict[str, Any]:
     """What a safetensors file says of itself; a checkpoint's records are spelled out."""
-    from diffseg_cli.checkpoint import FORMAT, read_checkpoint_info
-    from diffseg_cli.weights import read_header
+    from diffseg_cli.weights.checkpoint import FORMAT, read_checkpoint_info
+    from diffseg_cli.weights.files import read_header
 
     shapes, metadata = read_header(path)
     known = asdict(read_checkpoint_info(path)) if metadata.get("format") == FORMAT else {}

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SHIPPED = "hed/student.safetensors"
 PIXEL_MEAN, PIXEL_STD = 0.45, 0.25
 
 
@@ -62,18 +61,3 @@ class HedStudent(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % 2 or images.shape[3] % 2:
             raise ValueError(f"images must be (b 3 h w) with even h and w, not {tuple(images.shape)}")
         return torch.sigmoid(self.logits(images)).to(images.dtype)
-
-
-def load_hed_student() -> HedStudent:
-    """The shipped student in float32 on the CPU, in eval mode, without gradients.
-
-    Raises:
-        WeightsError: the file is missing, damaged or of another network.
-    """
-    from diffseg_cli.weights import find_weights, load_strict, read_safetensors
-
-    path = find_weights(SHIPPED)
-    student = HedStudent()
-    load_strict(student, {name: tensor.float() for name, tensor in read_safetensors(path)[0].items()}, path)
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's types
-    return student.eval().requires_grad_(False)

@@ -11,21 +11,46 @@ t tokens of the whole prompt, m width of a prompt token, s scale, h w its grid.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffseg_cli.hub import KANDINSKY, locate_kandinsky
 from diffseg_cli.models.attention import AttentionMaps, OnLayer
 from diffseg_cli.models.backbone import Control
 from diffseg_cli.models.kandinsky_attention import Recorder, recording
 from diffseg_cli.models.kandinsky_decoder import lighten_decoder
-from diffseg_cli.models.kandinsky_files import KandinskyNetworks, read_networks
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.vq_model import VQModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+    from transformers import CLIPVisionModelWithProjection
 
 SUPPORT_CROP = 0.25  # of the object's longer side, left around it in the picture CLIP sees
+
+
+@dataclass(frozen=True)
+class KandinskyNetworks:
+    """The networks, and what else their files say.
+
+    Attributes:
+        unet, movq, image_encoder: frozen by the backbone, not here.
+        scheduler: for its noise levels.
+        pixel_mean, pixel_std: CLIP's preprocessing, a number a channel.
+        fingerprint: of the weights: names and shapes of all tensors and the first values of each, rounded to
+            float16. Any training moves values in nearly every tensor, and a float32 file and its float16 copy
+            agree; reading gigabytes to hash them would take longer than to load them.
+    """
+
+    unet: "UNet2DConditionModel"
+    movq: "VQModel"
+    image_encoder: "CLIPVisionModelWithProjection"
+    scheduler: "DDPMScheduler"
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +81,7 @@ class KandinskyBackbone:
             one by one.
     """
 
-    name = description = KANDINSKY
+    name = description = "kandinsky-2-2"
     support_margin: float | None = None  # eq. 3; CLIP has a crop of its own
     masks_support = True
     adds_noise = True
@@ -275,32 +300,6 @@ def crop_supports(images: Tensor, masks: Tensor, *, margin: float | None, size: 
         crop = F.interpolate(seen[None], size=(size, size), mode="bicubic", antialias=True)
         crops.append(crop.clamp(0, 1))
     return torch.cat(crops)
-
-
-def load_kandinsky(
-    source: str | Path = KANDINSKY,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    offload: bool = False,
-    support_crop: float | None = SUPPORT_CROP,
-) -> KandinskyBackbone:
-    """Kandinsky 2.2 from a folder or the Hugging Face cache; never from the network.
-
-    Args:
-        source: "kandinsky-2-2" or a folder, see `locate_kandinsky`.
-        device: where to compute.
-        dtype: what to compute in; weights are converted as they are read.
-        offload: see `KandinskyBackbone`.
-        support_crop: see `KandinskyBackbone`.
-
-    Raises:
-        WeightsError: a part is missing, damaged, or of another network.
-    """
-    files = locate_kandinsky(source)
-    large_device = torch.device("cpu") if offload else device
-    networks = read_networks(files, device=device, large_device=large_device, dtype=dtype)
-    return KandinskyBackbone(networks, device=device, support_crop=support_crop, offload=offload)
 
 
 def _has_attention(block: Any) -> bool:

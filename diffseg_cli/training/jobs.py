@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffseg_cli.checkpoint import CheckpointInfo
 from diffseg_cli.compute import resolve_device, resolve_dtype
 from diffseg_cli.config import FineTuneConfig, ModulesConfig, PamConfig, TrainConfig
 from diffseg_cli.datasets import PROTOCOLS, load_dataset
@@ -28,7 +27,8 @@ from diffseg_cli.training.presence_fit import calibrate_checkpoint
 from diffseg_cli.training.process_group import ProcessGroup, find_group, local_device
 from diffseg_cli.training.run_state import MODULES
 from diffseg_cli.training.trainer import Trainer, new_segmenter
-from diffseg_cli.weights import file_sha256, find_weights
+from diffseg_cli.weights.checkpoint import CheckpointInfo
+from diffseg_cli.weights.files import file_sha256, find_weights
 
 RECIPES, PRECISIONS = ("default", "paper"), ("bf16", "fp32")
 

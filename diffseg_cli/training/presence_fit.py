@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffseg_cli.checkpoint import read_checkpoint, write_checkpoint
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.evaluation.summary import class_groups
 from diffseg_cli.loading import load_modules
@@ -17,6 +16,7 @@ from diffseg_cli.presence import PresenceCalibration, presence_features
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.training.validation import fit_gamma
+from diffseg_cli.weights.checkpoint import read_checkpoint, write_checkpoint
 
 EPISODES = 400
 BINS = 10

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffseg_cli.errors import InputError
 from diffseg_cli.files import LineLog, whole_lines, write_whole
-from diffseg_cli.weights import read_header, read_safetensors, write_safetensors
+from diffseg_cli.weights.files import read_header, read_safetensors, write_safetensors
 
 STATE, MODULES, LOG = "state.safetensors", "modules.safetensors", "log.jsonl"
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from diffseg_cli.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
 from diffseg_cli.config import ModulesConfig, TrainConfig
 from diffseg_cli.loading import build_modules
 from diffseg_cli.losses import losses_of
@@ -38,7 +37,8 @@ from diffseg_cli.training.run_state import (
     save_state,
 )
 from diffseg_cli.training.validation import validate
-from diffseg_cli.weights import load_strict
+from diffseg_cli.weights.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
+from diffseg_cli.weights.files import load_strict
 
 EARLY = (8, 4, 2)  # validation comes after these parts of the first interval too: memorising shows early
 

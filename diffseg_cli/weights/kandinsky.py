@@ -7,7 +7,6 @@ in the format they are computed in, so that main memory holds no second copy.
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,11 @@ import torch
 from torch import nn
 
 from diffseg_cli.errors import WeightsError
-from diffseg_cli.hub import PULL, ComponentFiles
-from diffseg_cli.weights import REFETCH, load_strict, read_header
+from diffseg_cli.models.kandinsky import SUPPORT_CROP, KandinskyBackbone, KandinskyNetworks
+from diffseg_cli.weights.files import REFETCH, load_strict, read_header
+from diffseg_cli.weights.hub import KANDINSKY, PULL, ComponentFiles, locate_kandinsky
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.vq_model import VQModel
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from transformers import CLIPVisionModelWithProjection
 
 # What makes a diffusers UNet the one of Kandinsky 2.2. Its siblings (2.1, ControlNet) take other conditions.
@@ -37,26 +34,30 @@ UNET_KIND = {
 FINGERPRINT_VALUES = 8  # of each tensor
 
 
-@dataclass(frozen=True)
-class KandinskyNetworks:
-    """Everything read from the files.
+def load_kandinsky(
+    source: str | Path = KANDINSKY,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    offload: bool = False,
+    support_crop: float | None = SUPPORT_CROP,
+) -> KandinskyBackbone:
+    """Kandinsky 2.2 from a folder or the Hugging Face cache; never from the network.
 
-    Attributes:
-        unet, movq, image_encoder: frozen by the backbone, not here.
-        scheduler: for its noise levels.
-        pixel_mean, pixel_std: CLIP's preprocessing, a number a channel.
-        fingerprint: of the weights: names and shapes of all tensors and the first values of each, rounded to
-            float16. Any training moves values in nearly every tensor, and a float32 file and its float16 copy
-            agree; reading the 12 GB to hash them would take longer than to load them.
+    Args:
+        source: "kandinsky-2-2" or a folder, see `locate_kandinsky`.
+        device: where to compute.
+        dtype: what to compute in; weights are converted as they are read.
+        offload: see `KandinskyBackbone`.
+        support_crop: see `KandinskyBackbone`.
+
+    Raises:
+        WeightsError: a part is missing, damaged, or of another network.
     """
-
-    unet: "UNet2DConditionModel"
-    movq: "VQModel"
-    image_encoder: "CLIPVisionModelWithProjection"
-    scheduler: "DDPMScheduler"
-    pixel_mean: tuple[float, ...]
-    pixel_std: tuple[float, ...]
-    fingerprint: str
+    files = locate_kandinsky(source)
+    large_device = torch.device("cpu") if offload else device
+    networks = read_networks(files, device=device, large_device=large_device, dtype=dtype)
+    return KandinskyBackbone(networks, device=device, support_crop=support_crop, offload=offload)
 
 
 def read_networks(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffseg_cli.errors import WeightsError
-from diffseg_cli.weights import read_header, read_safetensors, write_safetensors
+from diffseg_cli.weights.files import read_header, read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor

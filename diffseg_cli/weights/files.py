@@ -1,7 +1,7 @@
 """Find, check, read and write weight files: safetensors only, so that opening a file never runs code.
 
-`python -m diffseg_cli.weights weights` refreshes the sizes and hashes in a folder's manifest. Nothing here
-imports torch before tensors are asked for, so that `diffseg models` answers at once.
+`python -m diffseg_cli.weights.files weights` refreshes the sizes and hashes in a folder's manifest. Nothing
+here imports torch before tensors are asked for, so that `diffseg models` answers at once.
 """
 
 import hashlib
@@ -85,7 +85,7 @@ def weights_roots() -> list[Path]:
     Raises:
         WeightsError: DIFFSEG_WEIGHTS is set and is not a folder.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     roots = [package / "_weights", Path.cwd() / "weights"]
     if (package.parent / "pyproject.toml").is_file():  # else the parent is site-packages: not our `weights`
         roots.insert(1, package.parent / "weights")
@@ -334,7 +334,7 @@ def _refusal(path: Path, head: bytes) -> WeightsError:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit("usage: python -m diffseg_cli.weights DIR    (refreshes DIR/manifest.json)")
+        sys.exit("usage: python -m diffseg_cli.weights.files DIR    (refreshes DIR/manifest.json)")
     for line in write_manifest(Path(sys.argv[1])):
         present = (Path(sys.argv[1]) / line.file).is_file()
         empty = [name for name, value in asdict(line).items() if not value]
