@@ -14,11 +14,7 @@ import numpy as np
 from diffseg_cli.concept import FORMAT as CONCEPT_FORMAT
 from diffseg_cli.concept import open_concept
 from diffseg_cli.errors import DiffsegError, ExitCode, InputError
-<<<<<<< HEAD
-from diffseg_cli.weights.hub import KANDINSKY, PULL, find_kandinsky
 from diffseg_cli.reading.annotated import AnnotationFile, Target
-=======
->>>>>>> 1f73cb1 (Move everything that reads weight files into weights/, so that models/ knows tensors alone)
 from diffseg_cli.reading.array_files import is_array_file
 from diffseg_cli.reading.documents import is_annotation_file, read_document
 from diffseg_cli.reading.image_files import describe_image
