@@ -54,8 +54,9 @@ RANKS = {
     "doctor.py": 14,
     "training/": 14,
     "bench/": 14,
-    "serve/": 15,
-    "cli/": 16,
+    "labelling/": 15,
+    "serve/": 16,
+    "cli/": 17,
 }
 TORCH_FROM = 3  # lower ranks know arrays and pictures, not tensors
 DOORS = ("__init__.py", "__main__.py")  # the package's own: lazy names and `python -m`

@@ -23,6 +23,7 @@ SUFFIXES = {
 STREAM = "-"
 THUMBNAILS = "index_thumbnails"
 MASK_ENDING = "_mask"  # of what `segment`, `batch` and `mask` write, and of many data sets
+REVIEW_LOG = "review.jsonl"  # makes a folder of masks a labelling project
 
 
 @dataclass(frozen=True)

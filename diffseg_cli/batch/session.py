@@ -11,10 +11,12 @@ from diffseg_cli.batch.finish import finish
 from diffseg_cli.batch.job import Job, Signature
 from diffseg_cli.batch.manifest import ManifestReader
 from diffseg_cli.batch.manifest_pieces import open_writer
-from diffseg_cli.batch.plan import Item, Part
+from diffseg_cli.batch.plan import REVIEW_LOG, Item, Part
 from diffseg_cli.batch.runner import Outcome, Rows
 from diffseg_cli.batch.store import Store
 from diffseg_cli.concept import Concept
+from diffseg_cli.errors import UsageError
+from diffseg_cli.places import is_elsewhere
 
 
 class Loaded(Protocol):
@@ -77,6 +79,11 @@ class Session(Generic[M]):
     ) -> None:
         self.job, self.items, self.store = job, items, Store(out, share.tag)
         self.own = [item for item in items if share.takes(item)]
+        if not is_elsewhere(out) and (out / REVIEW_LOG).exists():
+            raise UsageError(
+                f"{out} is a labelling project: a batch could overwrite masks that were corrected by hand.",
+                "Choose another --out, or let `diffseg serve --queries FOLDER --out` propose masks there.",
+            )
         with ExitStack() as stack:
             self._writer = None if dry else stack.enter_context(open_writer(out, share.tag))
             reader = stack.enter_context(ManifestReader(out))

@@ -15,7 +15,9 @@ from diffseg_cli.cli import (
     doctor,
     edges,
     evaluate,
+    export,
     mask,
+    review,
     segment,
     serve,
     train,
@@ -71,6 +73,7 @@ def diffseg(
 VERBS = {  # panel of the help -> its verbs
     "Find": (segment, batch, watch, serve),
     "Supports": (mask,),
+    "Label": (review, export),
     "Explain": (attn, edges),
     "Train and measure": (train, evaluate, bench),
     "Install": (doctor,),

@@ -1,0 +1,47 @@
+"""diffseg export."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from diffseg_cli.cli import console
+
+EXAMPLES = """Examples:
+
+  diffseg export labels/ --format coco
+
+  diffseg export labels/ --format yolo --all --out dataset/"""
+
+
+def export(
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="The --out folder of `diffseg serve`.")],
+    form: Annotated[
+        Literal["coco", "yolo", "labelme", "voc", "mask"],
+        typer.Option("--format", "-f", help="What to write."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder for the files. Default: LABELS/export."),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Proposals as well, not only what a person has reviewed.")
+    ] = False,
+) -> None:
+    """Write the labels of a project for other tools.
+
+    Takes images that were accepted, corrected or marked as empty; with --all
+    proposals as well. Prints the folder.
+    """
+    from diffseg_cli.files import write_whole
+    from diffseg_cli.labelling.export import exported
+    from diffseg_cli.labelling.project import open_project
+
+    project = open_project(labels)
+    place = out or labels / "export"
+    count = 0
+    for name, content in exported(project, form, place, everything=everything):
+        write_whole(place / name, content)
+        count += 1
+    console.say(f"{count} files.")
+    console.result(str(place))
