@@ -11,8 +11,6 @@ from typing import Literal
 
 import numpy as np
 
-from diffseg_cli.concept import FORMAT as CONCEPT_FORMAT
-from diffseg_cli.concept import open_concept
 from diffseg_cli.errors import DiffsegError, ExitCode, InputError
 from diffseg_cli.reading.annotated import AnnotationFile, Target
 from diffseg_cli.reading.array_files import is_array_file
@@ -31,6 +29,8 @@ from diffseg_cli.reading.mask_files import (
 )
 from diffseg_cli.reading.mask_shapes import listed, plain
 from diffseg_cli.reading.notes import collected_notes
+from diffseg_cli.supports.concept import FORMAT as CONCEPT_FORMAT
+from diffseg_cli.supports.concept import open_concept
 from diffseg_cli.version import __version__
 from diffseg_cli.weights.files import read_header, survey
 from diffseg_cli.weights.hub import KANDINSKY, PULL, find_kandinsky

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffseg_cli.choices import AnswerChoice
-from diffseg_cli.concept import Concept
 from diffseg_cli.config import PRESENT
 from diffseg_cli.results.outputs import Found, Scene, settle
+from diffseg_cli.supports.concept import Concept
 
 if TYPE_CHECKING:
     from diffseg_cli.prediction import Prediction, QueryFeatures

@@ -26,9 +26,9 @@ from typer.testing import CliRunner, Result
 from diffseg_cli import assembly
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.cli import evaluate, main, train
-from diffseg_cli.concept import SupportSet, source_of, write_concept
 from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.supports.concept import SupportSet, source_of, write_concept
 
 REPOSITORY = Path(__file__).parents[1]
 HW = (48, 64)

@@ -1,4 +1,4 @@
-"""Concepts: saved, shown, used instead of supports, refused with the reason; advice by leaving one out."""
+"""Concepts: saved, shown, used instead of supports, refused with the reason; checked by leaving one out."""
 
 import json
 import re
@@ -15,18 +15,18 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from diffseg_cli import assembly
-from diffseg_cli.advice import advise
 from diffseg_cli.cli import main
-from diffseg_cli.concept import (
+from diffseg_cli.doctor import examine_file
+from diffseg_cli.errors import DiffsegError, UsageError, WeightsError
+from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.supports.concept import (
     SupportSet,
     check_name,
     open_concept,
     source_of,
     write_concept,
 )
-from diffseg_cli.doctor import examine_file
-from diffseg_cli.errors import DiffsegError, UsageError, WeightsError
-from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.supports.support_check import check_supports
 from diffseg_cli.weights.files import file_sha256, read_safetensors, write_safetensors
 
 HW = (48, 64)
@@ -310,7 +310,7 @@ def test_attn_takes_a_concept(attention: Segmenter) -> None:
             np.testing.assert_array_equal(first[name], second[name])
 
 
-# --- advice --------------------------------------------------------------------------------------------
+# --- check of supports ---------------------------------------------------------------------------------
 
 
 def test_check_leaves_each_support_out(attention: Segmenter) -> None:
@@ -334,7 +334,7 @@ def test_choose_supports_is_encoding_fewer(small_segmenter: Segmenter) -> None:
     torch.testing.assert_close(chosen.latents, fresh.latents)
     torch.testing.assert_close(chosen.image_embeds, fresh.image_embeds)
     with pytest.raises(ValueError, match="cannot be left out"):
-        advise(small_segmenter, chosen, [])
+        check_supports(small_segmenter, chosen, [])
 
 
 def test_doctor_knows_concepts_and_what_is_wrong_with_them(small_segmenter: Segmenter) -> None:

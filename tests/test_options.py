@@ -24,13 +24,13 @@ from diffseg_cli.choices import (
     SupportChoice,
 )
 from diffseg_cli.cli import inputs, main
-from diffseg_cli.concept import SupportSet, source_of, write_concept
 from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig, SegmentConfig
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.evaluation import benchmark
 from diffseg_cli.reading import image_io
 from diffseg_cli.results import outputs
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.supports.concept import SupportSet, source_of, write_concept
 from diffseg_cli.training import jobs
 
 Seen = list[dict[str, Any]]

@@ -26,8 +26,6 @@ from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
 from diffseg_cli.assembly import load_segmenter
-from diffseg_cli.concept import SupportSet
-from diffseg_cli.mask_making import box_region, mask_from_box
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve import app as app_module
@@ -36,6 +34,8 @@ from diffseg_cli.serve.engine import Engine, Order
 from diffseg_cli.serve.guard import is_loopback
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.replies import Reply, probability_levels
+from diffseg_cli.supports.concept import SupportSet
+from diffseg_cli.supports.mask_making import box_region, mask_from_box
 
 REPOSITORY = Path(__file__).parents[1]
 BIRD = REPOSITORY / "examples" / "bird"

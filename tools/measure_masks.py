@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.datasets.episode import Sample, read_folder
-from diffseg_cli.mask_making import (
+from diffseg_cli.reading.image_io import read_pair
+from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.supports.mask_making import (
     Bools,
     Point,
     box_region,
@@ -27,8 +29,6 @@ from diffseg_cli.mask_making import (
     mask_from_points,
     score_from,
 )
-from diffseg_cli.reading.image_io import read_pair
-from diffseg_cli.segmenter import Segmenter
 
 
 def deepest(mask: Bools) -> Point:

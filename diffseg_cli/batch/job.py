@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from diffseg_cli.choices import AnswerChoice, ModelChoice
-from diffseg_cli.concept import Concept, SavedConcept, SupportSet
 from diffseg_cli.finding import settings_record
 from diffseg_cli.results.outputs import RUN_FILES, picture_files
+from diffseg_cli.supports.concept import Concept, SavedConcept, SupportSet
 
 if TYPE_CHECKING:
     from diffseg_cli.segmenter import Segmenter

@@ -25,10 +25,10 @@ from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.runner import Outcome, Rows, Runner, load_runner, moved
 from diffseg_cli.batch.sizing import choose_batch_size
 from diffseg_cli.batch.store import Store
-from diffseg_cli.concept import Concept
 from diffseg_cli.errors import DiffsegError, MissingDependency, UsageError
 from diffseg_cli.files import PlaceLost
 from diffseg_cli.places import is_elsewhere, place
+from diffseg_cli.supports.concept import Concept
 
 GROUP = 32  # pictures a worker takes at a time, at most
 GROUPS = 4  # a worker gets so many at least, where there are few pictures

@@ -24,7 +24,6 @@ from diffseg_cli.batch.job import Job, Signature, sign
 from diffseg_cli.batch.manifest import Row
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.store import Store
-from diffseg_cli.concept import Concept
 from diffseg_cli.errors import DiffsegError, InputError
 from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Answer, find_in, scene_record
@@ -34,6 +33,7 @@ from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.results.outputs import Scene, result_bytes, run_shapes
 from diffseg_cli.results.palette import overlay_concepts
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.supports.concept import Concept
 from diffseg_cli.timing import Watch
 
 MOST_BYTES = 512_000_000  # of a file; an uncompressed picture of 100 megapixels has 300

@@ -14,9 +14,9 @@ from diffseg_cli.batch.manifest_pieces import open_writer
 from diffseg_cli.batch.plan import REVIEW_LOG, Item, Part
 from diffseg_cli.batch.runner import Outcome, Rows
 from diffseg_cli.batch.store import Store
-from diffseg_cli.concept import Concept
 from diffseg_cli.errors import UsageError
 from diffseg_cli.places import is_elsewhere
+from diffseg_cli.supports.concept import Concept
 
 
 class Loaded(Protocol):

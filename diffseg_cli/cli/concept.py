@@ -63,7 +63,7 @@ def make(
     The file also holds the images at 384 pixels, their names and hashes. It
     fits only the model it was made with.
     """
-    from diffseg_cli.concept import write_concept
+    from diffseg_cli.supports.concept import write_concept
 
     inputs.check_files(support[0], [file])
     if file.resolve() in {path.resolve() for path in [*support, *mask]}:
@@ -90,7 +90,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show what concepts hold: name, supports, and the model they fit."""
-    from diffseg_cli.concept import open_concept
+    from diffseg_cli.supports.concept import open_concept
 
     if sheet:
         _check_sheet(sheet, files)
@@ -121,9 +121,9 @@ def _check_sheet(sheet: Path, files: list[Path]) -> None:
 
 def _draw(files: list[Path], sheet: Path) -> None:
     """Draw the supports of concepts, a row each."""
-    from diffseg_cli.concept import open_concept
     from diffseg_cli.results.outputs import support_sheet
     from diffseg_cli.results.render import write_picture
+    from diffseg_cli.supports.concept import open_concept
 
     named = [
         (saved.name, [(*pair, s.image) for pair, s in zip(saved.thumbnails(), saved.sources, strict=True)])
@@ -147,7 +147,7 @@ def check(
     support hurts if the others find it badly, it finds them badly and it adds
     nothing: it shows something else, or its mask is wrong.
     """
-    from diffseg_cli.concept import open_concept
+    from diffseg_cli.supports.concept import open_concept
 
     saved = open_concept(file)
     if len(saved.sources) < 3:
@@ -156,20 +156,20 @@ def check(
             "Make it again with more supports.",
         )
     with console.working("Leaving out each support"):
-        from diffseg_cli.advice import advise
         from diffseg_cli.assembly import load_chosen
+        from diffseg_cli.supports.support_check import check_supports
 
         segmenter = load_chosen(model)
         support = saved.concept(segmenter).support
-        rows = [asdict(each) for each in advise(segmenter, support, saved.thumbnails())]
+        rows = [asdict(each) for each in check_supports(segmenter, support, saved.thumbnails())]
     rows = [{"support": s.image, **row} for s, row in zip(saved.sources, rows, strict=True)]
     if as_json:
         console.result_json({"file": str(file), "name": saved.name, "supports": rows})
         return
-    _print_advice(rows)
+    _print_checks(rows)
 
 
-def _print_advice(rows: list[dict[str, Any]]) -> None:
+def _print_checks(rows: list[dict[str, Any]]) -> None:
     """A table of supports, and what to do."""
     width = max(len("support"), *(len(row["support"]) for row in rows))
     console.result(f"{'support':<{width}}  found  alone    gain  verdict")

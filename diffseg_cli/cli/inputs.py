@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from diffseg_cli.concept import Pair, SavedConcept, SupportSet
+    from diffseg_cli.supports.concept import Pair, SavedConcept, SupportSet
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
 STREAM = Path("-")  # stdin as a query, stdout as the place of results
@@ -203,7 +203,7 @@ def read_concepts(choice: SupportChoice, masks: MaskChoice) -> "list[SupportSet 
             "--concept stands for supports and their masks; both are given.",
             "Put the supports into a concept of their own with `diffseg concept make`.",
         )
-    from diffseg_cli.concept import UNNAMED
+    from diffseg_cli.supports.concept import UNNAMED
 
     if not choice.concept:
         name = UNNAMED if choice.name is None else choice.name
@@ -222,9 +222,9 @@ def open_concepts(files: Sequence[Path]) -> "list[SavedConcept]":
         UsageError: a name or a file twice, or too many.
         WeightsError: one cannot be read.
     """
-    from diffseg_cli.concept import SavedConcept, open_concept
     from diffseg_cli.files import folded
     from diffseg_cli.results.palette import MOST_CONCEPTS
+    from diffseg_cli.supports.concept import SavedConcept, open_concept
 
     concepts = [open_concept(file) for file in files]
     owner: dict[str, SavedConcept] = {}
@@ -244,7 +244,7 @@ def read_support_set(
     name: str, supports: Sequence[Path], masks: Sequence[Path], choice: MaskChoice
 ) -> "SupportSet":
     """Supports with their masks under a name; raises as `check_name` and `read_supports`."""
-    from diffseg_cli.concept import SupportSet, check_name, source_of
+    from diffseg_cli.supports.concept import SupportSet, check_name, source_of
 
     check_name(name)
     pairs = read_supports(supports, masks, choice)

@@ -133,7 +133,7 @@ def _make(
         )
     if not_points and not points:
         raise UsageError("--not-point says only where the object is not.", "Give --point with it.")
-    from diffseg_cli import mask_making
+    from diffseg_cli.supports import mask_making
 
     size_hw = (image.shape[0], image.shape[1])
     if polygon:

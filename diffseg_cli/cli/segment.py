@@ -13,9 +13,9 @@ from diffseg_cli.errors import UsageError
 from diffseg_cli.timing import Watch
 
 if TYPE_CHECKING:
-    from diffseg_cli.concept import Concept, SavedConcept, SupportSet
     from diffseg_cli.results.outputs import RunFiles
     from diffseg_cli.segmenter import Segmenter
+    from diffseg_cli.supports.concept import Concept, SavedConcept, SupportSet
 
 EXAMPLES = """Examples:
 

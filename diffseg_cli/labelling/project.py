@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffseg_cli.batch.plan import REVIEW_LOG, Item, find_items
-from diffseg_cli.concept import check_name
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.files import Claims, check_folder, write_whole
 from diffseg_cli.labelling.review_log import Outdated, Review, ReviewLog, State, now
@@ -25,6 +24,7 @@ from diffseg_cli.places import follow, way_between
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.results.outputs import mask_png, picture_files
 from diffseg_cli.results.palette import MOST_CONCEPTS
+from diffseg_cli.supports.concept import check_name
 
 Mask = NDArray[np.bool_]  # (H W) of an image at its own size
 

@@ -19,7 +19,6 @@ from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from diffseg_cli.choices import AnswerChoice, MaskChoice
-from diffseg_cli.concept import Concept, check_name
 from diffseg_cli.errors import DiffsegError, UsageError
 from diffseg_cli.serve.bodies import ConceptBody, ConceptsBody, ErrorBody, FoundBody, HealthBody, ModelBody
 from diffseg_cli.serve.engine import ConceptOrder, Engine, FindOrder, MaskOrder, Order, key_of
@@ -30,6 +29,7 @@ from diffseg_cli.serve.refusals import Refusal, refusal_response
 from diffseg_cli.serve.replies import Reply
 from diffseg_cli.serve.uploads import SupportUpload, Upload
 from diffseg_cli.serve.worker import Worker
+from diffseg_cli.supports.concept import Concept, check_name
 from diffseg_cli.version import __version__
 
 if TYPE_CHECKING:

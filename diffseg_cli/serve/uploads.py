@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffseg_cli.choices import MaskChoice
-from diffseg_cli.concept import Pair
 from diffseg_cli.reading.image_io import read_image, read_pair
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.reading.notes import collected_notes
+from diffseg_cli.supports.concept import Pair
 
 
 @dataclass(frozen=True)

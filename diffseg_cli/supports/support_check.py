@@ -6,7 +6,7 @@ how well does each of them alone? It knows nothing but the supports, so it needs
 One sign alone says little: among five good supports, what leaving one out costs four others hardly foretells
 what it costs on new images (docs/notebook.md, 2026-11-23). So a support is said to hurt only where three
 signs agree: its object looks unlike the others', alone it finds them worse than the others do, and with the
-rest it adds nothing. That is what a picture of another thing, or a wrong mask, looks like.
+rest it adds nothing. That is what an image of another class, or a wrong mask, looks like.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from diffseg_cli.evaluation.metrics import count_pixels
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.prediction import QueryFeatures
 from diffseg_cli.segmenter import Segmenter
@@ -26,13 +25,13 @@ LEAST_SUPPORTS = 3
 UNLIKE = 0.2  # of cosine below the mean of the others
 WEAK = 0.05  # of soft IoU below what the others reach alone
 HELPS = 0.01  # of soft IoU
-SMALL, LARGE = 0.01, 0.7  # share of the picture
+SMALL, LARGE = 0.01, 0.7  # share of the image
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
-class SupportAdvice:
+class SupportCheck:
     """What leaving out one support says about it.
 
     Attributes:
@@ -52,7 +51,9 @@ class SupportAdvice:
     reasons: tuple[str, ...]
 
 
-def advise(segmenter: Segmenter, support: SupportFeatures, pairs: Sequence[Pair]) -> list[SupportAdvice]:
+def check_supports(
+    segmenter: Segmenter, support: SupportFeatures, pairs: Sequence[Pair]
+) -> list[SupportCheck]:
     """Leave-one-out over the supports of a concept.
 
     Args:
@@ -61,14 +62,14 @@ def advise(segmenter: Segmenter, support: SupportFeatures, pairs: Sequence[Pair]
         pairs: uint8 (h w 3) and bool (h w) of each support, to look for it in.
 
     Returns:
-        One a support, in order.
+        One per support, in order.
 
     Raises:
-        ValueError: fewer than three supports, or not one pair a support.
+        ValueError: fewer than three supports, or not one pair per support.
     """
     shots = support.shots
     if shots < LEAST_SUPPORTS or len(pairs) != shots:
-        raise ValueError(f"{shots} supports with {len(pairs)} pictures cannot be left out in turn")
+        raise ValueError(f"{shots} supports with {len(pairs)} images cannot be left out in turn")
     found = np.zeros(shots)
     alone, gains = np.full((shots, shots), np.nan), np.full((shots, shots), np.nan)  # [looked for, support]
     for looked_for, (image, truth) in enumerate(pairs):
@@ -80,7 +81,7 @@ def advise(segmenter: Segmenter, support: SupportFeatures, pairs: Sequence[Pair]
             gains[looked_for, index] = soft - _ious(segmenter, query, rest, truth)[1]
             alone[looked_for, index] = _ious(segmenter, query, support.choose([index]), truth)[1]
     mean_alone, mean_gains, likeness = np.nanmean(alone, 0), np.nanmean(gains, 0), _likeness(support)
-    advice = []
+    checks = []
     for index in range(shots):
         rest = np.arange(shots) != index
         unlike = likeness[index] < likeness[rest].mean() - UNLIKE
@@ -93,8 +94,8 @@ def advise(segmenter: Segmenter, support: SupportFeatures, pairs: Sequence[Pair]
             *(["the others hardly find it"] if found[index] < found[rest].mean() / 2 else []),
             *_mask_reasons(pairs[index][1]),
         ]
-        advice.append(
-            SupportAdvice(
+        checks.append(
+            SupportCheck(
                 float(found[index]),
                 float(mean_alone[index]),
                 gain,
@@ -103,7 +104,7 @@ def advise(segmenter: Segmenter, support: SupportFeatures, pairs: Sequence[Pair]
                 tuple(reasons),
             )
         )
-    return advice
+    return checks
 
 
 @torch.inference_mode()
@@ -113,9 +114,9 @@ def _ious(
     """IoU and soft IoU (sums of probabilities, not of pixels) of the plain answer, borders not refined."""
     output = segmenter.predict(query.latents, query.edges, support)
     mask, probability = segmenter.finish(output.probability[0, 0], query.images[0], refine=False)
-    hit, either = count_pixels(mask, truth)[:2]
+    iou = float((mask & truth).sum() / max((mask | truth).sum(), 1))
     inside = float(probability[truth].sum())
-    return float(hit / max(either, 1)), inside / (float(probability.sum()) + float(truth.sum()) - inside)
+    return iou, inside / (float(probability.sum()) + float(truth.sum()) - inside)
 
 
 def _likeness(support: SupportFeatures) -> NDArray[np.float64]:
@@ -130,9 +131,9 @@ def _likeness(support: SupportFeatures) -> NDArray[np.float64]:
 def _mask_reasons(mask: NDArray[np.bool_]) -> list[str]:
     reasons, share = [], float(mask.mean())
     if share < SMALL:
-        reasons.append(f"its object is small ({share:.1%} of the picture)")
+        reasons.append(f"its object is small ({share:.1%} of the image)")
     if share > LARGE:
-        reasons.append(f"its object leaves little background ({1 - share:.0%} of the picture)")
+        reasons.append(f"its object leaves little background ({1 - share:.0%} of the image)")
     if np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]).mean() > 0.25:
-        reasons.append("its object is cut off by the picture's edge")
+        reasons.append("its object is cut off by the image's edge")
     return reasons

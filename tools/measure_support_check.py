@@ -1,6 +1,6 @@
 """Is a support that `diffseg concept check` says hurts worth dropping?
 
-    python -m tools.measure_advice --root data/fewshot [--draws 2] [--first-draw 6] [--queries 8]
+    python -m tools.measure_support_check --root data/fewshot [--draws 2] [--first-draw 6] [--queries 8]
 
 For every class, sets of five supports are drawn: good ones, and the same with one replaced by a picture of
 another class with its mask. Each set is checked, and other pictures of the class are searched with all five,
@@ -15,11 +15,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from diffseg_cli.advice import advise
 from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.evaluation.metrics import count_pixels
 from diffseg_cli.reading.image_io import read_image, read_mask
+from diffseg_cli.supports.support_check import check_supports
 
 SHOTS = 5
 SOURCES = ("voc", "coco_mini")
@@ -49,7 +49,7 @@ def main() -> None:
             queries = [(segmenter.encode_queries([image]), truth) for image, truth in pairs[SHOTS:]]
             for kind, chosen in (("good", pairs[:SHOTS]), ("one wrong", [*pairs[: SHOTS - 1], wrong])):
                 support = segmenter.encode_support(chosen)
-                advice = advise(segmenter, support, chosen)
+                advice = check_supports(segmenter, support, chosen)
                 hurting = [i for i, each in enumerate(advice) if each.verdict == "hurts"]
                 worst = min(hurting, key=lambda i: advice[i].likeness) if hurting else None
                 blamed[kind].append(-1 if worst is None else worst)
