@@ -25,7 +25,7 @@ from diffseg_cli.prediction import Look, Prediction, QueryFeatures, check_finite
 from diffseg_cli.presence import presence_features
 from diffseg_cli.reading.image_io import ImageSource, MaskSource, read_image, read_pair
 from diffseg_cli.refine import refine_borders
-from diffseg_cli.timing import Watch
+from diffseg_cli.timing import Stopwatch
 
 
 class Segmenter(Method):
@@ -103,19 +103,19 @@ class Segmenter(Method):
         Raises:
             InputError: an image cannot be used.
         """
-        clock = Watch()
+        stopwatch = Stopwatch()
         with self.stage("read"):
             images = [read_image(query) for query in queries]
         with self.stage("frame"):
             frames = stack_frames(images, self.backbone.image_size).to(self.device)
-        clock.mark("read")
+        stopwatch.mark("read")
         with self.stage("edges"):
             edges = self.find_edges(frames)
-        clock.mark("edges")
+        stopwatch.mark("edges")
         with self.stage("encode"):
             latents = self.backbone.encode(frames)
-        clock.mark("encode")
-        return QueryFeatures(images, latents, edges, clock.seconds)
+        stopwatch.mark("encode")
+        return QueryFeatures(images, latents, edges, stopwatch.seconds)
 
     @torch.inference_mode()
     def segment_encoded(
@@ -146,7 +146,7 @@ class Segmenter(Method):
         support.check_made_by(self.backbone)
         self.check_presence(min_presence)
         threshold = self.settings.threshold if threshold is None else threshold
-        clock = Watch()
+        stopwatch = Stopwatch()
         output = self.predict(queries.latents, queries.edges, support, seed)
         with self.stage("presence"):
             presences: list[float] | list[None] = [None] * len(queries.images)
@@ -155,7 +155,7 @@ class Segmenter(Method):
                 presences = self.trained.presence.score(features).tolist()
         with self.stage("resize"):
             probabilities, score_maps = output.probability.cpu(), output.scores.score_map.float().cpu()
-        clock.mark("look and modules")
+        stopwatch.mark("look and modules")
         predictions = []
         for index, (image, presence) in enumerate(zip(queries.images, presences, strict=True)):
             mask, probability = self.finish(
@@ -169,8 +169,8 @@ class Segmenter(Method):
             with self.stage("resize"):
                 score_map = from_frame(score_maps[index, 0], (image.shape[0], image.shape[1]))
             predictions.append((mask, probability, score_map, presence))
-        clock.mark("resize")
-        stages = {**queries.seconds, **clock.seconds}
+        stopwatch.mark("resize")
+        stages = {**queries.seconds, **stopwatch.seconds}
         seconds = {stage: spent / len(queries.images) for stage, spent in stages.items()}
         return [Prediction(*values, threshold, seconds) for values in predictions]
 

@@ -13,11 +13,11 @@ def unmetered(_: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-class Watch:
+class Stopwatch:
     """Wall time between marks.
 
     Attributes:
-        seconds: stage -> time since the mark before, or since the watch was made.
+        seconds: stage -> time since the mark before, or since it was made.
     """
 
     def __init__(self) -> None:

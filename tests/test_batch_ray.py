@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # --- two real workers ----------------------------------------------------------------------------------
 
 
-class Mortal(ray_engine.Worker):
+class Mortal(ray_engine.RayWorker):
     """Is killed with its first group, as by the kernel when memory runs out; its successors live."""
 
     def __call__(self, group: dict[str, Any]) -> dict[str, list[str]]:
@@ -85,7 +85,7 @@ def test_engines_give_the_same_bytes_and_go_on_with_each_other(monkeypatch: pyte
     batch("--part", "2/2", out="both")  # bad.jpg belongs to the other half
     begun = len([name for name in files("both") if name.endswith("_mask.png")])
     assert 0 < begun < 4
-    monkeypatch.setattr(ray_engine, "Worker", Mortal)
+    monkeypatch.setattr(ray_engine, "RayWorker", Mortal)
     went_on = batch("--engine", "ray", "--workers", "2", "--json", out="both", code=5)
     assert Path("died").exists() and "2 workers of Ray" in went_on.stderr
     counts = list(states(went_on).values())

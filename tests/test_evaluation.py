@@ -17,7 +17,7 @@ from diffseg_cli import assembly
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.datasets.episode import draw_episode
 from diffseg_cli.errors import InputError, MissingDependency, UsageError
-from diffseg_cli.evaluation.benchmark import Benchmark, Plan, check_peers, choose_folds
+from diffseg_cli.evaluation.benchmark import Benchmark, EvaluationPlan, check_peers, choose_folds
 from diffseg_cli.evaluation.episode_list import list_hash, read_list, write_list
 from diffseg_cli.evaluation.evaluate import REMEMBERED, Evaluation
 from diffseg_cli.evaluation.published import FIGURES, PAPER, published_figures
@@ -58,22 +58,22 @@ def small(monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter) -> Segmen
 
 
 @pytest.fixture
-def plan(classes: Path) -> Plan:
-    return Plan(str(classes), episodes_per_class=3, runs=2, peers=("prototype",))
+def plan(classes: Path) -> EvaluationPlan:
+    return EvaluationPlan(str(classes), episodes_per_class=3, runs=2, peers=("prototype",))
 
 
 # --- one process ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("small")
-def test_ignored_pixels_are_not_counted(plan: Plan) -> None:
+def test_ignored_pixels_are_not_counted(plan: EvaluationPlan) -> None:
     for result in run_benchmark(Benchmark(plan)):
         for counts in result.counts.values():
             assert counts[1] + counts[2] == 42 * 64 == counts[0] + counts[3]  # without the six rows of 255
 
 
 @pytest.mark.usefixtures("small")
-def test_encodings_are_forgotten_but_results_stay(plan: Plan, monkeypatch) -> None:
+def test_encodings_are_forgotten_but_results_stay(plan: EvaluationPlan, monkeypatch) -> None:
     expected = list(run_benchmark(Benchmark(plan)))
     assert REMEMBERED >= 2
     monkeypatch.setattr("diffseg_cli.evaluation.evaluate.REMEMBERED", 2)
@@ -81,7 +81,7 @@ def test_encodings_are_forgotten_but_results_stay(plan: Plan, monkeypatch) -> No
 
 
 @pytest.mark.usefixtures("small")
-def test_runs_draw_other_episodes_and_the_mean_is_over_them(plan: Plan) -> None:
+def test_runs_draw_other_episodes_and_the_mean_is_over_them(plan: EvaluationPlan) -> None:
     run = Benchmark(plan)
     assert len(run.tasks) == 2 * 3 * 2
     first, second = ([t.episode for t in run.tasks if t.run == r] for r in (0, 1))
@@ -98,7 +98,7 @@ def test_runs_draw_other_episodes_and_the_mean_is_over_them(plan: Plan) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_list_of_episodes_goes_out_and_comes_back(plan: Plan, tmp_path: Path) -> None:
+def test_a_list_of_episodes_goes_out_and_comes_back(plan: EvaluationPlan, tmp_path: Path) -> None:
     run = Benchmark(plan)
     path = tmp_path / "list.jsonl"
     write_list(path, run.about(), run.lines)
@@ -119,7 +119,7 @@ def test_a_list_of_episodes_goes_out_and_comes_back(plan: Plan, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("small")
-def test_too_few_pictures_are_named(plan: Plan) -> None:
+def test_too_few_pictures_are_named(plan: EvaluationPlan) -> None:
     with pytest.raises(InputError, match="no class with 10 pictures"):
         Benchmark(dataclasses.replace(plan, shots=9))
 
@@ -128,7 +128,7 @@ def test_too_few_pictures_are_named(plan: Plan) -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_a_stopped_run_goes_on(plan: Plan, tmp_path: Path, monkeypatch) -> None:
+def test_a_stopped_run_goes_on(plan: EvaluationPlan, tmp_path: Path, monkeypatch) -> None:
     whole = list(run_benchmark(Benchmark(plan)))
     running = run_benchmark(Benchmark(plan), tmp_path)
     first = [next(running) for _ in range(5)]
@@ -151,7 +151,7 @@ def test_a_stopped_run_goes_on(plan: Plan, tmp_path: Path, monkeypatch) -> None:
 
 
 def test_a_ledger_of_another_run_is_refused(
-    small: Segmenter, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Segmenter, plan: EvaluationPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     list(run_benchmark(Benchmark(plan), tmp_path))
     other = dataclasses.replace(plan, seed=5)
@@ -180,7 +180,7 @@ def test_a_ledger_of_another_run_is_refused(
 
 @pytest.mark.usefixtures("small")
 def test_shares_of_several_machines_merge_exactly(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: EvaluationPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Benchmark(plan)
     whole = run.record(list(run_benchmark(run)))
@@ -204,7 +204,7 @@ def test_processes_give_the_same_counts(classes: Path, monkeypatch: pytest.Monke
     """Spawned processes load the shipped model themselves."""
     monkeypatch.setattr("diffseg_cli.evaluation.spread.CHUNK", 2)
     monkeypatch.setattr("os.cpu_count", lambda: torch.get_num_threads() * 2)  # as many threads there as here
-    plan = Plan(str(classes), episodes_per_class=2, model=ModelChoice(device="cpu"))
+    plan = EvaluationPlan(str(classes), episodes_per_class=2, model=ModelChoice(device="cpu"))
     run = Benchmark(plan)
     alone = list(run_benchmark(run))
     shared = list(run_benchmark(run, workers=2))
@@ -227,7 +227,7 @@ def test_launched_processes_give_one_record(classes: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("small")
-def test_ray_spreads_chunks_or_is_named(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_spreads_chunks_or_is_named(plan: EvaluationPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependency, match="Ray is not installed") as caught:
         list(run_benchmark(Benchmark(plan), ray=True))

@@ -307,7 +307,7 @@ def test_evaluate_ignores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         "--seed 9 --episodes-in list.jsonl --peer prototype --peer matcher-lite --peer-weights peers"
     )
     run(f"evaluate --root classes {options}")
-    plan = benchmark.Plan(
+    plan = benchmark.EvaluationPlan(
         **{"root": "classes", "dataset": "coco-20i", "folds": (2,), "split": "val", "sources": ("a", "b")},
         **{"shots": 5, "runs": 3, "episodes_per_class": 4, "seed": 9, "episodes_in": "list.jsonl"},
         **{"peers": ("prototype", "matcher-lite"), "peer_weights": "peers"},

@@ -30,7 +30,7 @@ from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve import app as app_module
 from diffseg_cli.serve.app import create_app
-from diffseg_cli.serve.engine import Engine, Order
+from diffseg_cli.serve.engine import InferenceEngine, Order
 from diffseg_cli.serve.guard import is_loopback
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.replies import Reply, probability_levels
@@ -348,7 +348,7 @@ def test_what_is_too_large_is_refused(finder: Segmenter) -> None:
             assert answer.json()["error"] == wanted
 
 
-class Slow(Engine):
+class Slow(InferenceEngine):
     """An engine that works when it is let."""
 
     begun, go = threading.Event(), threading.Event()
@@ -363,7 +363,7 @@ class Slow(Engine):
 def slow(monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
     Slow.begun.clear()
     Slow.go.clear()
-    monkeypatch.setattr(app_module, "Engine", Slow)
+    monkeypatch.setattr(app_module, "InferenceEngine", Slow)
     return Slow
 
 

@@ -44,7 +44,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Found:
+class Segmented:
     """A segmented picture on its way to a writer."""
 
     picture: Picture
@@ -201,7 +201,7 @@ class Pipeline:
             self._find(pictures[half:])
             return
         for picture, answer in zip(pictures, answers, strict=True):
-            self._found.put(Found(picture, answer))
+            self._found.put(Segmented(picture, answer))
 
     def _write(self) -> None:
         while (found := self._found.get()) is not END:

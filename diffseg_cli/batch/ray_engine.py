@@ -188,7 +188,7 @@ class RayEngine:
             [{"task": self._task(item)} for item in items], override_num_blocks=-(-len(items) // group)
         )
         done = tasks.map_batches(
-            Worker,
+            RayWorker,
             fn_constructor_args=(self._setup,),
             compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(items))),
             batch_size=None,  # the whole block
@@ -239,7 +239,7 @@ def _enter(folder: str) -> None:
         os.chdir(folder)
 
 
-class Worker:
+class RayWorker:
     """Works on groups of pictures in a process of its own; Ray Data makes and calls it.
 
     Args:

@@ -34,7 +34,7 @@ from diffseg_cli.results.outputs import Scene, result_bytes, run_shapes
 from diffseg_cli.results.palette import overlay_concepts
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.supports.concept import Concept
-from diffseg_cli.timing import Watch
+from diffseg_cli.timing import Stopwatch
 
 MOST_BYTES = 512_000_000  # of a file; an uncompressed picture of 100 megapixels has 300
 THUMBNAIL = 240  # longest side in pixels
@@ -129,15 +129,15 @@ class Runner:
         Raises:
             InputError: it cannot be read.
         """
-        watch = Watch()
+        stopwatch = Stopwatch()
         content = _read_file(item.path)
         digest = hashlib.sha256(content).hexdigest()
         source = {"path": way_between(self.store.root, item.path), "sha256": digest, "bytes": len(content)}
         for row in reversed(self._rows(item.key) if self._rows else []):
             if row.error is None and row.input == source and self._agrees(row, item):
                 return Outcome(item, row, skipped=True)
-        watch.mark("read")
-        return Content(item, content, source, watch.seconds)
+        stopwatch.mark("read")
+        return Content(item, content, source, stopwatch.seconds)
 
     def decode(self, source: Content) -> Picture:
         """Decode a file's content.
@@ -145,10 +145,10 @@ class Runner:
         Raises:
             InputError: it is no picture, or damaged.
         """
-        watch = Watch()
+        stopwatch = Stopwatch()
         image = read_image(InputFile(str(source.item.path), source.content))
-        watch.mark("decode")
-        return Picture(replace(source, content=b"", seconds=source.seconds | watch.seconds), image)
+        stopwatch.mark("decode")
+        return Picture(replace(source, content=b"", seconds=source.seconds | stopwatch.seconds), image)
 
     def _agrees(self, row: Row, item: Item) -> bool:
         """Whether a row was made by the same settings and weights, and its files are as it says."""
@@ -164,12 +164,12 @@ class Runner:
 
     def find(self, pictures: Sequence[Picture]) -> list[Answer]:
         """Segment pictures at once; call it inside `exact_threads`."""
-        watch = Watch()
+        stopwatch = Stopwatch()
         query = self.segmenter.encode_queries([picture.image for picture in pictures])
         paths = [picture.source.item.path for picture in pictures]
         answers = find_in(self.segmenter, query, self.concepts, paths, self.job.answer)
-        watch.mark("model")
-        share = watch.seconds["model"] / len(pictures)
+        stopwatch.mark("model")
+        share = stopwatch.seconds["model"] / len(pictures)
         return [replace(answer, seconds={**answer.seconds, "model": share}) for answer in answers]
 
     # --- write ---
@@ -181,7 +181,7 @@ class Runner:
             PlaceLost: nothing can be written any more.
             InputError: these files cannot.
         """
-        watch = Watch()
+        stopwatch = Stopwatch()
         item, scene = picture.source.item, answer.scene
         contents = {
             what: thumbnail_jpeg(scene)
@@ -190,7 +190,7 @@ class Runner:
             for what, name in item.outputs(self.job.suffixes).items()
         }
         shapes = run_shapes(scene, self.job.run_files)
-        watch.mark("draw")
+        stopwatch.mark("draw")
         written: dict[str, dict[str, str]] = {}
         names = item.outputs(self.job.suffixes)
         try:
@@ -200,7 +200,7 @@ class Runner:
             for file in written.values():
                 self.store.remove(file["path"])
             raise
-        watch.mark("write")
+        stopwatch.mark("write")
         row = Row(
             item.key,
             picture.source.input,
@@ -209,7 +209,7 @@ class Runner:
             written,
             scene_record(scene),
             shapes,
-            _rounded({**picture.source.seconds, "model": answer.seconds["model"], **watch.seconds}),
+            _rounded({**picture.source.seconds, "model": answer.seconds["model"], **stopwatch.seconds}),
             round(time.time(), 3),
         )
         return Outcome(item, row, notes=tuple(answer.notes))

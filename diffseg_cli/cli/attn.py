@@ -112,7 +112,7 @@ def _write(
     dump: "AttentionDump",
     image: "NDArray[np.uint8]",
     area: "NDArray[np.bool_] | None",
-    plan: inputs.Plan,
+    plan: inputs.QueryOutputs,
     info: dict[str, Any],
 ) -> None:
     """Write the sheets and the arrays."""
@@ -129,7 +129,7 @@ def _write(
             write_picture(path, detail_sheet(dump, image, what, f"{heading}, {what}"))
 
 
-def _print(dump: "AttentionDump", plan: inputs.Plan, info: dict[str, Any], *, as_json: bool) -> None:
+def _print(dump: "AttentionDump", plan: inputs.QueryOutputs, info: dict[str, Any], *, as_json: bool) -> None:
     """Say what was written where."""
     outputs = {what: str(path) for what, path in plan.outputs.items()}
     if as_json:

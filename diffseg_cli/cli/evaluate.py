@@ -123,10 +123,10 @@ def evaluate(
     """
     with console.working("Loading the model and the data set"):
         from diffseg_cli.datasets import PROTOCOLS
-        from diffseg_cli.evaluation.benchmark import Benchmark, Plan, check_peers, choose_folds
+        from diffseg_cli.evaluation.benchmark import Benchmark, EvaluationPlan, check_peers, choose_folds
         from diffseg_cli.evaluation.spread import share_device
 
-        plan = Plan(
+        plan = EvaluationPlan(
             root=str(root),
             dataset=dataset,
             folds=choose_folds(dataset, fold),

@@ -23,7 +23,7 @@ MOST_PIPED = 512_000_000  # bytes; an uncompressed image of 100 megapixels has 3
 
 
 @dataclass(frozen=True)
-class Plan:
+class QueryOutputs:
     """One image and the files its results go to."""
 
     query: Path
@@ -36,7 +36,7 @@ def plan_outputs(
     suffixes: Mapping[str, str],
     inputs: Sequence[Path],
     run_files: Sequence[str] = (),
-) -> list[Plan]:
+) -> list[QueryOutputs]:
     """Name every result, and refuse a run that would lose one or an input; then check that it can be done.
 
     Args:
@@ -57,13 +57,13 @@ def plan_outputs(
 
     claims = Claims(out, [*queries, *inputs])
     claims.claim(run_files, "the run itself")
-    plans: list[Plan] = []
+    plans: list[QueryOutputs] = []
     for query, stem in zip(queries, result_stems(queries), strict=True):
         if any(query == plan.query for plan in plans):
             raise UsageError(f"{query} is given twice.", "Give each query once.")
         names = {what: f"{stem}{suffix}" for what, suffix in suffixes.items()}
         claims.claim(names.values(), str(query))
-        plans.append(Plan(query, {what: out / name for what, name in names.items()}))
+        plans.append(QueryOutputs(query, {what: out / name for what, name in names.items()}))
     for query in queries:
         if query != STREAM:
             check_image(query)

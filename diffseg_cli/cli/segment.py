@@ -10,7 +10,7 @@ from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelCho
 from diffseg_cli.cli import console, inputs, options
 from diffseg_cli.cli.found import say_found
 from diffseg_cli.errors import UsageError
-from diffseg_cli.timing import Watch
+from diffseg_cli.timing import Stopwatch
 
 if TYPE_CHECKING:
     from diffseg_cli.results.outputs import RunFiles
@@ -75,7 +75,7 @@ def segment(
 
 def _plan(
     queries: list[Path], out: Path, files: FormatChoice, wanted: "list[SupportSet | SavedConcept]"
-) -> tuple[list[inputs.Plan], dict[str, Path]]:
+) -> tuple[list[inputs.QueryOutputs], dict[str, Path]]:
     """The files of each image and those of the run, checked as in `inputs.plan_outputs`."""
     from diffseg_cli.results.outputs import RUN_FILES, choose_formats, picture_files
 
@@ -115,26 +115,26 @@ class Run:
     settings: dict[str, Any]
     seconds: dict[str, float]
 
-    def segment(self, plan: inputs.Plan) -> dict[str, Any]:
+    def segment(self, plan: inputs.QueryOutputs) -> dict[str, Any]:
         """Segment one query, write its results, say what was found; returns what JSON says of it."""
         from diffseg_cli.files import write_whole
         from diffseg_cli.finding import find_in, scene_record
         from diffseg_cli.results.outputs import mask_png, result_bytes, run_shapes
 
-        watch = Watch()
+        stopwatch = Stopwatch()
         image = inputs.read_query_image(plan.query)
-        watch.mark("read")
+        stopwatch.mark("read")
         path = Path("stdin") if plan.query == inputs.STREAM else plan.query
         queries = self.segmenter.encode_queries([image])
         (found,) = find_in(self.segmenter, queries, self.concepts, [path], self.answer)
-        watch.mark("segment")
+        stopwatch.mark("segment")
         for what, output in plan.outputs.items():
             write_whole(output, result_bytes(what, output, found.scene, matting=self.matting))
         if not plan.outputs and not self.paths:
             console.result_bytes(mask_png(found.scene.masks))
-        watch.mark("write")
+        stopwatch.mark("write")
         seconds = {**self.seconds, **found.seconds}
-        seconds |= {what: watch.seconds[what] for what in ("read", "write")}
+        seconds |= {what: stopwatch.seconds[what] for what in ("read", "write")}
         row = {
             "query": str(plan.query),
             **scene_record(found.scene),
@@ -163,18 +163,18 @@ def _load(
     matting: bool,
 ) -> Run:
     """Load the model and encode the concepts."""
-    watch = Watch()
+    stopwatch = Stopwatch()
     with console.working("Loading the model"):
         from diffseg_cli.assembly import load_chosen
         from diffseg_cli.finding import settings_record
         from diffseg_cli.results.outputs import RunFiles
 
         segmenter = load_chosen(model)
-        watch.mark("load")
+        stopwatch.mark("load")
         concepts = [each.concept(segmenter) for each in wanted]
-        watch.mark("support")
+        stopwatch.mark("support")
     console.say(f"Using {segmenter.description}.")
     settings = settings_record(segmenter, answer)
     record = {**settings, "concepts": [each.record for each in concepts]}
     files = RunFiles(paths, [each.name for each in concepts], record)
-    return Run(segmenter, concepts, answer, matting, paths, files, settings, watch.seconds)
+    return Run(segmenter, concepts, answer, matting, paths, files, settings, stopwatch.seconds)

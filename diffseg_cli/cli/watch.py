@@ -77,16 +77,16 @@ def watch(
 
     arriving = Arrivals(folder, recursive=recursive, out=out, settle=settle, rescan=rescan)
     with arriving as arrivals, open_session(job, [], Part(), out) as session:
-        from diffseg_cli.batch.watching import Watching
+        from diffseg_cli.batch.folder_watcher import FolderWatcher
 
         if not arrivals.listens:
             console.note(f"The system does not report changes here; listing the folder every {rescan:g} s.")
-        watching = Watching(session, arrivals, claims, thread_count(workers))
+        watcher = FolderWatcher(session, arrivals, claims, thread_count(workers))
         console.say(f"Watching {folder}; Ctrl-C ends it.")
-        with stop_gently(watching.stop) as signals:
-            for outcome in watching.run():
+        with stop_gently(watcher.stop) as signals:
+            for outcome in watcher.run():
                 _show(outcome, out, as_json=json)
-            watching.finish()
+            watcher.finish()
     console.say(f"Stopped; what is finished is kept. {GO_ON}")
     if signal.SIGINT in signals:
         raise typer.Exit(ExitCode.INTERRUPTED)

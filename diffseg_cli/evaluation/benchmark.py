@@ -37,7 +37,7 @@ OWN_CHECKPOINT = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """Everything an evaluation depends on; plain values, so that any process can be given it.
 
     Attributes:
@@ -115,7 +115,7 @@ class Benchmark:
         UsageError: options that contradict each other.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: EvaluationPlan) -> None:
         self.plan = plan
         self._datasets: dict[int | None, FewShotDataset] = {}
         self._evaluation: tuple[int | None, Evaluation] | None = None

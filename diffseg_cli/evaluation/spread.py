@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from diffseg_cli.errors import MissingDependency, UsageError
-from diffseg_cli.evaluation.benchmark import Benchmark, Plan
+from diffseg_cli.evaluation.benchmark import Benchmark, EvaluationPlan
 from diffseg_cli.evaluation.episode_list import Task
 from diffseg_cli.evaluation.ledger import Ledger, read_ledgers
 from diffseg_cli.evaluation.summary import EpisodeResult
@@ -77,7 +77,7 @@ def collect(benchmark: Benchmark, out: Path) -> list[EpisodeResult] | None:
     return [done[place] for place in sorted(done)]
 
 
-def share_device(plan: Plan) -> Plan:
+def share_device(plan: EvaluationPlan) -> EvaluationPlan:
     """The same plan on the GPU that a launcher gave this process; unchanged elsewhere."""
     device = plan.model.device
     if _rank_and_world()[1] == 1 or device not in ("auto", "cuda") or not torch.cuda.is_available():
@@ -102,18 +102,20 @@ def _chunks(tasks: list[Task]) -> list[list[Task]]:
 
 
 @lru_cache(maxsize=1)
-def _benchmark_here(plan: Plan) -> Benchmark:
+def _benchmark_here(plan: EvaluationPlan) -> Benchmark:
     """A worker's own copy, made when its first chunk comes."""
     return Benchmark(plan)
 
 
-def measure_chunk(plan: Plan, tasks: list[Task], threads: int) -> list[EpisodeResult]:
+def measure_chunk(plan: EvaluationPlan, tasks: list[Task], threads: int) -> list[EpisodeResult]:
     """What a worker does: `threads` bounds what torch takes of the processor."""
     torch.set_num_threads(threads)
     return [_benchmark_here(plan).measure(task) for task in tasks]
 
 
-def _measure_in_processes(plan: Plan, chunks: list[list[Task]], workers: int) -> Iterator[EpisodeResult]:
+def _measure_in_processes(
+    plan: EvaluationPlan, chunks: list[list[Task]], workers: int
+) -> Iterator[EpisodeResult]:
     threads = max(1, (os.cpu_count() or 1) // workers)
     # spawn, not fork: CUDA and torch's threads do not survive a fork.
     with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn")) as pool:
@@ -125,7 +127,7 @@ def _measure_in_processes(plan: Plan, chunks: list[list[Task]], workers: int) ->
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _measure_on_ray(plan: Plan, chunks: list[list[Task]]) -> Iterator[EpisodeResult]:
+def _measure_on_ray(plan: EvaluationPlan, chunks: list[list[Task]]) -> Iterator[EpisodeResult]:
     try:
         import ray
     except ImportError as error:

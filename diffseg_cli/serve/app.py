@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from diffseg_cli.choices import AnswerChoice, MaskChoice
 from diffseg_cli.errors import DiffsegError, UsageError
 from diffseg_cli.serve.bodies import ConceptBody, ConceptsBody, ErrorBody, FoundBody, HealthBody, ModelBody
-from diffseg_cli.serve.engine import ConceptOrder, Engine, FindOrder, MaskOrder, Order, key_of
+from diffseg_cli.serve.engine import ConceptOrder, FindOrder, InferenceEngine, MaskOrder, Order, key_of
 from diffseg_cli.serve.guard import Guard
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
@@ -115,7 +115,7 @@ def create_app(
     """
     limits = limits or Limits()
     metrics = Metrics()
-    engine = Engine(segmenter, concepts, limits, metrics)
+    engine = InferenceEngine(segmenter, concepts, limits, metrics)
     worker = Worker[Order, Reply](engine.work, key_of, limits.batch_size)
 
     @asynccontextmanager
@@ -170,7 +170,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         )
 
 
-def _add_work(app: FastAPI, engine: Engine, worker: Worker[Order, Reply], limits: Limits) -> None:
+def _add_work(app: FastAPI, engine: InferenceEngine, worker: Worker[Order, Reply], limits: Limits) -> None:
     """Routes that the worker answers."""
 
     async def answered(request: Request, order: Order) -> Response:
@@ -253,7 +253,7 @@ def _add_work(app: FastAPI, engine: Engine, worker: Worker[Order, Reply], limits
         return await answered(request, ConceptOrder(check_name(name), checked(supports)))
 
 
-def _add_status(app: FastAPI, engine: Engine, limits: Limits, metrics: Metrics) -> None:
+def _add_status(app: FastAPI, engine: InferenceEngine, limits: Limits, metrics: Metrics) -> None:
     """The page, and routes that tell what is there."""
     page, policy = _read_page()
 

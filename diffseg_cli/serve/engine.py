@@ -27,7 +27,7 @@ from diffseg_cli.serve.replies import PNG, Reply, found_record, json_reply, pict
 from diffseg_cli.serve.uploads import SupportUpload, Upload, read_picture, read_supports
 from diffseg_cli.supports.concept import UNNAMED, Concept, SupportSet
 from diffseg_cli.supports.mask_making import box_region, mask_from_box
-from diffseg_cli.timing import Watch
+from diffseg_cli.timing import Stopwatch
 
 if TYPE_CHECKING:
     from diffseg_cli.segmenter import Segmenter
@@ -87,7 +87,7 @@ def key_of(order: Order) -> Hashable:
     return order.key if isinstance(order, FindOrder) else id(order)
 
 
-class Engine:
+class InferenceEngine:
     """A segmenter and what it is asked to keep.
 
     Args:
@@ -202,21 +202,21 @@ class Engine:
             concept = what if isinstance(what, Concept) else self._encode(what)
         except DiffsegError as error:
             return [error] * len(orders)
-        pixels, watch = self._limits.pixels, Watch()
+        pixels, stopwatch = self._limits.pixels, Stopwatch()
         images = list(
             self._pool.map(lambda order: self._attempt(read_picture, order.query, "query", pixels), orders)
         )
-        watch.mark("decode")
+        stopwatch.mark("decode")
         readable = [image for image in images if isinstance(image, np.ndarray)]
         answers = iter(self._segment(readable, concept, first) if readable else [])
-        watch.mark("segment")
+        stopwatch.mark("segment")
         found = [image if isinstance(image, Exception) else next(answers) for image in images]
         replies = list(
             self._pool.map(lambda order, each: self._reply(order, each, concept.notes), orders, found)
         )
-        watch.mark("reply")
-        del watch.seconds["segment"]  # counted by its own stages
-        self._metrics.add_seconds(watch.seconds)
+        stopwatch.mark("reply")
+        del stopwatch.seconds["segment"]  # counted by its own stages
+        self._metrics.add_seconds(stopwatch.seconds)
         return replies
 
     def _segment(

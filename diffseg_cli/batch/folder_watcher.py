@@ -17,7 +17,7 @@ from diffseg_cli.files import Claims
 FINISH_SECONDS = 30  # between two renewals of the files of the run while pictures arrive
 
 
-class Watching:
+class FolderWatcher:
     """Follows a folder.
 
     Args:
