@@ -74,12 +74,13 @@ class TrainConfig:
     lr: float = 1e-3
     warmup_steps: int = 200
     weight_decay: float = 0.02
-    average_decay: float = 0.998  # of the exponential moving average of the weights
+    average_decay: float = 0.995  # of the exponential moving average of the weights
     map_weight: float = 2.0  # alpha of eq. 10
     latent_weight: float = 1.0  # beta of eq. 10
     mask_weight: float = 1.0  # of the decoded mask (cross entropy and Dice), "default" only
-    max_shots: int = 3  # a step has 1 shot with probability 0.7, else this many
-    synthetic_share: float = 0.15  # of episodes from pasted cut-outs
+    shots: tuple[int, ...] = (1, 3, 5)  # of a step's episodes, drawn with these probabilities
+    shots_shares: tuple[float, ...] = (0.6, 0.3, 0.1)
+    synthetic_share: float = 0.12  # of episodes from pasted cut-outs
     synthetic_source: str = "tuxpaint_composites/"  # how the names of their classes begin
     validate_every: int = 1000
     save_every: int = 100  # steps between states, what a kill costs at most

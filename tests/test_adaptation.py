@@ -9,12 +9,12 @@ import torch
 from conftest import make_swift_segmenter
 from numpy.typing import NDArray
 
-from diffseg_cli.adaptation import adapt_steps, recoloured, zoomed_in, zoomed_out
+from diffseg_cli.adaptation import adapt_steps
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.views import Pair, recoloured, zoomed_in, zoomed_out
 
-Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 QUICK = AdaptConfig(steps=40, batch_size=2, lr=5e-3, query_views=3, support_views=2)
 
 

@@ -27,6 +27,7 @@ RANKS = {
     "places.py": 1,
     "files.py": 1,
     "refine.py": 0,
+    "views.py": 0,
     "reading/": 1,
     "results/": 2,
     "compute.py": 3,

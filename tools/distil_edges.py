@@ -24,7 +24,7 @@ from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.frames import to_frame
 from diffseg_cli.models.hed_student import HedStudent
 from diffseg_cli.reading.image_io import read_image, read_mask
-from diffseg_cli.training.feature_cache import augment
+from diffseg_cli.views import recoloured, zoomed_in
 from diffseg_cli.weights.edge_detectors import load_hed
 from diffseg_cli.weights.files import load_strict, read_safetensors, write_safetensors
 
@@ -59,7 +59,8 @@ def ask_hed(sources: list[Source], folder: Path, name: str) -> tuple[Tensor, Ten
             image = read_image(path)
             if seed:
                 mask = read_mask(mask_path) if mask_path else np.ones(image.shape[:2], bool)
-                image, _ = augment(image, mask, np.random.Generator(np.random.PCG64(seed)))
+                generator = np.random.Generator(np.random.PCG64(seed))
+                image, _ = recoloured(zoomed_in((image, mask), generator), generator)
             frame = to_frame(image, CompactConfig.image_size)[None]
             frame = F.interpolate(frame, size=(SIZE, SIZE), mode="area")
             pairs.append([(values * 255).round().byte().numpy() for values in (frame[0], hed(frame)[0, 0])])

@@ -75,7 +75,7 @@ def train_decoder(
     for step in range(steps):
         generator = np.random.Generator(np.random.PCG64([seed, step]))
         rows = [int(generator.choice(rows_of[generator.integers(len(rows_of))])) for _ in range(8)]
-        batch = cache.read(rows, [False] * 8)
+        batch = cache.read(rows)
         pictures = torch.stack([cache.load_view(row)[0] for row in rows[:4]]).to(backbone.device)
         masks = torch.stack([cache.load_view(row)[1] for row in rows[4:]]).to(backbone.device)
         wanted = torch.cat([pictures, masks.expand(-1, 3, -1, -1)])

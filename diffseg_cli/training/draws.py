@@ -15,39 +15,34 @@ from diffseg_cli.training.feature_cache import FeatureCache
 
 @dataclass(frozen=True)
 class StepRows:
-    """Cache rows of one step: queries (b), supports (b k), and which are mirrored."""
+    """Cache rows of one step: queries (b) and supports (b k)."""
 
     query: NDArray[np.int64]
     support: NDArray[np.int64]
-    query_mirrored: NDArray[np.bool_]
-    support_mirrored: NDArray[np.bool_]
 
     def part(self, share: slice) -> "StepRows":
         """Some of the episodes."""
-        return StepRows(
-            self.query[share], self.support[share], self.query_mirrored[share], self.support_mirrored[share]
-        )
+        return StepRows(self.query[share], self.support[share])
 
 
 def draw_step(cache: FeatureCache, config: TrainConfig, step: int) -> StepRows:
-    """Episodes of one step: a class by the square root of its size, then pictures, views and mirroring."""
+    """Episodes of one step: a class by the fourth root of its size, then images and views."""
     generator = np.random.Generator(np.random.PCG64([config.seed, step]))
-    shots = 1 if generator.random() < 0.7 else config.max_shots
+    shots = int(generator.choice(config.shots, p=config.shots_shares))
     dataset = cache.dataset.with_enough(shots)
     if not dataset.classes:  # of small folders no class has so many
         shots, dataset = 1, cache.dataset.with_enough(1)
     names = dataset.classes
     synthetic = np.array([name.startswith(config.synthetic_source) for name in names])
-    weights = np.sqrt([len(dataset.by_class[name]) for name in names])
+    weights = np.array([len(dataset.by_class[name]) for name in names]) ** 0.25
     if synthetic.any() and not synthetic.all():
         weights[synthetic] *= config.synthetic_share / weights[synthetic].sum()
         weights[~synthetic] *= (1 - config.synthetic_share) / weights[~synthetic].sum()
     chosen = generator.choice(len(names), size=config.batch_size, p=weights / weights.sum())
     members = [generator.permutation(dataset.by_class[names[index]])[: shots + 1] for index in chosen]
     views = generator.integers(cache.views, size=(config.batch_size, shots + 1))
-    mirrored = generator.random((config.batch_size, shots + 1)) < 0.5
-    # Half the supports as a user's are seen, half as any picture is: the object's size then tells nothing.
-    near = generator.random((config.batch_size, shots)) < (1.0 if cache.backbone.masks_support else 0.5)
+    # Most supports as a user's are seen, some as any image is: the object's size then tells nothing.
+    near = generator.random((config.batch_size, shots)) < (1.0 if cache.backbone.masks_support else 0.7)
     query = [cache.row(picked[0], view[0]) for picked, view in zip(members, views, strict=True)]
     support = [
         [
@@ -56,7 +51,7 @@ def draw_step(cache: FeatureCache, config: TrainConfig, step: int) -> StepRows:
         ]
         for picked, seen, nearby in zip(members, views, near, strict=True)
     ]
-    return StepRows(np.array(query), np.array(support), mirrored[:, 0], mirrored[:, 1:])
+    return StepRows(np.array(query), np.array(support))
 
 
 def step_generator(config: TrainConfig, step: int) -> torch.Generator:

@@ -1,9 +1,9 @@
 """Frozen results of training pictures on disk, so that an epoch costs no encoder.
 
-A cache is a folder of memory-mapped arrays, one row a (sample, view). View 0 is the picture as it is; the
-others are random crops with changed colours, a pure function of (seed, sample, view). Where the backbone sees
-supports otherwise than queries (cropped to their object, or on black), one more row a sample holds it as a
-support. Mirroring is done on the latents when they are read.
+A cache is a folder of memory-mapped arrays, one row a (sample, view). View 0 is the image as it is; the others
+are random crops in other colours, half of them mirrored, a pure function of (seed, sample, view). Where the
+backbone sees supports otherwise than queries (cropped to their object, or on black), one more row a sample
+holds it as a support.
 
 Letters: r rows, v views, S picture size, E edge size, H W = S/8, c latent channels, t prompt tokens.
 """
@@ -32,9 +32,10 @@ from diffseg_cli.models.hed import HED
 from diffseg_cli.models.hed_student import HedStudent
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.reading.image_io import check_pair, read_image
+from diffseg_cli.views import recoloured, zoomed_in
 
 BATCH = 8
-LAYOUT = 2  # of the arrays; another one is another cache
+LAYOUT = 3  # of the arrays; another one is another cache
 DONE = "rows_done"
 
 
@@ -53,32 +54,6 @@ class CachedBatch:
     targets: Tensor
     masks: Tensor
     edges: Tensor
-
-
-def augment(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_], generator: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A random crop that keeps at least 40 % of the object, and changed brightness, contrast, saturation."""
-    height, width = mask.shape
-    for _ in range(10):
-        scale, stretch = generator.uniform(0.4, 1.0), generator.uniform(0.8, 1.25)
-        crop_h, crop_w = (
-            max(32, round(min(1.0, scale * s) * n)) for s, n in ((stretch, height), (1 / stretch, width))
-        )
-        top, left = (
-            int(generator.integers(0, max(1, n - c + 1))) for n, c in ((height, crop_h), (width, crop_w))
-        )
-        cropped = mask[top : top + crop_h, left : left + crop_w]
-        if cropped.sum() >= 0.4 * mask.sum():
-            image, mask = image[top : top + crop_h, left : left + crop_w], cropped
-            break
-    pixels = image.astype(np.float32)
-    grey = pixels.mean(axis=2, keepdims=True)
-    pixels = grey + (pixels - grey) * generator.uniform(0.5, 1.5)
-    pixels = (
-        (pixels - pixels.mean()) * generator.uniform(0.7, 1.3) + pixels.mean() + generator.uniform(-25, 25)
-    )
-    return np.clip(pixels, 0, 255).astype(np.uint8), mask
 
 
 def dataset_hash(dataset: FewShotDataset) -> str:
@@ -199,7 +174,8 @@ class FeatureCache:
         if view == self.views:
             return (image, mask) if margin is None else crop_to_object(image, mask, margin)
         if view:
-            image, mask = augment(image, mask, np.random.Generator(np.random.PCG64([self.seed, index, view])))
+            generator = np.random.Generator(np.random.PCG64([self.seed, index, view]))
+            image, mask = recoloured(zoomed_in((image, mask), generator), generator)
         return image, mask
 
     def load_view(self, row: int) -> tuple[Tensor, Tensor]:
@@ -243,39 +219,34 @@ class FeatureCache:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
             return self.backbone.encode_blocks(images)
 
-    def _gather(self, name: str, rows: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
+    def _gather(self, name: str, rows: Sequence[int]) -> Tensor:
         array = self._array(name)
-        picked = [
-            array[row][..., ::-1] if flip else array[row] for row, flip in zip(rows, mirrored, strict=True)
-        ]
-        tensor = torch.from_numpy(np.ascontiguousarray(np.stack(picked))).to(self.backbone.device)
+        tensor = torch.from_numpy(np.stack([array[row] for row in rows])).to(self.backbone.device)
         return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
-    def _latents(self, name: str, rows: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
+    def _latents(self, name: str, rows: Sequence[int]) -> Tensor:
         indices = range(len(self.backbone.latent_groups))
-        return self.backbone.stack_blocks(
-            [self._gather(f"{name}_{index}", rows, mirrored) for index in indices]
-        )
+        return self.backbone.stack_blocks([self._gather(f"{name}_{index}", rows) for index in indices])
 
-    def read(self, rows: Sequence[int], mirrored: Sequence[bool]) -> CachedBatch:
-        """Rows as tensors on the backbone's device, some of them mirrored left to right."""
+    def read(self, rows: Sequence[int]) -> CachedBatch:
+        """Rows as tensors on the backbone's device."""
         return CachedBatch(
-            latents=self._latents("latents", rows, mirrored),
-            targets=self._latents("targets", rows, mirrored),
-            masks=self._gather("masks", rows, mirrored),
-            edges=self._gather("edges", rows, mirrored) if self.hed is not None else torch.empty(0),
+            latents=self._latents("latents", rows),
+            targets=self._latents("targets", rows),
+            masks=self._gather("masks", rows),
+            edges=self._gather("edges", rows) if self.hed is not None else torch.empty(0),
         )
 
-    def read_targets(self, rows: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
+    def read_targets(self, rows: Sequence[int]) -> Tensor:
         """`read(...).targets` alone."""
-        return self._latents("targets", rows, mirrored)
+        return self._latents("targets", rows)
 
-    def read_supports(self, rows: NDArray[np.int64], mirrored: NDArray[np.bool_]) -> SupportFeatures:
-        """Supports of b episodes, rows (b k), as the segmenter reads them; prompts are never mirrored."""
-        flat, flips = rows.ravel().tolist(), mirrored.ravel().tolist()
-        latents, masks = self._latents("latents", flat, flips), self._gather("masks", flat, flips)
+    def read_supports(self, rows: NDArray[np.int64]) -> SupportFeatures:
+        """Supports of b episodes, rows (b k), as the segmenter reads them."""
+        flat = rows.ravel().tolist()
+        latents, masks = self._latents("latents", flat), self._gather("masks", flat)
         grid = F.interpolate(masks, size=latents.shape[-2:], mode="area")
-        embeds = self._gather("image_embeds", flat, [False] * len(flat))
+        embeds = self._gather("image_embeds", flat)
         latents, grid, embeds = (values.unflatten(0, rows.shape) for values in (latents, grid, embeds))
         return SupportFeatures.of(self.backbone, latents, grid, embeds)
 

@@ -78,9 +78,9 @@ def sample_presence(
     features = []
     for start in range(0, episodes, 8):
         chunk = [episode for episode, _ in drawn[start : start + 8]]
-        query = cache.read([cache.row(episode.query) for episode in chunk], [False] * len(chunk))
+        query = cache.read([cache.row(episode.query) for episode in chunk])
         rows = np.array([[cache.support_row(i) for i in episode.support] for episode in chunk])
-        support = cache.read_supports(rows, np.zeros_like(rows, dtype=bool))
+        support = cache.read_supports(rows)
         output = segmenter.predict(query.latents, query.edges, support, seed)
         features.append(presence_features(output, query.latents, support).cpu())
     present = torch.tensor([float(flag) for _, flag in drawn])

@@ -144,11 +144,11 @@ class Trainer:
         config, backbone = self.config, self.cache.backbone
         whole, share = draw_step(self.cache, config, self.step), self.group.share(config.batch_size)
         rows = whole.part(share)
-        query = self.cache.read(rows.query.tolist(), rows.query_mirrored.tolist())
-        support = self.cache.read_supports(rows.support, rows.support_mirrored)
+        query = self.cache.read(rows.query.tolist())
+        support = self.cache.read_supports(rows.support)
         targets = query.targets
         if self.group.size > 1:  # one scale for all shares of a step
-            targets = self.cache.read_targets(whole.query.tolist(), whole.query_mirrored.tolist())
+            targets = self.cache.read_targets(whole.query.tolist())
         generator, drops, noise = step_generator(config, self.step), None, None
         pam = self.modules["pam"] if "pam" in self.modules else None  # noqa: SIM401 - a ModuleDict has no get
         if isinstance(pam, PerceptualAttention):

@@ -32,9 +32,9 @@ def _answers(
     for start in range(0, count, 8):
         chunk = drawn[start : start + 8]
         queries = [cache.row(episode.query) for episode in chunk]
-        query = cache.read(queries, [False] * len(chunk))
+        query = cache.read(queries)
         rows = np.array([[cache.support_row(i) for i in episode.support] for episode in chunk])
-        support = cache.read_supports(rows, np.zeros_like(rows, dtype=bool))
+        support = cache.read_supports(rows)
         with torch.autocast(query.latents.device.type, torch.bfloat16):
             output = segmenter.predict(query.latents, query.edges, support, SEED)
         probability = F.interpolate(output.probability, size=query.masks.shape[-2:], mode="area")
