@@ -1,9 +1,9 @@
 """Frozen results of training pictures on disk, so that an epoch costs no encoder.
 
-A cache is a folder of memory-mapped arrays, one row a (sample, view). View 0 is the image as it is; the others
-are random crops in other colours, half of them mirrored, a pure function of (seed, sample, view). Where the
-backbone sees supports otherwise than queries (cropped to their object, or on black), one more row a sample
-holds it as a support.
+A cache is a folder of memory-mapped arrays, one row a (sample, view). View 0 is the image as it is; the
+others are random crops in other colours, half of them mirrored, a pure function of (seed, sample, view).
+Where the backbone sees supports otherwise than queries (cropped to their object, or on black), one more row a
+sample holds it as a support.
 
 Letters: r rows, v views, S picture size, E edge size, H W = S/8, c latent channels, t prompt tokens.
 """
