@@ -191,29 +191,43 @@ class SupportChoice:
 
 @dataclass(frozen=True)
 class MaskChoice:
-    """How masks are read: arguments of `reading.image_io.read_pair`."""
+    """How masks are read, for `reading.image_io.read_pairs`; what holds tuples is given once, or per mask."""
 
     label: Annotated[
-        int | None,
-        Option("Pixel value of the object, in masks that hold several.", SUPPORT, metavar="N"),
-    ] = None
+        tuple[int, ...],
+        Option(
+            "Pixel value of the object, in masks that hold several; once, or once per mask.",
+            SUPPORT,
+            metavar="N",
+        ),
+    ] = ()
     color: Annotated[
-        str | None, Option("Colour of the object, in masks drawn in colours.", SUPPORT, metavar="RRGGBB")
-    ] = None
+        tuple[str, ...],
+        Option(
+            "Colour of the object, in masks drawn in colours; once, or once per mask.",
+            SUPPORT,
+            metavar="RRGGBB",
+        ),
+    ] = ()
     category: Annotated[
         str | None,
         Option(
-            "Class of the object, in COCO, LabelMe and YOLO files with several.", SUPPORT, metavar="NAME|ID"
+            "Class of the object, in annotation files with several: its name, or id:3 for its number.",
+            SUPPORT,
+            metavar="NAME",
         ),
     ] = None
     annotation: Annotated[
-        int | None,
+        tuple[str, ...],
         Option(
-            "One object of such a file: COCO's id, or the LabelMe shape or YOLO line, counted from 1.",
+            "One object of an annotation file: its id, or its place counted from 1; once, or once per mask.",
             SUPPORT,
             metavar="ID",
         ),
-    ] = None
+    ] = ()
+    ignore_crowd: Annotated[
+        bool, Option("COCO's iscrowd marks crowds, which are neither object nor background.", ADVANCED)
+    ] = False
     invert: Annotated[bool, Option("The masks mark the background.", SUPPORT, flags=("--invert-mask",))] = (
         False
     )

@@ -110,6 +110,15 @@ def test_coco(case: str) -> None:
     assert found == pixels and said in notes and bool(said) == bool(notes)
 
 
+def test_crowds_are_left_out_of_other_files_when_asked() -> None:
+    found, notes = area(coco(ring(), BRUSHED), ignore_crowd=True)
+    assert found == R_AREA and "left out: 2 (a crowd)" in notes
+    assert "only as a crowd" in refused(coco(BRUSHED) | OFFICIAL)
+    assert area(coco(BRUSHED) | OFFICIAL, annotation="1")[0] == 2000
+    found, _ = area(coco(ring(), BRUSHED), ignore_crowd=True, invert=True)
+    assert found == H * W - 5500
+
+
 def test_a_bad_entry_does_not_spoil_the_file() -> None:
     document = coco(ring(), ring(S, image_id=8))
     document["images"] += [None, {"id": 8}, {"file_name": "cat.jpg"}, {"id": 9, "file_name": "cat.jpg"}]

@@ -179,6 +179,32 @@ def test_segment_with_a_coco_file() -> None:
     )
 
 
+def test_each_support_has_a_choice_of_its_own(loads: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = coco()
+    document["images"].append({"id": 2, "file_name": "cat.png", "height": HW[0], "width": HW[1]})
+    document["annotations"] += [
+        {**each, "id": each["id"] + 10, "image_id": 2, "segmentation": [[1, 1, 9, 1, 9, 5]]}
+        for each in document["annotations"]
+    ]
+    Path("all.json").write_text(json.dumps(document))
+    picture().save("cat.png")
+    seen: list[int] = []
+    encode = loads.encode_pairs
+
+    def spy(pairs: Any) -> Any:
+        seen.extend(int(mask.sum()) for _, mask in pairs)
+        return encode(pairs)
+
+    monkeypatch.setattr(loads, "encode_pairs", spy)
+    both = ("segment", "-s", "dog.png", "-m", "all.json", "-s", "cat.png", "-m", "all.json", "-q", "dog.png")
+    result = run(*both, "--annotation", "12", "--annotation", "21")
+    assert result.exit_code == 0 and seen == [20 * 35, 16], result.stderr
+    seen.clear()
+    assert run(*both, "--label", "1").exit_code == 0 and seen == [20 * 35, 16]
+    refused = run(*both, *("--annotation", "11") * 3)
+    assert refused.exit_code == 2 and "--annotation is given 3 times, for 2 masks" in refused.stderr
+
+
 @pytest.mark.usefixtures("loads")
 def test_segment_fits_a_mask_when_asked() -> None:
     Image.fromarray(disc((24, 32))).save("small.png")

@@ -51,10 +51,11 @@ MODEL = {
     "timesteps": ("--timesteps 10,50", (10, 50)),
 }
 MASKS = {
-    "label": ("--label 3", 3),
-    "color": ("--color C81E28", "C81E28"),
+    "label": ("--label 3", (3,)),
+    "color": ("--color C81E28", ("C81E28",)),
     "category": ("--category dog", "dog"),
-    "annotation": ("--annotation 5", 5),
+    "annotation": ("--annotation 5", ("5",)),
+    "ignore_crowd": ("--ignore-crowd", True),
     "invert": ("--invert-mask", True),
     "fit": ("--fit-mask", True),
 }
@@ -187,7 +188,7 @@ def test_a_concept_is_made_by_the_backbone_asked_for(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("verb", ["segment", "batch", "watch", "attn", "concept make"])
 def test_mask_options_reach_the_reader(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
-    seen = spy(monkeypatch, image_io, "read_pair", keywords)
+    seen = spy(monkeypatch, image_io, "read_pairs", lambda *given: vars(given[2]))
     run(f"{VERBS[verb]} {words(MASKS)}")
     assert seen == [values(MASKS)]
 

@@ -230,6 +230,24 @@ def test_a_mask_may_have_every_form(client: TestClient, mask: bytes | Pixels, fi
     assert answer.content == client.post("/v1/segment", files=ASK).content
 
 
+def test_each_mask_has_a_choice_of_its_own(client: TestClient) -> None:
+    other = np.where(LABELS == 3, 9, LABELS)
+    files = parts(support=[SUPPORT] * 2, mask=[LABELS, other], query=QUERY)
+    answer = client.post("/v1/segment", files=files, data={"label": ["3", "9"]})
+    same = client.post("/v1/segment", files=parts(support=[SUPPORT] * 2, mask=[MASK] * 2, query=QUERY))
+    assert answer.status_code == 200 and answer.content == same.content
+    refused = client.post("/v1/segment", files=files, data={"label": ["3", "9", "9"]})
+    assert refused.status_code == 400 and "label is given 3 times, for 2 masks" in refused.json()["error"]
+
+
+def test_notes_name_no_folder_of_the_server(client: TestClient) -> None:
+    document = {**COCO, "images": [COCO["images"][0] | {"file_name": "renamed.png"}]}
+    files = parts(support=SUPPORT, mask=json.dumps(document).encode(), query=QUERY)
+    notes = client.post("/v1/segment", files=files, data={"format": "json"}).json()["notes"]
+    assert len(notes) == 1 and notes[0].startswith("mask 1 is about renamed.png, taken for ")
+    assert "/" not in notes[0]
+
+
 def test_how_a_mask_was_understood_is_told(client: TestClient) -> None:
     larger = np.kron(MASK, np.ones((2, 2), np.uint8))
     files = parts(support=SUPPORT, mask=larger, query=QUERY)

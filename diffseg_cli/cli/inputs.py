@@ -181,9 +181,9 @@ def read_supports(supports: Sequence[Path], masks: Sequence[Path], choice: MaskC
             f"--support is given {_times(len(supports))} and --mask {_times(len(masks))}.",
             "Give one --mask for each --support, in the same order.",
         )
-    from diffseg_cli.reading.image_io import read_pair
+    from diffseg_cli.reading.image_io import read_pairs
 
-    return [read_pair(image, mask, **vars(choice)) for image, mask in zip(supports, masks, strict=True)]
+    return read_pairs(supports, masks, choice)
 
 
 def read_concepts(choice: SupportChoice, masks: MaskChoice) -> "list[SupportSet | SavedConcept]":

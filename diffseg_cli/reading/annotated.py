@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 Bools = NDArray[np.bool_]
 HW = tuple[int, int]
 Box = tuple[int, int, int, int]
+CROWD = "a crowd"
 
 
 class UnreadFormat(Exception):
@@ -60,6 +61,7 @@ class MarkedObject:
         lacks: why it has nothing to draw, such as "no outline"; "" where it has.
         dropped: which part of it cannot be drawn; "" where all can.
         ignored: why it is neither object nor background, such as "a crowd"; "" where it is an object.
+        is_crowd: marked as one, which some tools do to objects.
         box: gives x, y, width, height in pixels, where the file has a box and no outline.
     """
 
@@ -70,6 +72,7 @@ class MarkedObject:
     lacks: str = ""
     dropped: str = ""
     ignored: str = ""
+    is_crowd: bool = False
     box: Callable[[HW], Box] | None = None
 
     @property

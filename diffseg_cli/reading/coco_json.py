@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from diffseg_cli.reading.annotated import (
+    CROWD,
     HW,
     AnnotatedImage,
     AnnotationFile,
@@ -118,6 +119,7 @@ def _object(record: Any, index: int, classes: dict[str, str], is_official: bool)
         draw=draw,
         lacks="" if is_boxed else lacks,
         dropped=dropped,
-        ignored="a crowd" if record.get("iscrowd") and is_official else "",
+        ignored=CROWD if record.get("iscrowd") and is_official else "",
+        is_crowd=bool(record.get("iscrowd")),
         box=box if is_boxed else None,
     )

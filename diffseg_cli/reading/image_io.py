@@ -5,6 +5,7 @@ What the numbers or colours of a mask mean is `mask_values.py`.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffseg_cli.choices import MaskChoice
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.reading.annotated import Target
 from diffseg_cli.reading.array_files import is_array_file, read_array_file
@@ -122,6 +124,7 @@ def read_mask(
     color: str | None = None,
     category: str | None = None,
     annotation: str | int | None = None,
+    ignore_crowd: bool = False,
     invert: bool = False,
     target: Target = NO_TARGET,
     most_pixels: int = MAX_PIXELS,
@@ -140,6 +143,8 @@ def read_mask(
         color: its colour, where it is drawn in colours: "#RRGGBB", "RRGGBB" or a CSS name.
         category: in an annotation file, the class by name, or by number as "id:3".
         annotation: in an annotation file, one object: its id, or its place counted from 1.
+        ignore_crowd: in a COCO file, `iscrowd` marks crowds: areas that are ignored. Of COCO's own files it
+            always does; other tools mark every mask of a brush so.
         invert: the object is everything else (never an ignored area).
         target: the image, for an annotation file.
         most_pixels: a file may have.
@@ -167,6 +172,7 @@ def read_mask(
             label=label,
             category=category,
             annotation=None if annotation is None else str(annotation),
+            ignore_crowd=ignore_crowd,
             invert=invert,
             most_pixels=most_pixels,
         )
@@ -219,7 +225,7 @@ def read_pair(
         mask: as in `read_mask`.
         fit: bring a mask of another size to that of its image, without smoothing.
         most_pixels: either may have.
-        choice: label, color, category, annotation, invert of `read_mask`.
+        choice: label, color, category, annotation, ignore_crowd, invert of `read_mask`.
 
     Returns:
         uint8 (H W 3) and bool (H W).
@@ -237,6 +243,35 @@ def read_pair(
         read = fit_mask(read, image_hw, source_name(mask, "The mask"))
     check_pair(pixels, read, image, mask)
     return pixels, read
+
+
+def read_pairs(
+    images: Sequence[ImageSource],
+    masks: Sequence[MaskSource],
+    choice: MaskChoice,
+    most_pixels: int = MAX_PIXELS,
+) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    """Read images and their masks; each mask with the choice that is its own, or that is given for all.
+
+    Raises:
+        UsageError: as `read_mask`; or a choice is given for another number of masks.
+        InputError: as `read_pair`.
+    """
+    count = len(masks)
+    each: list[dict[str, Any]] = [{} for _ in masks]
+    for what, value in vars(choice).items():
+        several = value if isinstance(value, tuple) else (value,)
+        if len(several) not in (0, 1, count):
+            raise UsageError(
+                f"--{what} is given {len(several)} times, for {count} masks.",
+                "Give it once for all masks, or once per mask in their order.",
+            )
+        for number, own in enumerate(each):
+            own[what] = several[number if len(several) == count else 0] if several else None
+    return [
+        read_pair(image, mask, most_pixels=most_pixels, **own)
+        for image, mask, own in zip(images, masks, each, strict=True)
+    ]
 
 
 def fit_mask(mask: NDArray[np.bool_], image_hw: tuple[int, int], name: str) -> NDArray[np.bool_]:

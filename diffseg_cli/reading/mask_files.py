@@ -6,12 +6,21 @@ File names inside such a file are compared with the image's name and never opene
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from diffseg_cli.errors import InputError
-from diffseg_cli.reading.annotated import HW, AnnotatedImage, AnnotationFile, Bools, MarkedObject, Target
+from diffseg_cli.reading.annotated import (
+    CROWD,
+    HW,
+    AnnotatedImage,
+    AnnotationFile,
+    Bools,
+    MarkedObject,
+    Target,
+)
 from diffseg_cli.reading.documents import BROKEN, why
 from diffseg_cli.reading.image_files import MAX_PIXELS
 from diffseg_cli.reading.mask_checks import AmbiguousMask, checked_mask
@@ -31,6 +40,7 @@ def draw_mask(
     label: int | None = None,
     category: str | None = None,
     annotation: str | None = None,
+    ignore_crowd: bool = False,
     invert: bool = False,
     most_pixels: int = MAX_PIXELS,
 ) -> Bools:
@@ -43,6 +53,7 @@ def draw_mask(
         label: class by number, where there are several.
         category: class by name, or by number as "id:3".
         annotation: one object by its id.
+        ignore_crowd: what is marked as a crowd is an ignored area; of COCO's own files it always is.
         invert: the object is everything else, but for ignored areas.
         most_pixels: the image may have.
 
@@ -63,6 +74,8 @@ def draw_mask(
             "Scale it down first.",
         )
     objects = objects_of(name, image)
+    if ignore_crowd:
+        objects = [replace(each, ignored=CROWD) if each.is_crowd else each for each in objects]
     same = choose(objects, where, label=label, category=category, annotation=annotation)
     drawn, left_out = _draw(same, size_hw, where, keep_ignored=annotation is not None)
     if parts := [*document.left_out, *left_out]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import Depends, FastAPI, File, Form, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp
@@ -64,6 +65,7 @@ PICTURE = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
 Share = Annotated[float, Form(ge=0, le=1, allow_inf_nan=False)]
 Files = Annotated[list[UploadFile], File(default_factory=list)]
 Short = Annotated[str | None, Form(max_length=200)]
+ShortList = Annotated[list[Annotated[str, Field(max_length=200)]] | None, Form()]
 Number = Annotated[float, Form(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 
@@ -74,10 +76,11 @@ async def _read(file: UploadFile) -> Upload:
 async def _supports(
     support: Files,
     mask: Files,
-    label: Annotated[int | None, Form(ge=0, le=2**31)] = None,
-    color: Short = None,
+    label: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]] | None, Form()] = None,
+    color: ShortList = None,
     category: Short = None,
-    annotation: Annotated[int | None, Form(ge=0, le=2**31)] = None,
+    annotation: ShortList = None,
+    ignore_crowd: Annotated[bool, Form()] = False,
     invert_mask: Annotated[bool, Form()] = False,
     fit_mask: Annotated[bool, Form()] = False,
 ) -> SupportUpload | None:
@@ -92,7 +95,15 @@ async def _supports(
     return SupportUpload(
         tuple([await _read(each) for each in support]),
         tuple([await _read(each) for each in mask]),
-        MaskChoice(label, color, category, annotation, invert_mask, fit_mask),
+        MaskChoice(
+            tuple(label or ()),
+            tuple(color or ()),
+            category,
+            tuple(annotation or ()),
+            ignore_crowd,
+            invert_mask,
+            fit_mask,
+        ),
     )
 
 

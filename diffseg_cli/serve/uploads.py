@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffseg_cli.choices import MaskChoice
-from diffseg_cli.reading.image_io import read_image, read_pair
+from diffseg_cli.reading.image_io import read_image, read_pairs
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.reading.notes import collected_notes
 from diffseg_cli.supports.concept import Pair
@@ -81,14 +81,11 @@ def read_supports(support: SupportUpload, most_pixels: int) -> tuple[list[Pair],
         InputError: one cannot be used, or a mask has another size than its picture.
         UsageError: two choices that exclude each other.
     """
+    images = [
+        InputFile(f"support {number}", each.content, each.name or None)
+        for number, each in enumerate(support.images, start=1)
+    ]
+    masks = [InputFile(f"mask {number}", each.content) for number, each in enumerate(support.masks, start=1)]
     with collected_notes() as notes:
-        pairs = [
-            read_pair(
-                InputFile(f"support {number}", image.content, image.name or None),
-                InputFile(f"mask {number}", mask.content),
-                most_pixels=most_pixels,
-                **vars(support.choice),
-            )
-            for number, (image, mask) in enumerate(zip(support.images, support.masks, strict=True), start=1)
-        ]
+        pairs = read_pairs(images, masks, support.choice, most_pixels)
     return pairs, notes
