@@ -24,13 +24,13 @@ from diffseg_cli.bench.meters import count_flop, measure_ceiling, read_peak
 from diffseg_cli.compute import limit_threads, read_time, resolve_device, resolve_dtype
 
 WARM_UPS = 2
-ON_CPU = ("compact", "prototype")  # the others take minutes a picture there
+ON_CPU = ("compact", "prototype")  # the others take minutes per image there
 
 
 def measure_contender(
     contender: Contender, device: torch.device, repeats: int, *, processor: bool = False
 ) -> dict[str, Any]:
-    """Medians a picture, FLOP a picture, and the peak while queries run, weights included."""
+    """Medians per image, FLOP per image, and the peak while queries run, weights included."""
     with torch.inference_mode():
         for _ in range(WARM_UPS):
             support = contender.support()

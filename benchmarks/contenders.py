@@ -3,7 +3,7 @@
 All get tensors on their device and give masks there: reading, borders and writing files are left out. Weights
 are random (but for compact and the prototype line): they decide what is found, not how long it takes.
 
-Letters: b queries, S picture size, H W = S/8, a heads, h w grid of a layer, n = h*w, t image tokens.
+Letters: b queries, S image size, H W = S/8, a heads, h w grid of a layer, n = h*w, t image tokens.
 """
 
 from collections.abc import Callable
@@ -110,7 +110,7 @@ class Setting:
 
 
 def middle(images: Tensor) -> Tensor:
-    """A mask (b 1 h w) of the middle of pictures (b 3 h w)."""
+    """A mask (b 1 h w) of the middle of images (b 3 h w)."""
     mask = torch.zeros_like(images[:, :1])
     h, w = mask.shape[-2:]
     mask[..., h // 4 : 3 * h // 4, w // 4 : 3 * w // 4] = 1
@@ -206,7 +206,7 @@ def _name(dtype: torch.dtype) -> str:
 class Straightforward:
     """Kandinsky with diffusers' explicit attention: all maps are kept, brought to (HW)x(HW), and averaged.
 
-    The whole UNet runs, once for every picture with its own copy of the prompt; SCM and its edges are left
+    The whole UNet runs, once for every image with its own copy of the prompt; SCM and its edges are left
     out, which favours it.
     """
 

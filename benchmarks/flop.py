@@ -30,7 +30,7 @@ MEASURED = ON_META[:2]  # whose memory is counted too
 
 
 def floor_of_unet(configs: KandinskyConfigs) -> dict[str, int]:
-    """FLOP of diffusers' UNet for one picture: all of it, and what follows the last probabilities."""
+    """FLOP of diffusers' UNet for one image: all of it, and what follows the last probabilities."""
     from diffusers.models.attention_processor import AttnAddedKVProcessor
 
     unet: Any = random_networks(configs, device=META).unet
@@ -58,7 +58,7 @@ def floor_of_unet(configs: KandinskyConfigs) -> dict[str, int]:
 
 
 def floor(configs: KandinskyConfigs = FULL_SIZE) -> dict[str, int]:
-    """FLOP the parts must take, by the networks' own classes, one picture each."""
+    """FLOP the parts must take, by the networks' own classes, one image each."""
     networks = random_networks(configs, device=META)
     movq: Any = networks.movq
     clip: Any = networks.image_encoder
@@ -79,7 +79,7 @@ def floor(configs: KandinskyConfigs = FULL_SIZE) -> dict[str, int]:
 
 @torch.inference_mode()
 def computed(configs: KandinskyConfigs = FULL_SIZE, batch_size: int = 1) -> dict[str, float]:
-    """FLOP this tool takes, stage by stage, one picture each."""
+    """FLOP this tool takes, stage by stage, one image each."""
     segmenter = random_segmenter("kandinsky-2-2", device=META, dtype=torch.float32, configs=configs)
     backbone: Any = segmenter.backbone
     backbone.support_crop = None  # the crop depends on values; its cost is no matrix product

@@ -1,4 +1,4 @@
-"""How time, memory and operations grow: with shots, batch, picture size, noise levels, pictures in a folder.
+"""How time, memory and operations grow: with shots, batch, image size, noise levels, images in a folder.
 
     python -m benchmarks.growth --axis shots --axis batch --out out/
     python -m benchmarks.growth --axis timesteps --kandinsky tiny
@@ -35,7 +35,7 @@ from diffseg_cli.compute import limit_threads, read_time, resolve_device, resolv
 from diffseg_cli.segmenter import Segmenter
 
 WHAT = ("time", "flop", "memory")
-SMALL_WH = (160, 120)  # pictures of the folder axis
+SMALL_WH = (160, 120)  # images of the folder axis
 BATCH = """
 import sys
 from diffseg_cli.cli.main import app
@@ -139,7 +139,7 @@ def _work(axis: str, value: int, segmenter: Segmenter, folder: Path) -> Callable
 
 
 def _measure_folder(count: int, folder: Path, device: torch.device) -> Point:
-    """`diffseg batch` on copies of one small picture, from the start of the process to its end."""
+    """`diffseg batch` on copies of one small image, from the start of the process to its end."""
     ((support, mask),), (query,) = draw_pictures(folder, shots=1, batch_size=1)
     (folder / "queries").mkdir()
     small = folder / "small.jpg"
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--processor-time", action="store_true", help="as of diffseg bench")
-    parser.add_argument("--out", type=Path, help="folder of growth.json and a picture an axis")
+    parser.add_argument("--out", type=Path, help="folder of growth.json and one image per axis")
     chosen = parser.parse_args(arguments)
     limit_threads()
     device = resolve_device(chosen.device)

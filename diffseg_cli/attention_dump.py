@@ -158,7 +158,7 @@ def _region_weights(region: NDArray[np.bool_] | None, score_map: Tensor) -> Tens
     else:
         size_wh = (score_map.shape[2], score_map.shape[1])
         covered = cv2.resize(region.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA)
-        if not covered.any():  # a point in a picture smaller than the latents can fall between cells
+        if not covered.any():  # a point in an image smaller than the latents can fall between cells
             y, x = np.argwhere(region)[0]
             covered[y * size_wh[1] // region.shape[0], x * size_wh[0] // region.shape[1]] = 1
         weights = torch.from_numpy(covered)[None].to(score_map)
@@ -258,7 +258,7 @@ def detail_sheet(dump: AttentionDump, image: NDArray[np.uint8], kind: str, headi
 
 
 def _map_tile(values: Floats, picture: NDArray[np.uint8], title: str) -> Tile:
-    """A map stretched from its smallest to its largest value, over the greyed picture."""
+    """A map stretched from its smallest to its largest value, over the greyed image."""
     low, high = float(values.min()), float(values.max())
     stretched = (values - low) / max(high - low, 1e-12)
     large = np.clip(_resized(stretched, (picture.shape[0], picture.shape[1])), 0, 1)

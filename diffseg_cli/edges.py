@@ -1,4 +1,4 @@
-"""Edge maps of pictures of any size (`diffseg edges`)."""
+"""Edge maps of images of any size (`diffseg edges`)."""
 
 from pathlib import Path
 
@@ -14,15 +14,15 @@ from diffseg_cli.results.render import write_picture
 
 @torch.inference_mode()
 def find_edges(image: NDArray[np.uint8], hed: HED, size: int) -> NDArray[np.float32]:
-    """Run HED on a picture shrunk to `size`, never enlarged, and bring its edges back.
+    """Run HED on an image shrunk to `size`, never enlarged, and bring its edges back.
 
     Args:
         image: uint8 (h w 3).
         hed: on any device.
-        size: longest side HED sees; its receptive field fits pictures of about 500 pixels.
+        size: longest side HED sees; its receptive field fits images of about 500 pixels.
 
     Returns:
-        float32 (h w) edge map in [0, 1] at the picture's own size.
+        float32 (h w) edge map in [0, 1] at the image's own size.
     """
     h, w = image.shape[:2]
     scale = min(1.0, size / max(h, w))
@@ -35,6 +35,6 @@ def find_edges(image: NDArray[np.uint8], hed: HED, size: int) -> NDArray[np.floa
 
 
 def write_edges(image: Path, output: Path, hed: HED, size: int) -> None:
-    """Read a picture, find its edges, write them as grey PNG, 255 the surest."""
+    """Read an image, find its edges, write them as grey PNG, 255 the surest."""
     edge_map = find_edges(read_image(image), hed, size)
     write_picture(output, np.rint(edge_map.clip(0, 1) * 255).astype(np.uint8))

@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
     USAGE = 2  # Typer's own: unknown option, missing argument or package
     BAD_INPUT = 3
     WEIGHTS = 4
-    PARTIAL = 5  # a batch finished, some of its pictures failed
+    PARTIAL = 5  # a batch finished, some of its images failed
     INTERRUPTED = 130
 
 
@@ -42,7 +42,7 @@ class UsageError(DiffsegError):
 
 
 class InputError(DiffsegError):
-    """A picture, mask or folder that cannot be used."""
+    """An image, mask or folder that cannot be used."""
 
     exit_code = ExitCode.BAD_INPUT
 
@@ -54,7 +54,7 @@ class WeightsError(DiffsegError):
 
 
 class PartialFailure(DiffsegError):
-    """A run over many pictures finished, and some of them failed."""
+    """A run over many images finished, and some of them failed."""
 
     exit_code = ExitCode.PARTIAL
 

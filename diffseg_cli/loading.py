@@ -85,7 +85,7 @@ def load_compact(
         WeightsError: a file is missing, damaged or of another network.
     """
     if image_size is not None and (image_size < 64 or image_size % 64):
-        raise UsageError(f"The picture size {image_size} is no multiple of 64.", "Give 256, 320 or 384.")
+        raise UsageError(f"The image size {image_size} is no multiple of 64.", "Give 256, 320 or 384.")
     encoder = encoder or find_weights(COMPACT_ENCODER)
     decoder = decoder or find_weights(COMPACT_DECODER)
     backbone = build_compact(replace(CompactConfig(), image_size=image_size or CompactConfig.image_size))
@@ -235,7 +235,7 @@ def load_edge_detector(backbone: Backbone) -> EdgeDetector:
 
 
 def trained_size(checkpoint: Path) -> int | None:
-    """The picture size a checkpoint was trained at; None for the backbone's own.
+    """The image size a checkpoint was trained at; None for the backbone's own.
 
     Raises:
         WeightsError: as `read_checkpoint_info`.

@@ -230,7 +230,7 @@ class Method:
         """`forward` with the noise of a seed, for an answer that is to be used.
 
         Raises:
-            DiffsegError: score map, latents or picture hold NaN or infinity.
+            DiffsegError: score map, latents or image hold NaN or infinity.
         """
         with self.stage("look"):
             noise = self.make_noise(latents, seed)

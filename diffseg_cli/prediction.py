@@ -54,7 +54,7 @@ class SegmenterOutput:
         return self.picture.float().clamp(0, 1)
 
     def check_finite(self) -> None:
-        """Raise as `check_finite` for score map, latents and picture."""
+        """Raise as `check_finite` for score map, latents and image."""
         parts = [self.scores.score_map, self.picture]
         check_finite(*parts, *([] if self.latents is None else [self.latents]))
 

@@ -1,8 +1,8 @@
-"""Borders at the picture's full resolution: a guided filter pulls a soft mask to the picture's own edges.
+"""Borders at the image's full resolution: a guided filter pulls a soft mask to the image's own edges.
 
 He, Sun and Tang, "Guided Image Filtering" (ECCV 2010): around every pixel the mask is fitted as a linear
-function of the colours there, so it bends where the picture does. A pixel depends on no other further away
-than twice the radius; tiles with that much margin give the same result as the whole picture, and memory
+function of the colours there, so it bends where the image does. A pixel depends on no other further away
+than twice the radius; tiles with that much margin give the same result as the whole image, and memory
 stays bounded however large it is.
 """
 
@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-RADIUS_SHARE = 1 / 48  # of the picture's longer side; both numbers measured (docs/notebook.md, 2026-11-23)
+RADIUS_SHARE = 1 / 48  # of the image's longer side; both numbers measured (docs/notebook.md, 2026-11-23)
 SMOOTHNESS = 1e-4  # epsilon of the paper, for colours in [0, 1]: variance below it counts as flat
-# Grey, red against blue, green against both: lengths and so the result are those of RGB, but grey pictures
+# Grey, red against blue, green against both: lengths and so the result are those of RGB, but grey images
 # do not make three equal channels, which float32 cannot tell from a singular matrix. Values stay in 0 to 255:
 # for smaller ones OpenCV takes small determinants for zero, and fits nothing.
 AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]], np.float32) / np.sqrt([[3], [2], [6]], dtype=np.float32)
@@ -28,7 +28,7 @@ def refine_borders(
     smoothness: float = SMOOTHNESS,
     tile: int = TILE,
 ) -> NDArray[np.float32]:
-    """Pull the borders of a soft mask to those of its picture.
+    """Pull the borders of a soft mask to those of its image.
 
     Beside its input and result it needs up to 200 bytes for every pixel of one tile with margins: under
     350 MB for a photograph of 24 megapixels.
@@ -48,7 +48,7 @@ def refine_borders(
     """
     h, w = probability.shape
     if image.shape != (h, w, 3):
-        raise ValueError(f"picture {image.shape} and probability {probability.shape} differ in size")
+        raise ValueError(f"image {image.shape} and probability {probability.shape} differ in size")
     radius = max(1, round(max(h, w) * radius_share))
     margin = 2 * radius
     refined = probability.astype(np.float32)

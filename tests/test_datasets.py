@@ -91,7 +91,7 @@ def test_pascal_reads_folds_labels_and_ignored_borders(voc: Path) -> None:
     cats = load_dataset("pascal-5i", voc, fold=1)
     assert names_of(cats) == {"cat": ["2007_000002"]}
     assert np.array_equal(truth_of(cats, "cat", "2007_000002").mask, expected)
-    with pytest.raises(InputError, match="no picture of fold 2"):
+    with pytest.raises(InputError, match="no image of fold 2"):
         load_dataset("pascal-5i", voc, fold=2)  # the dog is too small
 
 
@@ -123,7 +123,7 @@ def test_pascal_names_what_is_missing(voc: Path, tmp_path: Path, monkeypatch: py
 def test_a_coloured_label_map_is_refused(voc: Path) -> None:
     path = voc / "VOCdevkit" / "VOC2012" / "SegmentationClass" / "2007_000001.png"
     Image.new("RGB", (W, H)).save(path)
-    with pytest.raises(InputError, match="picture in RGB, not a label map"):
+    with pytest.raises(InputError, match="image in RGB, not a label map"):
         load_dataset("pascal-5i", voc, fold=0)
 
 
@@ -200,7 +200,7 @@ def test_coco_draws_polygons_runs_and_crowds(coco_root: Path) -> None:
     assert not holed.mask[30:40, 30:40].any() and holed.mask.sum() == 2400 and not holed.ignore.any()
     assert read_image(data.samples[data.by_class["airplane"][0]].image).shape == (H, W, 3)  # was grey
     assert data.samples[data.by_class["person"][0]].present == ("dog",)
-    with pytest.raises(InputError, match="no picture of fold 1"):
+    with pytest.raises(InputError, match="no image of fold 1"):
         load_dataset("coco-20i", coco_root, fold=1)  # a bicycle crowd and a small dog
 
 

@@ -73,7 +73,7 @@ def test_index_with_splits(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere is not a folder"):
         read_folder(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="holds no picture with a mask"):
+    with pytest.raises(InputError, match="holds no image with a mask"):
         read_folder(tmp_path)
     with pytest.raises(InputError, match=r"index\.csv was not found"):
         read_folder(tmp_path, split="train")

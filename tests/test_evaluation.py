@@ -120,7 +120,7 @@ def test_a_list_of_episodes_goes_out_and_comes_back(plan: EvaluationPlan, tmp_pa
 
 @pytest.mark.usefixtures("small")
 def test_too_few_pictures_are_named(plan: EvaluationPlan) -> None:
-    with pytest.raises(InputError, match="no class with 10 pictures"):
+    with pytest.raises(InputError, match="no class with 10 images"):
         Benchmark(dataclasses.replace(plan, shots=9))
 
 

@@ -185,7 +185,7 @@ def spoil(root: Path, how: str) -> None:
     ("how", "text"),
     [
         ("mask missing", r"3\.jpg has no mask"),
-        ("one picture", "lone holds a single picture"),
+        ("one picture", "lone holds a single image"),
         ("empty mask", r"brick/2\.png"),
         ("other size", r"brick/2\.png"),
     ],

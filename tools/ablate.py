@@ -3,9 +3,9 @@
     python -m tools.ablate --table 3 --root data/fewshot --out runs/ablation
     python -m tools.ablate --page docs/ablations.md --out runs/ablation
 
-Every row has the same seed, steps, pictures and validation episodes; nothing is chosen on validation, the
+Every row has the same seed, steps, images and validation episodes; nothing is chosen on validation, the
 weights after the last step (averaged) are measured. One JSON a row; a row that is there is not run again,
-and a stopped one goes on. The paper's tables 3, 4 and 6 are pictures in the copy we have, so their figures
+and a stopped one goes on. The paper's tables 3, 4 and 6 are images in our copy, so their figures
 cannot be set beside ours; of table 5 the crosses are lost in the lower half, and the order of its upper
 half is assumed there.
 """
@@ -196,7 +196,7 @@ def run_tables(options: argparse.Namespace) -> None:
     }
     settings |= {"backbone": backbone.fingerprint, "train_config": asdict(replace(TrainConfig(), steps=0))}
     rows = {row.name: row for table in options.table for row in TABLES[table]}
-    build(train, "training pictures"), build(held_out, "validation pictures")
+    build(train, "training images"), build(held_out, "validation images")
     for row in rows.values():
         if read_record(options.out / f"{row.name}.json", settings) is None:
             run_row(row, settings, train, held_out, options.out)
@@ -269,7 +269,7 @@ bootstrap; the differences are paired, both rows on the same episodes with the s
 steps of {batch_size} episodes at {image_size} px, seed {seed}, and {episodes} episodes a class of the
 sources {val_sources} counted at half the model's size. Nothing is chosen on these classes: the averaged
 weights after the last step are measured. The paper's figures are of PASCAL-5i with Kandinsky and say only
-which way a row moved. Those of tables 3, 4 and 6 are pictures in the copy we have and cannot be quoted; in
+which way a row moved. Those of tables 3, 4 and 6 are images in our copy and cannot be quoted; in
 the lower half of table 5 the crosses are lost, and the order of the upper half is assumed."""
 CLAIMS = "\n## What holds here\n"
 
@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--episodes", type=int, default=20, help="a class and number of shots")
-    parser.add_argument("--views", type=int, default=1, help="cached views a training picture")
+    parser.add_argument("--views", type=int, default=1, help="cached views per training image")
     parser.add_argument("--val-sources", default="voc,coco_mini")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,4 +1,4 @@
-"""Run the shipped model on every example and write the pictures and the table of examples/README.md.
+"""Run the shipped model on every example and write the images and the table of examples/README.md.
 
     python -m tools.make_example_results
 
@@ -55,7 +55,7 @@ def shown(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def row(pictures: list[np.ndarray], height: int = 260, gap: int = 8) -> Image.Image:
-    """Pictures side by side at one height, on white."""
+    """Images side by side at one height, on white."""
     scaled = [
         Image.fromarray(p).resize((round(p.shape[1] * height / p.shape[0]), height), Image.Resampling.LANCZOS)
         for p in pictures

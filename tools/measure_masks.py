@@ -79,7 +79,7 @@ def main() -> None:
         image, truth = read_pair(sample.image, sample.mask)
         for name, mask in made(segmenter, image, truth).items():
             ious[name].append(float((mask & truth).sum() / (mask | truth).sum()))
-    print(f"{len(samples)} pictures of {len(dataset.classes)} classes, {time.perf_counter() - start:.0f} s")
+    print(f"{len(samples)} images of {len(dataset.classes)} classes, {time.perf_counter() - start:.0f} s")
     for name, values in ious.items():
         print(f"{name:<40} mean IoU {np.mean(values):.3f}, median {np.median(values):.3f}")
 

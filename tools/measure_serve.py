@@ -1,8 +1,8 @@
-"""What a request costs: does a batch change results, how long one takes, how much memory large pictures need.
+"""What a request costs: does a batch change results, how long one takes, how much memory large images need.
 
     python -m tools.measure_serve [--megapixels 50] [--at-once 4] [--requests 20]
 
-Starts `diffseg serve` on the example pictures (Linux: memory is read from /proc). Prints a table; writes
+Starts `diffseg serve` on the example images (Linux: memory is read from /proc). Prints a table; writes
 nothing.
 """
 
@@ -33,7 +33,7 @@ FILES = {
 
 
 def compare_batches() -> None:
-    """Four pictures alone and together."""
+    """Four images alone and together."""
     segmenter = load_segmenter("compact", device="cpu")
     support = segmenter.encode_support([(BIRD / "support.jpg", BIRD / "support_mask.png")])
     together = segmenter.segment_encoded(segmenter.encode_queries(QUERIES), support)

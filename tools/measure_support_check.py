@@ -2,10 +2,10 @@
 
     python -m tools.measure_support_check --root data/fewshot [--draws 2] [--first-draw 6] [--queries 8]
 
-For every class, sets of five supports are drawn: good ones, and the same with one replaced by a picture of
-another class with its mask. Each set is checked, and other pictures of the class are searched with all five,
+For every class, sets of five supports are drawn: good ones, and the same with one replaced by an image of
+another class with its mask. Each set is checked, and other images of the class are searched with all five,
 without the support that is said to hurt, without the one of least gain, and without one drawn at random.
-The thresholds of the check were chosen on draws 0 to 5. Prints mean IoU over pictures, then sets.
+The thresholds of the check were chosen on draws 0 to 5. Prints mean IoU over images, then sets.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--draws", type=int, default=2, help="sets of supports of each class")
     parser.add_argument("--first-draw", type=int, default=6)
-    parser.add_argument("--queries", type=int, default=8, help="other pictures searched with each set")
+    parser.add_argument("--queries", type=int, default=8, help="other images searched with each set")
     parser.add_argument("--checkpoint", type=Path)
     options = parser.parse_args()
     segmenter = load_segmenter("compact", options.checkpoint, "cpu")

@@ -25,7 +25,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--root", type=Path, required=True, help="folder of classes with index.csv")
-    parser.add_argument("--out", type=Path, required=True, help="the picture")
+    parser.add_argument("--out", type=Path, required=True, help="the image")
     parser.add_argument("--checkpoint", type=Path, help="default the shipped one")
     parser.add_argument("--split", default="val")
     parser.add_argument("--sources", default="voc,coco_mini")

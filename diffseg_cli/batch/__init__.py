@@ -1,1 +1,1 @@
-"""Many pictures: a plan, a run that can be stopped and goes on, a manifest of what was done."""
+"""Many images: a plan, a run that can be stopped and goes on, a manifest of what was done."""

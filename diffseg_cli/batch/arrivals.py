@@ -1,7 +1,7 @@
-"""Pictures that arrive in a folder: which of them are whole.
+"""Images that arrive in a folder: which of them are whole.
 
 The system tells of changes where it can (watchdog); as events get lost, on network folders above all, the
-folder is also listed now and then. A picture is taken for whole when its size and time have not changed for a
+folder is also listed now and then. An image is taken for whole when its size and time have not changed for a
 while. One that cannot be read then may still be on its way: it gets another chance when it changes, or, if
 nothing happens any more, a last one later.
 """
@@ -20,12 +20,12 @@ from diffseg_cli.errors import InputError, MissingDependency
 
 State = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
 LONGEST_SLEEP = 1.0  # seconds
-PATIENCE = 5  # times the settling time: when a picture that cannot be read is given up
+PATIENCE = 5  # times the settling time: when an image that cannot be read is given up
 
 
 @dataclass
 class Pending:
-    """A picture that is waited for.
+    """An image that is waited for.
 
     Attributes:
         state: in which it was seen last.
@@ -45,7 +45,7 @@ class Arrivals:
         folder: to watch.
         recursive: its folders too.
         out: results go there; where that is below `folder`, nothing in it counts.
-        settle: seconds without a change after which a picture is taken for whole.
+        settle: seconds without a change after which an image is taken for whole.
         rescan: seconds between two listings of the folder.
 
     Attributes:
@@ -88,7 +88,7 @@ class Arrivals:
         self._news.clear()
 
     def take(self) -> list[Item]:
-        """Pictures that are whole and were not handed out as they are, in the order of their keys."""
+        """Images that are whole and were not handed out as they are, in the order of their keys."""
         now = time.monotonic()
         with self._lock:
             seen, self._heard = self._heard, set()
@@ -107,7 +107,7 @@ class Arrivals:
         return sorted(items, key=lambda item: item.key)
 
     def expects(self, item: Item) -> bool:
-        """Whether a picture that could not be read is no failure: it is changing, young, or gone."""
+        """Whether an image that could not be read is no failure: it is changing, young, or gone."""
         state, taken = _state(item.path), self._taken[item.path]
         if state is None:
             return True
@@ -122,7 +122,7 @@ class Arrivals:
         return False
 
     def _look(self, path: Path, now: float) -> None:
-        """Renew what is known of a picture."""
+        """Renew what is known of an image."""
         state, pending, taken = _state(path), self._waiting.get(path), self._taken.get(path)
         if state is None or (pending is None and taken is not None and taken.state == state):
             self._waiting.pop(path, None)
@@ -143,7 +143,7 @@ class Arrivals:
                 if path.suffix.lower() in SUFFIXES:
                     self._heard.add(path)
                 elif path.is_dir() and path != self._folder:
-                    self._list_at = 0.0  # a folder may come with pictures in it
+                    self._list_at = 0.0  # a folder may come with images in it
                 else:
                     continue
                 self._news.set()

@@ -1,6 +1,6 @@
 """The contact sheet of a batch: one HTML file, with thumbnails beside it, to look through a big folder.
 
-The page holds a short list a picture and builds what is on the screen, so that ten thousand open at once.
+The page holds a short list per image and builds what is on the screen, so that ten thousand open at once.
 """
 
 import json
@@ -17,14 +17,14 @@ MOST_CARDS = 100_000  # more make a page of tens of megabytes; failures come fir
 
 @dataclass(frozen=True)
 class Card:
-    """A picture on the sheet; paths are below the output folder.
+    """An image on the sheet; paths are below the output folder.
 
     Attributes:
-        key: of the picture.
+        key: of the image.
         thumbnail: its small overlay.
         large: what a click shows.
         presence: of the surest concept, in [0, 1], or None.
-        area: share of the picture that is masked.
+        area: share of the image that is masked.
         found: names of the concepts that were found, where there are several to look for.
         error: why it failed, or None.
     """
@@ -42,15 +42,15 @@ def render_index(cards: Sequence[Card], names: Sequence[str], planned: int) -> s
     """The page as text; the same cards give the same text.
 
     Args:
-        cards: of all pictures that are done or failed.
+        cards: of all images that are done or failed.
         names: of the concepts.
-        planned: pictures of the whole plan.
+        planned: images of the whole plan.
     """
     shown = list(cards)
     if len(shown) > MOST_CARDS:
         shown = sorted(shown, key=lambda card: card.error is None)[:MOST_CARDS]
     rows = json.dumps([_row(card) for card in shown], separators=(",", ":"))
-    title = f"{' and '.join(names)} in {planned} picture{'s' if planned != 1 else ''}"
+    title = f"{' and '.join(names)} in {planned} image{'s' if planned != 1 else ''}"
     words = [f"{len(cards)} of {planned} done"] if len(cards) < planned else []
     if len(shown) < len(cards):
         words.append(f"the first {len(shown)} are shown")
@@ -106,7 +106,7 @@ dialog::backdrop { background: #000c; } dialog img { display: block; max-width: 
 dialog p { margin: 0; padding: 8px 14px; font-size: 13px; }
 </style></head><body>
 <header><h1>%TITLE%</h1><span class="faint" id="count"></span>
-<span id="kinds" role="group" aria-label="Which pictures"></span>
+<span id="kinds" role="group" aria-label="Which images"></span>
 <label>presence at least <input type="range" id="least" min="0" max="1" step="0.01" value="0">
 <output>0.00</output></label>
 <input type="search" id="name" placeholder="name" aria-label="Part of the name">

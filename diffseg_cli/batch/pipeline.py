@@ -21,12 +21,12 @@ from diffseg_cli.reading.image_io import check_image
 from diffseg_cli.reading.input_files import InputFile
 
 MOST_PIXELS = 48_000_000  # in the pipeline at once; about 30 bytes each with all formats
-WAITING = 4  # pictures a thread may be ahead of the next stage
+WAITING = 4  # images a thread may be ahead of the next stage
 END = None  # follows the last entry of a queue, once for every thread that reads it
 
 
 class Gate:
-    """Lets pictures in as long as their pixels together stay below a bound; one alone may be larger."""
+    """Lets images in as long as their pixels together stay below a bound; one alone may be larger."""
 
     def __init__(self, most: int) -> None:
         self._most, self._inside = most, 0
@@ -45,7 +45,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Segmented:
-    """A segmented picture on its way to a writer."""
+    """A segmented image on its way to a writer."""
 
     picture: Picture
     answer: Answer
@@ -57,7 +57,7 @@ class Pipeline:
     Args:
         runner: does the work.
         workers: threads that read, and threads that write.
-        batch_size: pictures the model looks at together; halved when memory runs out.
+        batch_size: images the model looks at together; halved when memory runs out.
         stop_on_error: let the first failure end the run.
     """
 
@@ -82,7 +82,7 @@ class Pipeline:
         return self._stopping.is_set()
 
     def run(self, items: Sequence[Item]) -> Iterator[Outcome]:
-        """Work on pictures; outcomes come in the order they are ready in.
+        """Work on images; outcomes come in the order they are ready in.
 
         Raises:
             PlaceLost: nothing can be written any more; everything that came before is whole.

@@ -30,9 +30,9 @@ from diffseg_cli.files import PlaceLost
 from diffseg_cli.places import is_elsewhere, place
 from diffseg_cli.supports.concept import Concept
 
-GROUP = 32  # pictures a worker takes at a time, at most
-GROUPS = 4  # a worker gets so many at least, where there are few pictures
-ROUND = 200_000  # pictures that Ray Data holds the tasks of at once
+GROUP = 32  # images a worker takes at a time, at most
+GROUPS = 4  # a worker gets so many at least, where there are few images
+ROUND = 200_000  # images that Ray Data holds the tasks of at once
 RETRIES = 3  # of a group whose worker died; then the run ends
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_LOG_LEVEL": "ERROR", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 THREADS = 4  # of a worker that read, and that write: they wait for a network most of the time
@@ -157,7 +157,7 @@ class RayEngine:
         self._stopping = True
 
     def run(self, items: Sequence[Item]) -> Iterator[Outcome]:
-        """Work on pictures; outcomes come in the order they are ready in.
+        """Work on images; outcomes come in the order they are ready in.
 
         Raises:
             PlaceLost: a worker can write nothing any more, or is not like the others.
@@ -203,7 +203,7 @@ class RayEngine:
             yield Outcome(known[row.key], row, told["skipped"], tuple(told["notes"]))
 
     def _task(self, item: Item) -> str:
-        """A picture and what is known of it, as JSON: it holds any file name."""
+        """An image and what is known of it, as JSON: it holds any file name."""
         rows = self._rows(item.key) if self._rows else []
         return json.dumps([str(item.path), item.key, [asdict(row) for row in rows]])
 
@@ -240,7 +240,7 @@ def _enter(folder: str) -> None:
 
 
 class RayWorker:
-    """Works on groups of pictures in a process of its own; Ray Data makes and calls it.
+    """Works on groups of images in a process of its own; Ray Data makes and calls it.
 
     Args:
         shared: reference of `WorkerSetup`.

@@ -1,7 +1,7 @@
-"""How many pictures the model looks at together: as many as pay, and never so many that a bit changes.
+"""How many images the model looks at together: as many as pay, and never so many that a bit changes.
 
-Kernels for one picture and for several may add in another order, which moves last bits. So a size is used
-only if pictures come out of it, in every place, with the bytes they have alone. On a CPU two fail that test
+Kernels for one image and for several may add in another order, which moves last bits. So a size is used
+only if images come out of it, in every place, with the bytes they have alone. On a CPU two fail that test
 already (docs/notebook.md), and would not be faster.
 """
 
@@ -16,8 +16,8 @@ from diffseg_cli.batch.runner import Content, Picture, Runner, exact_threads
 from diffseg_cli.finding import Answer
 
 LARGEST = 64
-WORTH_MEASURING = 24  # pictures; fewer are done before a measurement pays
-GAIN = 1.05  # a larger batch must be so much faster a picture
+WORTH_MEASURING = 24  # images; fewer are done before a measurement pays
+GAIN = 1.05  # a larger batch must be so much faster per image
 
 
 def choose_batch_size(runner: Runner, wanted: int | None, todo: int) -> int:
@@ -26,7 +26,7 @@ def choose_batch_size(runner: Runner, wanted: int | None, todo: int) -> int:
     Args:
         runner: the model.
         wanted: what the user asks for, or None to measure.
-        todo: pictures to come.
+        todo: images to come.
 
     Returns:
         `wanted`, or 1 where that would change bytes or does not fit; without a wish the fastest size.
@@ -62,7 +62,7 @@ def _is_exact(runner: Runner, size: int, alone: bytes) -> bool:
 
 
 def _pace(runner: Runner, size: int) -> float:
-    """Seconds a picture."""
+    """Seconds per image."""
     pictures = [_probe(index) for index in range(size)]
     start = time.perf_counter()
     runner.find(pictures)
@@ -78,7 +78,7 @@ def _bytes(answer: Answer) -> bytes:
 
 
 def _probe(seed: int) -> Picture:
-    """A picture of coarse noise."""
+    """An image of coarse noise."""
     coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     image = coarse.repeat(24, axis=0).repeat(24, axis=1)
     return Picture(Content(Item(Path("probe"), "probe"), b"", {}, {}), image)

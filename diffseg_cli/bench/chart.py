@@ -1,4 +1,4 @@
-"""Where the time goes, as a picture: one bar a half of the work, one colour a stage."""
+"""Where the time goes, as a chart: one bar per half of the work, one colour per stage."""
 
 from typing import Any
 

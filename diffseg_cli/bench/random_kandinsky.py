@@ -73,7 +73,7 @@ class KandinskyConfigs:
 
 
 FULL_SIZE = KandinskyConfigs(UNET, MOVQ, CLIP)
-# The same classes, small enough for a test on a CPU: pictures of 128 px.
+# The same classes, small enough for a test on a CPU: images of 128 px.
 TINY = KandinskyConfigs(
     UNET
     | {

@@ -1,4 +1,4 @@
-"""What is measured: a segmenter, loaded or with random weights, and pictures to give it."""
+"""What is measured: a segmenter, loaded or with random weights, and images to give it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from diffseg_cli.models.kandinsky import KandinskyBackbone
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.trained import Trained
 
-PICTURE_HW = (480, 640)  # most pictures of COCO
+PICTURE_HW = (480, 640)  # most images of COCO
 SIZE_STEP = 64  # what the size of the model frame must divide by
 
 
@@ -119,10 +119,10 @@ def _random_backbone(
 
 
 def draw_pictures(folder: Path, *, shots: int, batch_size: int) -> tuple[list[tuple[Path, Path]], list[Path]]:
-    """Write pictures that take as long to read, refine and write as photographs: soft shapes and noise.
+    """Write images that take as long to read, refine and write as photographs: soft shapes and noise.
 
     Returns:
-        Support pictures with their masks, and queries; JPEG and PNG files of `PICTURE_HW`.
+        Support images with their masks, and queries; JPEG and PNG files of `PICTURE_HW`.
     """
     pairs, queries = [], []
     for index in range(shots + batch_size):
@@ -138,7 +138,7 @@ def draw_pictures(folder: Path, *, shots: int, batch_size: int) -> tuple[list[tu
 
 
 def _draw_picture(seed: int) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], ...]:
-    """A picture uint8 (h w 3) with an ellipse of another colour and grain, and its mask uint8 (h w)."""
+    """An image uint8 (h w 3) with an ellipse of another colour and grain, and its mask uint8 (h w)."""
     generator = np.random.default_rng(seed)
     h, w = PICTURE_HW
     coarse = generator.integers(60, 196, (6, 8, 3), dtype=np.uint8)

@@ -41,7 +41,7 @@ PROTOCOLS = {
         ("test", "val", "train"),
         "COCO 40/20/20 of the DiffSeg paper: 40 classes train, 20 validate, 20 test; not COCO-20i",
     ),
-    "fss-1000": Protocol(0, 10, ("test", "val", "train"), "FSS-1000: 240 test classes of 10 pictures"),
+    "fss-1000": Protocol(0, 10, ("test", "val", "train"), "FSS-1000: 240 test classes of 10 images"),
 }
 
 
@@ -81,7 +81,7 @@ def load_dataset(
         paper = name == "coco-40-20-20"
         dataset = coco.read_coco(root, fold=fold, split=split, forty_twenty_twenty=paper)
     if not dataset.samples:
-        raise InputError(f"{root} holds no picture of fold {fold} that can be used.", "Unpack all of it.")
+        raise InputError(f"{root} holds no image of fold {fold} that can be used.", "Unpack all of it.")
     return replace(dataset, name=name)
 
 

@@ -9,7 +9,7 @@ train, 20 test.
 et al., CVPR 2019), without naming the classes. Here fold i tests on fold i of COCO-20i, validates on fold i
 + 1 and trains on the other two. Figures of the two protocols are never put side by side.
 
-Test and validation pictures are `val2014`, training pictures `train2014`. A picture counts for a class when
+Test and validation images are `val2014`, training images `train2014`. An image counts for a class when
 its annotations of that class, crowds left out, cover at least 2 * 32 * 32 pixels. Crowds of the class are
 ignored.
 """
@@ -87,7 +87,7 @@ def split_classes(fold: int, split: str, *, forty_twenty_twenty: bool = False) -
 def read_coco(
     root: Path, *, fold: int, split: str = "test", forty_twenty_twenty: bool = False
 ) -> FewShotDataset:
-    """Pictures of a part of a fold; no mask is decoded.
+    """Images of a part of a fold; no mask is decoded.
 
     Args:
         root: folder with `annotations/instances_val2014.json` and `val2014/` (or `images/val2014/`).
@@ -96,14 +96,14 @@ def read_coco(
         forty_twenty_twenty: the paper's protocol instead of COCO-20i.
 
     Raises:
-        InputError: the annotations, the pictures' folder or a picture is missing.
+        InputError: the annotations, the images' folder or an image is missing.
     """
     part = "train2014" if split == "train" else "val2014"
     path = root / "annotations" / f"instances_{part}.json"
     index = _read_annotations(path)
     folder = next((c for c in (root / part, root / "images" / part) if c.is_dir()), None)
     if folder is None:
-        raise InputError(f"{root / part} was not found: it holds the pictures.", "Unpack COCO 2014 there.")
+        raise InputError(f"{root / part} was not found: it holds the images.", "Unpack COCO 2014 there.")
     wanted = split_classes(fold, split, forty_twenty_twenty=forty_twenty_twenty)
     missing = [name for name in wanted if name not in index.categories]
     if missing:
@@ -123,7 +123,7 @@ def read_coco(
 
 
 def read_coco_truth(sample: Sample) -> Truth:
-    """Annotations of one class in one picture, drawn; crowds are ignored where no object covers them.
+    """Annotations of one class in one image, drawn; crowds are ignored where no object covers them.
 
     Raises:
         InputError: an annotation cannot be drawn.
@@ -140,7 +140,7 @@ def read_coco_truth(sample: Sample) -> Truth:
 
 
 class _Annotations:
-    """An instances file by picture and category."""
+    """An instances file by image and category."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.categories: dict[str, int] = {entry["name"]: entry["id"] for entry in content["categories"]}
@@ -186,7 +186,7 @@ def _draw(annotation: dict[str, Any], size_hw: tuple[int, int], path: Path) -> N
         ) from error
     if drawn.shape != size_hw:
         raise InputError(
-            f"{path} has annotation {annotation.get('id')} of another size than its picture.",
+            f"{path} has annotation {annotation.get('id')} of another size than its image.",
             "Take the published COCO annotations.",
         )
     return drawn.astype(bool)

@@ -1,4 +1,4 @@
-"""Episodes: which pictures are support and query, as a pure function of (data set, shots, seed, index).
+"""Episodes: which images are support and query, as a pure function of (data set, shots, seed, index).
 
 A data set here is only paths and classes; nothing is decoded until an episode is run.
 """
@@ -18,13 +18,13 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Sample:
-    """One labelled picture.
+    """One labelled image.
 
     Attributes:
         image: the photograph.
         mask: its mask, the object white; with `label`, a file that holds several classes.
         class_name: "class" or "source/class".
-        present: names of other classes known to be in the same picture, without their source.
+        present: names of other classes known to be in the same image, without their source.
         label: value of the class in `mask`: in a label map the pixels' value, in COCO the category id.
     """
 
@@ -46,7 +46,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class FewShotDataset:
-    """Labelled pictures grouped by class.
+    """Labelled images grouped by class.
 
     Attributes:
         samples: all of them, in a fixed order.
@@ -116,7 +116,7 @@ def read_folder(
         ]
     if not samples:
         raise InputError(
-            f"{root} holds no picture with a mask.",
+            f"{root} holds no image with a mask.",
             "Expected <class>/<name>.jpg with <class>/<name>.png beside it.",
         )
     return group_by_class(samples, root)
@@ -136,12 +136,12 @@ def _read_index(root: Path, index: Path, split: str | None, sources: Sequence[st
 
 
 def draw_episode(dataset: FewShotDataset, index: int, *, shots: int, seed: int) -> Episode:
-    """The `index`-th episode: classes take turns, pictures are drawn without replacement.
+    """The `index`-th episode: classes take turns, images are drawn without replacement.
 
     The same arguments give the same episode on every machine and in any order of asking.
 
     Args:
-        dataset: every class of it must have more than `shots` pictures (`with_enough`).
+        dataset: every class of it must have more than `shots` images (`with_enough`).
         index: 0, 1, 2, ...
         shots: supports per episode.
         seed: of the whole list.

@@ -1,4 +1,4 @@
-"""FSS-1000: 1000 classes with ten pictures each, 520 to train, 240 to validate, 240 to test.
+"""FSS-1000: 1000 classes with ten images each, 520 to train, 240 to validate, 240 to test.
 
 Wei, Li, Chen, Tai and Tang, "FSS-1000: A 1000-Class Dataset for Few-Shot Segmentation" (CVPR 2020). The
 test classes are the authors' (`fss_test_set.txt` of their repository). They left the other two parts open;
@@ -74,14 +74,14 @@ LAYOUT = "Unpack FSS-1000 so that bus/1.jpg and bus/1.png lie in the folder give
 
 
 def read_fss(root: Path, *, split: str = "test") -> FewShotDataset:
-    """Classes of one split, ten pictures each.
+    """Classes of one split, ten images each.
 
     Args:
         root: the folder of the class folders, or the one above it (`fewshot_data` in the published archive).
         split: "train", "val" or "test".
 
     Raises:
-        InputError: a class folder or the mask of a picture is missing.
+        InputError: a class folder or the mask of an image is missing.
     """
     base = next((c for c in (root, root / "fewshot_data", root / "FSS-1000") if (c / TEST[0]).is_dir()), None)
     if base is None:
@@ -91,7 +91,7 @@ def read_fss(root: Path, *, split: str = "test") -> FewShotDataset:
     for name in names:
         images = sorted((base / name).glob("*.jpg"))
         if not images:
-            raise InputError(f"{base / name} was not found, or holds no picture.", LAYOUT)
+            raise InputError(f"{base / name} was not found, or holds no image.", LAYOUT)
         for image in images:
             mask = image.with_suffix(".png")
             if not mask.is_file():

@@ -1,9 +1,9 @@
 """PASCAL-5i: the 20 classes of PASCAL VOC 2012 in four folds of five, fold i being classes 5i to 5i + 4.
 
-Shaban, Bansal, Liu, Essa and Boots, "One-Shot Learning for Semantic Segmentation" (BMVC 2017). Pictures of a
-fold's test are VOC's own `val` list (1449 pictures); training takes the other classes in `trainaug`, VOC with
-the masks of SBD (Hariharan et al., ICCV 2011), and does without a picture that holds a test class.
-A picture counts for a class when at least 2 * 32 * 32 of its pixels show it, as in the lists of PFENet (Tian
+Shaban, Bansal, Liu, Essa and Boots, "One-Shot Learning for Semantic Segmentation" (BMVC 2017). Images of a
+fold's test are VOC's own `val` list (1449 images); training takes the other classes in `trainaug`, VOC with
+the masks of SBD (Hariharan et al., ICCV 2011), and does without an image that holds a test class.
+An image counts for a class when at least 2 * 32 * 32 of its pixels show it, as in the lists of PFENet (Tian
 et al., TPAMI 2020). Value 255 marks borders that nobody decided; they are ignored.
 """
 
@@ -36,7 +36,7 @@ def fold_classes(fold: int) -> tuple[str, ...]:
 
 
 def read_pascal(root: Path, *, fold: int, split: str = "test") -> FewShotDataset:
-    """Pictures of one fold; their label maps are all read once, a few seconds for the test list.
+    """Images of one fold; their label maps are all read once, a few seconds for the test list.
 
     Args:
         root: VOC2012, VOCdevkit, or the folder that holds VOCdevkit.
@@ -44,7 +44,7 @@ def read_pascal(root: Path, *, fold: int, split: str = "test") -> FewShotDataset
         split: "test" for the fold's own classes, "train" for the other fifteen.
 
     Raises:
-        InputError: a folder, list, picture or label map is missing.
+        InputError: a folder, list, image or label map is missing.
     """
     voc = _find_voc(root)
     wanted = {CLASSES.index(name) + 1 for name in fold_classes(fold)}

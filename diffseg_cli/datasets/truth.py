@@ -1,4 +1,4 @@
-"""What is true of a picture: which pixels are the object, and which do not count."""
+"""What is true of an image: which pixels are the object, and which do not count."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ IGNORE = 255  # in label maps: nobody decided what this pixel is
 
 @dataclass(frozen=True)
 class Truth:
-    """One picture's truth, in the orientation in which the picture is read.
+    """One image's truth, in the orientation in which the image is read.
 
     Attributes:
         mask: bool (h w), the object.
@@ -29,7 +29,7 @@ class Truth:
 
 
 def read_pair_truth(sample: Sample) -> Truth:
-    """A mask of its own file, in any form `read_mask` understands; 255 of a palette picture is ignored.
+    """A mask of its own file, in any form `read_mask` understands; 255 of a palette image is ignored.
 
     Raises:
         InputError: the mask is unreadable, ambiguous, empty or full.
@@ -47,13 +47,13 @@ def read_label_map(path: Path) -> NDArray[np.uint8]:
     """Class numbers of a palette or grey PNG, uint8 (h w), as stored.
 
     Raises:
-        InputError: no picture, or one in colours.
+        InputError: no image, or one in colours.
     """
     try:
         with Image.open(path) as picture:
             if picture.mode not in ("P", "L"):
                 raise InputError(
-                    f"{path} is a picture in {picture.mode}, not a label map of class numbers.",
+                    f"{path} is an image in {picture.mode}, not a label map of class numbers.",
                     "Take the palette PNG as published, not a converted or coloured copy.",
                 )
             return np.array(picture)
@@ -62,11 +62,11 @@ def read_label_map(path: Path) -> NDArray[np.uint8]:
 
 
 def turn_upright(mask: NDArray[np.bool_], image: Path) -> NDArray[np.bool_]:
-    """A mask made on the pixels as stored, turned as EXIF of its picture asks; pictures are read that way.
+    """A mask made on the pixels as stored, turned as EXIF of its image asks; images are read that way.
 
     Args:
         mask: bool (h w).
-        image: the picture file.
+        picture: the image file.
     """
     with Image.open(image) as picture:
         turn = TURNS.get(orientation_of(picture))

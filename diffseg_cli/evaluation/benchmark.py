@@ -176,7 +176,7 @@ class Benchmark:
         return self._evaluation_of(task.fold).measure(task.index, task.episode, run=task.run, fold=task.fold)
 
     def illustrate(self, result: EpisodeResult) -> Illustration:
-        """Run one episode again for its pictures."""
+        """Run one episode again for its images."""
         [task] = [task for task in self.tasks if task.place == result.place]
         return self._evaluation_of(task.fold).illustrate(task.episode, run=task.run)
 

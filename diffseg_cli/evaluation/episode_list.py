@@ -1,6 +1,6 @@
 """Lists of episodes as files, so that another system can be run on the very same ones.
 
-JSON lines. The first line says what the list is of, each further line is one episode: pictures and masks by
+JSON lines. The first line says what the list is of, each further line is one episode: images and masks by
 their path below the data set's folder, and where a mask file holds several classes its "label": in a label
 map the pixels' value, in COCO the category id.
 """
@@ -45,22 +45,22 @@ def draw_tasks(
     """All episodes of an evaluation, by fold and then run; run r is the list of seed + r.
 
     Args:
-        datasets: by fold, or {None: the data set}; only classes with enough pictures take part.
+        datasets: by fold, or {None: the data set}; only classes with enough images take part.
         shots: supports an episode.
         seed: of the first run.
         runs: repetitions.
         episodes_per_class: in each run.
 
     Raises:
-        InputError: no class has enough pictures.
+        InputError: no class has enough images.
     """
     tasks = []
     for fold, dataset in datasets.items():
         usable = dataset.with_enough(shots)
         if not usable.classes:
             raise InputError(
-                f"{dataset.root} has no class with {shots + 1} pictures, and {shots}-shot needs as many.",
-                "Use fewer --shots, or add pictures.",
+                f"{dataset.root} has no class with {shots + 1} images, and {shots}-shot needs as many.",
+                "Use fewer --shots, or add images.",
             )
         for run in range(runs):
             for index in range(episodes_per_class * len(usable.classes)):
@@ -108,10 +108,10 @@ def read_list(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def find_tasks(
     path: Path, rows: Sequence[dict[str, Any]], datasets: Mapping[int | None, FewShotDataset]
 ) -> list[Task]:
-    """The episodes of a list in data sets that hold its pictures.
+    """The episodes of a list in data sets that hold its images.
 
     Raises:
-        InputError: a picture is not in the data set, or a row is damaged.
+        InputError: an image is not in the data set, or a row is damaged.
     """
     places = {
         fold: {(s.class_name, dataset.relative(s.image)): i for i, s in enumerate(dataset.samples)}

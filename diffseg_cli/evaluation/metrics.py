@@ -12,18 +12,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-BOUNDARY_SHARE = 0.02  # of the picture's diagonal, as in the boundary IoU paper
+BOUNDARY_SHARE = 0.02  # of the image's diagonal, as in the boundary IoU paper
 COUNTS = 6  # numbers `count_pixels` gives
 RESAMPLES = 1000  # of a bootstrap
 
 
 def boundary_width(size_hw: tuple[int, int]) -> int:
-    """How far from its border a mask's boundary reaches in a picture of this size, in pixels, at least 1."""
+    """How far from its border a mask's boundary reaches in an image of this size, in pixels, at least 1."""
     return max(1, round(BOUNDARY_SHARE * float(np.hypot(*size_hw))))
 
 
 def mask_boundary(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Pixels of a mask within `width` of its border in chessboard distance; the picture's edge is a border.
+    """Pixels of a mask within `width` of its border in chessboard distance; the image's edge is a border.
 
     Args:
         mask: bool (h w).
@@ -135,7 +135,7 @@ def bootstrap_intervals(
 ) -> Intervals:
     """Confidence intervals from episodes drawn again within each class.
 
-    They say how far a figure could move with other episodes of the same pictures and classes, and nothing
+    They say how far a figure could move with other episodes of the same images and classes, and nothing
     about other classes.
 
     Args:

@@ -2,7 +2,7 @@
 
 Weights come from a local folder or from what is already in the Hugging Face cache; nothing is downloaded.
 
-Letters: k supports, S picture size, n patches a side, c feature channels.
+Letters: k supports, S image size, n patches a side, c feature channels.
 """
 
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class MatcherLite:
         dino: a `Dinov2Model`.
         sam: a `SamModel`.
         device: where to run them.
-        patches: a side, that pictures are resized to.
+        patches: a side, that images are resized to.
     """
 
     def __init__(self, dino: Any, sam: Any, device: torch.device, *, patches: int = DINO_PATCHES) -> None:
@@ -133,7 +133,7 @@ class MatcherLite:
         return score.reshape(n, n).float().cpu(), points
 
     def _features(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Unit features of all patches of all pictures, (k*n*n c)."""
+        """Unit features of all patches of all images, (k*n*n c)."""
         frames = stack_frames(images, self.patches * int(self.dino.config.patch_size))
         tokens = self.dino(pixel_values=_standardise(frames).to(self.device)).last_hidden_state
         return F.normalize(tokens[:, 1:].flatten(0, 1).float(), dim=-1)  # the first token is of the whole

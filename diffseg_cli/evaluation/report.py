@@ -1,4 +1,4 @@
-"""An evaluation as a page to read: figures, published figures beside them, classes, and episodes in pictures.
+"""An evaluation as a page to read: figures, published figures beside them, classes, and episodes in images.
 
 One HTML file without anything outside it, and the plot of the classes as SVG of its own.
 """
@@ -225,7 +225,7 @@ def _episodes(name: str, shown: Sequence[tuple[EpisodeResult, Illustration]]) ->
 
 
 def _embed(pixels: NDArray[np.uint8]) -> str:
-    """A picture small enough for a page, as a data address."""
+    """An image small enough for a page, as a data address."""
     scale = min(1.0, PICTURE_SIDE / max(pixels.shape[:2]))
     size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
     stream = io.BytesIO()

@@ -20,7 +20,7 @@ class EpisodeResult:
         index: of the episode in its run and fold.
         class_name: what was looked for.
         counts: method -> what `metrics.count_pixels` gave.
-        seconds: method -> wall time of the episode, its pictures' encoding included.
+        seconds: method -> wall time of the episode, its images' encoding included.
         device_mib: method -> most memory held on a CUDA device; empty elsewhere.
     """
 

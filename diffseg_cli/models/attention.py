@@ -97,7 +97,7 @@ class ScoreMaps:
     """The guidance a look gives (eq. 11), at the size of the latents.
 
     Attributes:
-        score_map: (b 1 H W) `M_a`, min-max normalised per picture, in [0, 1].
+        score_map: (b 1 H W) `M_a`, min-max normalised per image, in [0, 1].
         cross_map: (b 1 H W) `M_cross` before smoothing: mean prompt share, in [0, 1], not normalised.
         raw_map: (b 1 H W) `M_self vec(M_cross)` before normalisation; its level tells if anything matched.
     """
@@ -130,7 +130,7 @@ def _gather(values: Tensor, grid_hw: GridHW) -> Tensor:
 
 
 def normalise(maps: Tensor) -> Tensor:
-    """Min-max per picture over the last two axes; a flat map becomes all zeros."""
+    """Min-max per image over the last two axes; a flat map becomes all zeros."""
     low = maps.amin(dim=(-2, -1), keepdim=True)
     high = maps.amax(dim=(-2, -1), keepdim=True)
     return (maps - low) / (high - low).clamp_min(1e-12)

@@ -32,9 +32,9 @@ class Backbone(Protocol):
         latent_groups: widths of the groups the latent channels fall into, one a depth; they sum to c.
         scale_widths: widths of the hidden states SCM reads and writes, finest scale first.
         support_margin: a support is encoded as the box of its object with this share of the box's longer side
-            around it (`frames.crop_to_object`); None: as the whole picture.
+            around it (`frames.crop_to_object`); None: as the whole image.
         masks_support: True when `encode` is to be given supports with their background blacked out (eq. 3);
-            False when it sees the whole support picture and the mask enters through prompt and PAM alone.
+            False when it sees the whole support image and the mask enters through prompt and PAM alone.
         adds_noise: whether `look` adds noise to the latents.
         resizable: whether it can be loaded for another S than the one it works best at.
         shares_cpu: whether a CPU is used best by several looks at once, one core each; else one look takes
@@ -90,7 +90,7 @@ class Backbone(Protocol):
     def embed(self, images: Tensor, masks: Tensor, latents: Tensor | None = None) -> Tensor:
         """images (k 3 S S) in [0, 1], masks (k 1 S S) in {0, 1} -> image_embeds (k t d).
 
-        `latents` (k c H W) of the same pictures spare a backbone that prompts with them a second encoding.
+        `latents` (k c H W) of the same images spare a backbone that prompts with them a second encoding.
         """
         ...
 
@@ -117,9 +117,9 @@ class Backbone(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """latents (b c H W) -> pictures (b 3 S S), about [0, 1], not clipped."""
+        """latents (b c H W) -> images (b 3 S S), about [0, 1], not clipped."""
         ...
 
     def decode_mask(self, latents: Tensor) -> Tensor:
-        """latents (b c H W) of a mask picture -> channel mean of `decode`, (b 1 S S); differentiable."""
+        """latents (b c H W) of a mask image -> channel mean of `decode`, (b 1 S S); differentiable."""
         ...

@@ -9,9 +9,9 @@ same kinds of latents, prompts and attention maps, so that SCM, PAM and every ve
   prompt), by k-means.
 - `look`: one joint-attention layer a scale (strides 16 and 32) over all depths; a third at stride 8 lowered
   the score map's IoU (docs/notebook.md).
-- `decode`: a small trained convolutional decoder back to pictures, masks included.
+- `decode`: a small trained convolutional decoder back to images, masks included.
 
-Letters: b batch, k supports, S picture size, c latent channels, H W = S/8, h w grid of a scale, n = h*w,
+Letters: b batch, k supports, S image size, c latent channels, H W = S/8, h w grid of a scale, n = h*w,
 t prompt tokens a support (f of the object, the rest of the background), i tapped block.
 """
 
@@ -32,7 +32,7 @@ KMEANS_STEPS = 5
 
 
 class LatentDecoder(nn.Module):
-    """Latents (b c H W) -> pictures (b 3 8H 8W): three convolutions and a pixel shuffle.
+    """Latents (b c H W) -> images (b 3 8H 8W): three convolutions and a pixel shuffle.
 
     `grey` gives the mean of the three channels, (b 1 8H 8W), for a third of the last convolution's work: the
     mean is taken over its filters.
@@ -169,7 +169,7 @@ class CompactBackbone(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """images (b 3 S S) in [0, 1] -> raw features of the tapped blocks, each (b width_i h w)."""
         pixels = (images.to(self.dtype) - PIXEL_MEAN) / PIXEL_STD
-        # The features of one picture just fit a CPU's cache; a batch of eight took twice as long a picture.
+        # The features of one image just fit a CPU's cache; a batch of eight took twice as long per image.
         pieces = pixels.split(1) if pixels.device.type == "cpu" else (pixels,)
         encoded = [self.encoder(piece) for piece in pieces]
         return encoded[0] if len(encoded) == 1 else [torch.cat(rows) for rows in zip(*encoded, strict=True)]
@@ -207,7 +207,7 @@ class CompactBackbone(nn.Module):
         Args:
             images: (k 3 S S) in [0, 1]; not read when `latents` is given.
             masks: (k 1 S S), or already at the size of the latents.
-            latents: (k c H W) of the same pictures, to spare a second encoding.
+            latents: (k c H W) of the same images, to spare a second encoding.
 
         Returns:
             (k t c).
@@ -277,11 +277,11 @@ class CompactBackbone(nn.Module):
         return kept[:, None], image_tokens  # one head: (b 1 n k*f+n)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """latents (b c H W) -> pictures (b 3 S S)."""
+        """latents (b c H W) -> images (b 3 S S)."""
         pictures: Tensor = self.decoder(latents)
         return pictures
 
     def decode_mask(self, latents: Tensor) -> Tensor:
-        """latents (b c H W) -> mask pictures (b 1 S S)."""
+        """latents (b c H W) -> mask images (b 1 S S)."""
         pictures: Tensor = self.decoder(latents, grey=True)
         return pictures

@@ -4,7 +4,7 @@ Lite is EfficientNet without squeeze-and-excitation and with ReLU6 (Tan and Le 2
 `efficientnet/lite`). Batch normalisation is folded into the convolutions when the weights are converted,
 so a block is three convolutions. Padding follows TensorFlow's SAME, which the weights were trained with.
 
-Letters: b batch, S picture size (a multiple of 32).
+Letters: b batch, S image size (a multiple of 32).
 """
 
 import math

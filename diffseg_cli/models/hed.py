@@ -1,10 +1,10 @@
-"""HED: where the borders in a picture are (Xie and Tu, "Holistically-Nested Edge Detection", ICCV 2015).
+"""HED: where the borders in an image are (Xie and Tu, "Holistically-Nested Edge Detection", ICCV 2015).
 
 VGG16 without its classifier; after each of its five blocks a 1x1 convolution votes for edges, the five votes
-are brought to the size of the picture and merged. Parameters are named as in the widespread
+are brought to the size of the image and merged. Parameters are named as in the widespread
 `ControlNetHED.pth`, so such a file loads as it is; the one thing it lacks, `fuse`, is a plain mean there.
 
-Letters: b batch, h w size of the pictures.
+Letters: b batch, h w size of the images.
 """
 
 from itertools import pairwise
@@ -48,10 +48,10 @@ class HED(nn.Module):
         self.fuse = nn.Conv2d(5, 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Edge map of pictures of any size; takes about 0.6 kB of memory a pixel in float32.
+        """Edge map of images of any size; takes about 0.6 kB of memory a pixel in float32.
 
         Pooling keeps incomplete cells and side outputs grow by exact powers of two before they are cut, so
-        the edge map lies exactly over the picture also when 16 does not divide the size.
+        the edge map lies exactly over the image also when 16 does not divide the size.
 
         Args:
             images: (b 3 h w) RGB in [0, 1].

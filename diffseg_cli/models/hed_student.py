@@ -1,9 +1,9 @@
 """HED's student: the edge map of HED at the size SCM reads, for a sixty-fifth of the work.
 
 A small U-shaped network trained to repeat what HED answers on photographs (`tools/distil_edges.py`). It is
-made for pictures of 192 px and is no edge detector in its own right: `diffseg edges` runs HED.
+made for images of 192 px and is no edge detector in its own right: `diffseg edges` runs HED.
 
-Letters: b batch, h w size of the pictures, both even.
+Letters: b batch, h w size of the images, both even.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ PIXEL_MEAN, PIXEL_STD = 0.45, 0.25
 
 
 class HedStudent(nn.Module):
-    """Four levels down from half the picture's size, three back up; random until loaded.
+    """Four levels down from half the image's size, three back up; random until loaded.
 
     Args:
         widths: channels of the levels, finest first.

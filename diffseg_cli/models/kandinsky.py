@@ -4,7 +4,7 @@ MoVQ encodes and decodes, CLIP's image encoder turns a masked support into the p
 the noised query through the UNet gives the attention maps. No denoising chain runs, and of that one pass
 nothing after the last attention layer.
 
-Letters: b queries, k supports, S picture size, c latent channels, H W = S/8, d width of CLIP's embedding,
+Letters: b queries, k supports, S image size, c latent channels, H W = S/8, d width of CLIP's embedding,
 t tokens of the whole prompt, m width of a prompt token, s scale, h w its grid.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
     from transformers import CLIPVisionModelWithProjection
 
-SUPPORT_CROP = 0.25  # of the object's longer side, left around it in the picture CLIP sees
+SUPPORT_CROP = 0.25  # of the object's longer side, left around it in the image CLIP sees
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class KandinskyBackbone:
     Args:
         networks: from `read_networks`, all of one dtype, which it computes in.
         device: where it computes.
-        support_crop: margin around the object in the picture CLIP sees, as a share of the object's longer
-            side; None shows CLIP the whole picture, as in the paper. The background is black in either.
+        support_crop: margin around the object in the image CLIP sees, as a share of the object's longer
+            side; None shows CLIP the whole image, as in the paper. The background is black in either.
         offload: of CLIP and UNet keep only the one in use on the device, the other one in main memory. MoVQ,
-            a fiftieth of their size, stays, because it runs before and after each look, but takes pictures
+            a fiftieth of their size, stays, because it runs before and after each look, but takes images
             one by one.
     """
 
@@ -145,13 +145,13 @@ class KandinskyBackbone:
         return f"{self.fingerprint} {self.dtype}"
 
     def decode(self, latents: Tensor) -> Tensor:
-        """latents (b c H W) -> pictures (b 3 S S), about [0, 1]; differentiable in the latents."""
+        """latents (b c H W) -> images (b 3 S S), about [0, 1]; differentiable in the latents."""
         pieces = self._pieces(latents.to(self.dtype))
         pictures = torch.cat([self.movq.decode(piece, force_not_quantize=True).sample for piece in pieces])
         return (pictures + 1) / 2
 
     def decode_mask(self, latents: Tensor) -> Tensor:
-        """latents (b c H W) -> mask pictures (b 1 S S); differentiable in the latents."""
+        """latents (b c H W) -> mask images (b 1 S S); differentiable in the latents."""
         return self.decode(latents).mean(1, keepdim=True)
 
     @torch.no_grad()
@@ -213,7 +213,7 @@ class KandinskyBackbone:
         return maps
 
     def _pieces(self, batch: Tensor) -> Sequence[Tensor]:
-        """A batch as MoVQ takes it, 0.4 GB a picture in half precision: one by one where memory is short."""
+        """A batch as MoVQ takes it, 0.4 GB an image in half precision: one by one where memory is short."""
         return batch.split(1) if self.offload else (batch,)
 
     def _bring(self, part: nn.Module) -> None:
@@ -282,7 +282,7 @@ def crop_supports(images: Tensor, masks: Tensor, *, margin: float | None, size: 
         images: (k 3 S S) in [0, 1].
         masks: (k 1 S S) in [0, 1].
         margin: left around the object's box, as a share of its longer side; the crop is square and goes on in
-            black beyond the picture's edge. None keeps the whole picture.
+            black beyond the image's edge. None keeps the whole image.
         size: of the result, bicubic with antialiasing.
 
     Returns:

@@ -59,7 +59,7 @@ class Recorder:
             name: of the layer inside the UNet.
             attn: a diffusers `Attention` with added keys.
             hidden_states: (b c h w) that enter it.
-            prompt: (b t d) image tokens, or (1 t d) when all pictures share them.
+            prompt: (b t d) image tokens, or (1 t d) when all images share them.
             last: no values, because nothing reads what this layer passes on.
 
         Returns:

@@ -1,4 +1,4 @@
-"""MoVQ's decoder with two of its layers put another way: the same pictures for less work.
+"""MoVQ's decoder with two of its layers put another way: the same images for less work.
 
 - Upsampling by two and then convolving 3x3 sees every pixel four times. Each of the four outputs of a pixel
   depends on 2x2 neighbours only, with kernel rows and columns added up beforehand: 4/9 of the work.

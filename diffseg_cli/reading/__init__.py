@@ -1,1 +1,1 @@
-"""Pictures and masks in, or one sentence on what is wrong with them."""
+"""Images and masks in, or one sentence on what is wrong with them."""

@@ -1,4 +1,4 @@
-"""Plain charts as pictures: lines over an axis, several side by side."""
+"""Plain charts as images: lines over an axis, several side by side."""
 
 import math
 from collections.abc import Mapping, Sequence

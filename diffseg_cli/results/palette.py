@@ -101,7 +101,7 @@ def label_map_png(labels: NDArray[np.uint8], colors: Sequence[Color]) -> bytes:
 def overlay_concepts(
     image: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """A picture with every mask in its colour, and below it a legend where there are several.
+    """An image with every mask in its colour, and below it a legend where there are several.
 
     Args:
         image: (H W 3).

@@ -1,6 +1,6 @@
 """Results out: masks, heatmaps and overlays as PNG files.
 
-Letters: H W size of the picture, as its reader sees it.
+Letters: H W size of the image, as its reader sees it.
 """
 
 import io
@@ -15,8 +15,8 @@ from diffseg_cli.files import write_whole
 
 TINT = (255, 45, 85)  # RGB; rare in photographs
 TINT_SHARE = 0.45
-CONTOUR_SHARE = 1 / 300  # of the shorter side: as thick on a large picture as on a small one
-PICTURE_SHARE = 0.35  # of the greyed picture that shows through a heatmap
+CONTOUR_SHARE = 1 / 300  # of the shorter side: as thick on a large image as on a small one
+PICTURE_SHARE = 0.35  # of the greyed image that shows through a heatmap
 HEAT = cv2.COLORMAP_INFERNO  # even steps look even, also in print and to colour-blind eyes
 
 
@@ -46,7 +46,7 @@ def mask_pixels(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def write_overlay(path: str | Path, image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
-    """Write a picture with its mask tinted and outlined; see `overlay`."""
+    """Write an image with its mask tinted and outlined; see `overlay`."""
     write_picture(path, overlay(image, mask))
 
 
@@ -54,7 +54,7 @@ def write_overlay(path: str | Path, image: NDArray[np.uint8], mask: NDArray[np.b
 
 
 def heatmap(score_map: NDArray[np.float32], image: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """A map as colours, over the greyed picture or alone.
+    """A map as colours, over the greyed image or alone.
 
     Args:
         score_map: (H W) in [0, 1].
@@ -75,7 +75,7 @@ def heatmap(score_map: NDArray[np.float32], image: NDArray[np.uint8] | None = No
 def overlay(
     image: NDArray[np.uint8], mask: NDArray[np.bool_], tint: tuple[int, int, int] = TINT
 ) -> NDArray[np.uint8]:
-    """A picture with the mask tinted, and outlined in the tint between two white lines.
+    """An image with the mask tinted, and outlined in the tint between two white lines.
 
     Args:
         image: (H W 3).

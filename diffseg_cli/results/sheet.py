@@ -1,4 +1,4 @@
-"""Labelled pictures on one page, to look at side by side."""
+"""Labelled images on one page, to look at side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ TITLE_SIZE, NOTE_SIZE, HEADING_SIZE = 15, 12, 20
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet.
+    """One image of a sheet.
 
     Attributes:
         pixels: uint8 (h w 3), any size.
@@ -42,7 +42,7 @@ def draw_sheet(
     Args:
         rows: a line of text (or "") and the tiles below it; tiles that do not fit go on in the next line.
         heading: top of the page.
-        tile_hw: size every picture is brought to.
+        tile_hw: size every image is brought to.
         most_columns: tiles side by side.
 
     Returns:
@@ -77,14 +77,14 @@ def draw_sheet(
 
 
 def tile_size(image_hw: tuple[int, int], longest: int) -> tuple[int, int]:
-    """(h, w) of a tile that shows a picture of this shape; very long pictures are shortened to 4:1."""
+    """(h, w) of a tile that shows an image of this shape; very long images are shortened to 4:1."""
     h, w = image_hw
     scale = longest / max(h, w)
     return max(round(h * scale), longest // 4), max(round(w * scale), longest // 4)
 
 
 def _caption_height(text: str, tiles: Sequence[Tile]) -> int:
-    """Room above the pictures of one line."""
+    """Room above the images of one line."""
     rows = [
         (bool(text), TITLE_SIZE),
         (any(tile.title for tile in tiles), TITLE_SIZE),

@@ -25,8 +25,8 @@ class FoundBody(BaseModel):
     """What was found in a query."""
 
     name: str
-    size_hw: list[int] = Field(description="Height and width, as a viewer shows the picture.")
-    mask_area: float = Field(description="Share of the picture.")
+    size_hw: list[int] = Field(description="Height and width, as a viewer shows the image.")
+    mask_area: float = Field(description="Share of the image.")
     pixels: int
     box_xywh: list[int] | None = Field(description="Left, top, width, height; null for an empty mask.")
     regions: int = Field(description="Connected regions of the mask, without specks.")

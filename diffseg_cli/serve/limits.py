@@ -9,7 +9,7 @@ class Limits:
 
     Attributes:
         body_bytes: of a request.
-        pixels: of a picture or mask.
+        pixels: of an image or mask.
         seconds: from the first byte of a request to the last of its answer.
         requests: with work to do, at once; more are sent away.
         concepts: kept, those given at the start included.

@@ -1,9 +1,9 @@
 """A support mask from a box, an outline or points (`diffseg mask`).
 
-The frozen backbone looks at the picture with the picture itself as support; what belongs together according
+The frozen backbone looks at the image with the image itself as support; what belongs together according
 to its attention is then cut out by OpenCV's GrabCut, which follows colours. docs/notebook.md has the figures.
 
-Letters: h w the picture's own size, H W size of the latents.
+Letters: h w the image's own size, H W size of the latents.
 """
 
 from collections.abc import Sequence
@@ -37,10 +37,10 @@ def box_region(box: Sequence[float], size_hw: tuple[int, int]) -> Bools:
 
     Args:
         box: x, y of its upper left corner, width, height, in pixels; what lies outside is cut off.
-        size_hw: of the picture.
+        size_hw: of the image.
 
     Raises:
-        UsageError: it holds no pixel of the picture.
+        UsageError: it holds no pixel of the image.
     """
     h, w = size_hw
     x, y, width, height = box
@@ -48,7 +48,7 @@ def box_region(box: Sequence[float], size_hw: tuple[int, int]) -> Bools:
     top, bottom = (round(min(max(value, 0), h)) for value in (y, y + height))
     if left >= right or top >= bottom:
         raise UsageError(
-            f"The box {x:g},{y:g},{width:g},{height:g} holds no pixel of the picture.",
+            f"The box {x:g},{y:g},{width:g},{height:g} holds no pixel of the image.",
             f"It has {w} x {h} pixels; a box is X,Y,WIDTH,HEIGHT from the upper left corner.",
         )
     region = np.zeros(size_hw, dtype=bool)
@@ -61,15 +61,15 @@ def mask_from_outline(outline: Sequence[float], size_hw: tuple[int, int]) -> Boo
 
     Args:
         outline: x, y, x, y, ... in pixels.
-        size_hw: of the picture.
+        size_hw: of the image.
 
     Raises:
-        UsageError: it encloses no pixel of the picture.
+        UsageError: it encloses no pixel of the image.
     """
     mask = draw_polygon(np.array(outline, dtype=np.float64).reshape(-1, 2), size_hw)
     if not mask.any():
         raise UsageError(
-            "The outline encloses no pixel of the picture.", f"It has {size_hw[1]} x {size_hw[0]} pixels."
+            "The outline encloses no pixel of the image.", f"It has {size_hw[1]} x {size_hw[0]} pixels."
         )
     return mask
 
@@ -103,7 +103,7 @@ def mask_from_points(
     Args:
         segmenter: of any model; only its backbone looks.
         image: (h w 3).
-        points: on the thing, inside the picture.
+        points: on the thing, inside the image.
         not_points: not on it.
 
     Returns:
@@ -138,14 +138,14 @@ def belonging_to(segmenter: Segmenter, image: Image, region: Bools) -> Floats:
 
 
 def score_from(segmenter: Segmenter, image: Image, region: Bools) -> Floats:
-    """The score map of a picture with a region of itself as support, float32 (h w) in [0, 1]."""
+    """The score map of an image with a region of itself as support, float32 (h w) in [0, 1]."""
     look = _look_at_itself(segmenter, image, region)
     return from_frame(look.scores.score_map[0, 0], look.image_hw)
 
 
 @torch.inference_mode()
 def _look_at_itself(segmenter: Segmenter, image: Image, region: Bools) -> Look:
-    """A look at a picture with a region of it as support, seen whole: its background is the query's."""
+    """A look at an image with a region of it as support, seen whole: its background is the query's."""
     size = segmenter.backbone.image_size
     mask = mask_to_frame(region, size)[None].to(segmenter.device)
     return segmenter.look(
@@ -154,7 +154,7 @@ def _look_at_itself(segmenter: Segmenter, image: Image, region: Bools) -> Look:
 
 
 def grabcut(image: Image, hints: NDArray[np.uint8]) -> Bools:
-    """OpenCV's GrabCut on a picture shrunk to a bearable size.
+    """OpenCV's GrabCut on an image shrunk to a bearable size.
 
     Args:
         image: (h w 3).
@@ -183,13 +183,13 @@ def discs(points: Sequence[Point], size_hw: tuple[int, int]) -> Bools:
     """Small discs round points (x, y), bool (h w).
 
     Raises:
-        UsageError: a point lies outside the picture.
+        UsageError: a point lies outside the image.
     """
     h, w = size_hw
     drawn = np.zeros(size_hw, dtype=np.uint8)
     for x, y in points:
         if not (0 <= x < w and 0 <= y < h):
-            raise UsageError(f"The point {x},{y} lies outside the picture.", f"It has {w} x {h} pixels.")
+            raise UsageError(f"The point {x},{y} lies outside the image.", f"It has {w} x {h} pixels.")
         cv2.circle(drawn, (x, y), max(2, round(POINT_RADIUS * max(size_hw))), 1, cv2.FILLED)
     return drawn.astype(bool)
 

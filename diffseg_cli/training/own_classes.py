@@ -1,4 +1,4 @@
-"""A person's own folder of classes: what is wrong with it, and which pictures judge the training."""
+"""A person's own folder of classes: what is wrong with it, and which images judge the training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ def check_folder(root: Path, dataset: FewShotDataset) -> None:
         dataset: read from it.
 
     Raises:
-        InputError: a picture without mask, a class of one picture, or a mask that cannot be used.
+        InputError: an image without mask, a class of one image, or a mask that cannot be used.
     """
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES[:2]]
@@ -29,19 +29,19 @@ def check_folder(root: Path, dataset: FewShotDataset) -> None:
             if not picture.with_suffix(".png").is_file():
                 raise InputError(
                     f"{picture} has no mask: {picture.with_suffix('.png').name} is not beside it.",
-                    "Make one with `diffseg mask`, or move the picture away.",
+                    "Make one with `diffseg mask`, or move the image away.",
                 )
         if len(pictures) == 1:
             raise InputError(
-                f"{folder} holds a single picture, and learning a class takes a support and a query.",
-                "Add a picture with its mask, or move the folder away.",
+                f"{folder} holds a single image, and learning a class takes a support and a query.",
+                "Add an image with its mask, or move the folder away.",
             )
     for sample in dataset.samples:
         read_truth(dataset.name, sample)
 
 
 def hold_out(dataset: FewShotDataset, seed: int) -> tuple[FewShotDataset, FewShotDataset | None]:
-    """Pictures to train on and pictures of the same classes to judge by.
+    """Images to train on and images of the same classes to judge by.
 
     A quarter of each class, at least two, is held out; a class too small for that is trained on whole.
 
@@ -50,7 +50,7 @@ def hold_out(dataset: FewShotDataset, seed: int) -> tuple[FewShotDataset, FewSho
         seed: of the choice.
 
     Returns:
-        Training and held-out pictures; None where no class can spare two.
+        Training and held-out images; None where no class can spare two.
     """
     kept, held = [], []
     for number, members in enumerate(dataset.by_class.values()):

@@ -25,7 +25,7 @@ def write_curves(folder: Path) -> Path | None:
             figures.setdefault(name, []).append((record["step"], value))
     charts = [Chart("Loss, mean since the last point", "step", losses)] if losses else []
     if figures:
-        charts.append(Chart("Mean IoU on held-out pictures, 1 shot", "step", figures))
+        charts.append(Chart("Mean IoU on held-out images, 1 shot", "step", figures))
     if not charts:
         return None
     path = folder / CURVES
