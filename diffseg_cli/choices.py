@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 SUPPORT, MODEL, OUTPUT, ADVANCED = "Support", "Model", "Output", "Advanced"  # panels of the help
-FORMATS = (
-    *("mask", "overlay", "heatmap", "cutout", "score", "sheet", "json"),
-    *("coco", "coco-polygons", "labelme", "yolo", "voc"),
-)
 
 
 @dataclass(frozen=True)
@@ -68,12 +64,6 @@ def _threshold(text: str) -> float:
     if value in (0, 1):
         raise ValueError(f"'{text}' is not between 0 and 1.")
     return value
-
-
-def _format(text: str) -> str:
-    if text not in FORMATS:
-        raise ValueError(f"'{text}' is not one of {', '.join(FORMATS)}.")
-    return text
 
 
 # --- the model -----------------------------------------------------------------------------------------
@@ -268,23 +258,3 @@ class AnswerChoice:
         bool | None, Option("Snap mask borders to edges of the image. Default: on.", OUTPUT)
     ] = None
     seed: Seed = 0
-
-
-@dataclass(frozen=True)
-class FormatChoice:
-    """Which files are written: for `results.outputs.choose_formats`."""
-
-    formats: Annotated[
-        tuple[str, ...],
-        Option(
-            f"What to write; repeat for several: {', '.join(FORMATS)}. Default: mask, heatmap, overlay.",
-            OUTPUT,
-            flags=("--format", "-f"),
-            metavar="FORMAT",
-            parse=_format,
-        ),
-    ] = ()
-    matting: Annotated[
-        bool,
-        Option("Matting for cut-outs, for hair and leaves; needs pip install 'diffseg\\[matting]'.", OUTPUT),
-    ] = False

@@ -89,8 +89,8 @@ def test_results_mirror_the_tree_and_are_those_of_segment() -> None:
     assert "4 done, 0 skipped, 0 failed, " in result.stderr
     assert "seconds of all threads together" not in result.stderr
     written = files()
-    endings = ("_mask.png", "_score.npy", ".txt")
-    expected = {f"{name}{ending}" for name in NAMES for ending in endings}
+    expected = {f"{name}{ending}" for name in NAMES for ending in ("_mask.png", "_score.npy")}
+    expected |= {f"labels/{name}.txt" for name in NAMES}
     expected |= {f"index_thumbnails/{name}.png.jpg" for name in NAMES}
     assert set(written) == expected | {"coco.json", "data.yaml", "index.html"}
     threads = torch.get_num_threads()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from diffseg_cli.batch.plan import Item, Part, check_outputs, find_items, masks_among, without
 from diffseg_cli.errors import InputError, UsageError
 
-SUFFIXES = {"mask": "_mask.png"}
+PATTERNS = {"mask": "*_mask.png"}
 
 
 @pytest.fixture(autouse=True)
@@ -111,21 +111,21 @@ def test_one_key_for_two_pictures_is_refused() -> None:
 )
 def test_results_that_would_meet_are_refused(names: tuple[str, ...], says: str | None) -> None:
     items = [Item(Path("photos", name), name) for name in names]
-    suffixes = SUFFIXES | ({"odd": ".jsonl"} if "manifest.jpg" in names else {})
+    patterns = PATTERNS | ({"odd": "*.jsonl"} if "manifest.jpg" in names else {})
     taken = ["manifest.jsonl", "index.html"]
     if says is None:
-        check_outputs(items, suffixes, Path("out"), taken=taken, read=[])
+        check_outputs(items, patterns, Path("out"), taken=taken, read=[])
         return
     with pytest.raises(UsageError, match=says):
-        check_outputs(items, suffixes, Path("out"), taken=taken, read=[])
+        check_outputs(items, patterns, Path("out"), taken=taken, read=[])
 
 
 def test_a_result_never_replaces_what_is_read() -> None:
     items = [Item(Path("photos/b.jpg"), "b.jpg"), Item(Path("photos/b_mask.png"), "b_mask.png")]
     with pytest.raises(UsageError, match="would be overwritten"):
-        check_outputs(items, SUFFIXES, Path("photos"), taken=[], read=[])
+        check_outputs(items, PATTERNS, Path("photos"), taken=[], read=[])
     with pytest.raises(UsageError, match="would be overwritten"):
-        check_outputs(items[:1], SUFFIXES, Path("out"), taken=[], read=[Path("out/b_mask.png")])
+        check_outputs(items[:1], PATTERNS, Path("out"), taken=[], read=[Path("out/b_mask.png")])
 
 
 @given(st.lists(st.text(min_size=1), unique=True), st.integers(1, 9))

@@ -292,9 +292,10 @@ def test_formats_of_several_queries(attention: Segmenter) -> None:
     formats = ("-f", "yolo", "-f", "coco", "-f", "coco", "-f", "sheet")
     result = run("segment", "-c", "dog.dsc", "-q", "scene.png", "-q", "b.png", *formats, "-o", "out")
     assert result.exit_code == 0, result.output
-    names = ["scene.txt", "scene_sheet.png", "b.txt", "b_sheet.png", "data.yaml", "coco.json"]
+    names = ["labels/scene.txt", "scene_sheet.png", "labels/b.txt", "b_sheet.png", "data.yaml", "coco.json"]
     assert sorted(result.stdout.splitlines()) == sorted(f"out/{name}" for name in names)
-    assert sorted(path.name for path in Path("out").iterdir()) == sorted(names)
+    written = [path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()]
+    assert sorted(written) == sorted(names)
     record = json.loads(Path("out/coco.json").read_text())
     assert [image["file_name"] for image in record["images"]] == ["scene.png", "b.png"]
 

@@ -327,8 +327,16 @@ def test_review_of_another_folder_says_how_to_begin(tmp_path: Path) -> None:
     ("form", "names"),
     [
         ("mask", {"a_mask.png", "day1/c_mask.png"}),
-        ("voc", {"a_voc.png", "day1/c_voc.png", "labelmap.txt"}),
-        ("yolo", {"a.txt", "day1/c.txt", "data.yaml"}),
+        (
+            "voc",
+            {
+                "SegmentationClass/a.png",
+                "SegmentationClass/day1/c.png",
+                "labelmap.txt",
+                "ImageSets/Segmentation/train.txt",
+            },
+        ),
+        ("yolo", {"labels/a.txt", "labels/day1/c.txt", "data.yaml"}),
         ("labelme", {"a_labelme.json", "day1/c_labelme.json"}),
         ("coco", {"coco.json"}),
     ],

@@ -30,6 +30,7 @@ RANKS = {
     "views.py": 0,
     "reading/": 1,
     "results/": 2,
+    "results/formats.py": 0,
     "compute.py": 3,
     "frames.py": 3,
     "datasets/": 3,

@@ -18,12 +18,12 @@ from diffseg_cli.batch import session
 from diffseg_cli.choices import (
     AnswerChoice,
     BackboneChoice,
-    FormatChoice,
     MaskChoice,
     ModelChoice,
     SupportChoice,
 )
 from diffseg_cli.cli import inputs, main
+from diffseg_cli.cli.options import FormatChoice
 from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig, SegmentConfig
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.evaluation import benchmark

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
-from diffseg_cli.choices import FORMATS
 from diffseg_cli.errors import MissingDependency
+from diffseg_cli.files import write_whole
 from diffseg_cli.reading.image_io import read_mask, read_pair
 from diffseg_cli.results.annotations import (
     CocoFile,
@@ -19,20 +20,19 @@ from diffseg_cli.results.annotations import (
     labelme_bytes,
     voc_png,
     yolo_bytes,
-    yolo_names,
 )
 from diffseg_cli.results.cutout import cut_out, load_matting
-from diffseg_cli.results.outputs import (
-    PICTURE_FILES,
-    RUN_FILES,
-    Found,
-    RunFiles,
-    Scene,
-    picture_files,
-    result_bytes,
-    run_shapes,
-    settle,
+from diffseg_cli.results.formats import (
+    FORMATS,
+    RunContents,
+    encode_image,
+    encode_run,
+    image_name,
+    image_patterns,
+    run_files,
+    shapes_of,
 )
+from diffseg_cli.results.outputs import Found, Scene, settle
 from diffseg_cli.results.palette import concept_color, draw_legend, label_map, settle_overlaps, voc_color
 
 HW = (120, 160)
@@ -149,7 +149,6 @@ def test_yolo_lines_are_shares_of_the_picture() -> None:
         assert points.min() >= 0 and points.max() <= 1
         ImageDraw.Draw(page[int(number)]).polygon([(x * HW[1], y * HW[0]) for x, y in points], fill=1)
     assert all(iou(np.array(p), mask) > 0.93 for p, mask in zip(page, MASKS, strict=True))
-    assert yolo_names(NAMES) == b'nc: 2\nnames: ["bad weld", "dog"]\n'
     assert yolo_bytes([EMPTY, EMPTY]) == b""
 
 
@@ -169,17 +168,19 @@ def test_voc_is_a_palette_picture_in_its_own_colours(tmp_path: Path) -> None:
 
 
 def test_every_format_has_a_file_and_leaves_nothing_else(tmp_path: Path, scene: Scene) -> None:
-    assert set(FORMATS) == set(PICTURE_FILES) | set(RUN_FILES)
-    files = picture_files(FORMATS, NAMES)
-    for what, suffix in files.items():
-        path = tmp_path / f"scene{suffix}"
-        path.write_bytes(result_bytes(what, path, scene))
-    run = RunFiles(RUN_FILES, NAMES, {"seed": 0})
-    run.add("scene.jpg", {"query": "photos/scene.jpg", "size_hw": HW}, run_shapes(scene, RUN_FILES))
-    for what, content in run.contents().items():
-        (tmp_path / RUN_FILES[what]).write_bytes(content)
-    written = {path.name for path in tmp_path.iterdir()}
-    assert written == {f"scene{suffix}" for suffix in files.values()} | set(RUN_FILES.values())
+    assert all(each.pattern or each.run for each in FORMATS.values())
+    names = {
+        what: image_name(pattern, "scene.jpg") for what, pattern in image_patterns(FORMATS, NAMES).items()
+    }
+    for what, name in names.items():
+        write_whole(tmp_path / name, encode_image(what, tmp_path / name, scene))
+    run = RunContents(NAMES, {"seed": 0})
+    run.add("scene.jpg", {"query": "photos/scene.jpg", "size_hw": HW}, shapes_of(FORMATS, scene))
+    for name, content in encode_run(FORMATS, run).items():
+        write_whole(tmp_path / name, content)
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == set(names.values()) | set(run_files(FORMATS).values())
+    assert len(written) == len(names) + len(run_files(FORMATS))
     assert {"scene_heatmap_bad weld.png", "scene_heatmap_dog.png"} <= written
     with Image.open(tmp_path / "scene_mask.png") as read:
         assert read.mode == "P" and read.getpalette()[3:6] == list(concept_color(0))  # type: ignore[index]
@@ -193,15 +194,34 @@ def test_every_format_has_a_file_and_leaves_nothing_else(tmp_path: Path, scene: 
         "bad weld:128,0,0::",
         "dog:0,128,0::",
     ]
-    with pytest.raises(ValueError, match="no result"):
-        result_bytes("svg", tmp_path / "x.svg", scene)
+    for nothing in ("svg", "json"):
+        with pytest.raises(ValueError, match="no result"):
+            encode_image(nothing, tmp_path / "x", scene)
+
+
+def test_readers_of_yolo_and_voc_find_what_belongs_to_an_image(tmp_path: Path, scene: Scene) -> None:
+    """Paths as ultralytics and torchvision put them together."""
+    key, run = "day1/a.b.jpg", RunContents(NAMES, {})
+    run.add(key, {"size_hw": HW}, {})
+    for what, pattern in image_patterns(["yolo", "voc"], NAMES).items():
+        write_whole(tmp_path / image_name(pattern, key), encode_image(what, "", scene))
+    for name, content in encode_run(["yolo", "voc"], run).items():
+        write_whole(tmp_path / name, content)
+    data = yaml.safe_load((tmp_path / "data.yaml").read_text())
+    assert data["names"] == NAMES and data["nc"] == len(NAMES) and data["val"] == data["train"]
+    image = str(tmp_path / data["train"] / key)
+    label = "/labels/".join(image.rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt"
+    assert Path(label).read_bytes() == yolo_bytes(MASKS)
+    (listed,) = (tmp_path / "ImageSets" / "Segmentation" / "train.txt").read_text().splitlines()
+    with Image.open(tmp_path / "SegmentationClass" / f"{listed}.png") as read:
+        np.testing.assert_array_equal(np.asarray(read), label_map(MASKS))
 
 
 def test_one_thing_gives_a_plain_mask_and_score(tmp_path: Path, scene: Scene) -> None:
     one = Scene(scene.picture, scene.image, scene.found[:1])
-    assert picture_files(["heatmap", "json"], NAMES[:1]) == {"heatmap": "_heatmap.png"}
+    assert image_patterns(["heatmap", "json"], NAMES[:1]) == {"heatmap": "*_heatmap.png"}
     for what in ("mask", "score", "heatmap", "sheet"):
-        (tmp_path / what).write_bytes(result_bytes(what, tmp_path / what, one))
+        (tmp_path / what).write_bytes(encode_image(what, tmp_path / what, one))
     with Image.open(tmp_path / "mask") as read:
         assert read.mode == "L"
         np.testing.assert_array_equal(np.asarray(read), RING * 255)

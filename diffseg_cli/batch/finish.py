@@ -13,7 +13,7 @@ from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import InputError
 from diffseg_cli.files import only_one
-from diffseg_cli.results.outputs import RunFiles
+from diffseg_cli.results.formats import RunContents, encode_run
 
 INDEX = "index.html"
 
@@ -40,7 +40,7 @@ def finish(
         InputError: one cannot be written.
     """
     record = {**signature.record, "concepts": list(concepts)}
-    run = RunFiles(job.run_files, job.names, record)
+    run = RunContents(job.names, record)
     cards = []
     with only_one(store.root), ManifestReader(store.root) as manifest:
         for item in items:
@@ -48,9 +48,9 @@ def finish(
             if row is None:
                 continue
             cards.append(_card(item, row, job))
-            if row.error is None:
+            if row.error is None and job.run_files:
                 run.add(item.key, {"query": item.key, **row.found, "outputs": _paths(row)}, row.shapes)
-        contents = {job.run_files[what]: content for what, content in run.contents().items()}
+        contents = encode_run(job.formats, run)
         contents[INDEX] = render_index(cards, job.names, len(items)).encode()
         files = {name: store.write(name, content) for name, content in contents.items()}
         return {"files": files, "time": round(time.time(), 3)}

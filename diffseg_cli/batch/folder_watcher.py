@@ -68,7 +68,7 @@ class FolderWatcher:
         todo = []
         for item in items:
             try:
-                self._claims.claim(item.outputs(self._session.job.suffixes).values(), item.key)
+                self._claims.claim(item.outputs(self._session.job.patterns).values(), item.key)
                 todo.append(item)
             except UsageError as error:
                 yield self._noted(self._session.runner.fail(item, error))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffseg_cli.choices import AnswerChoice, ModelChoice
 from diffseg_cli.finding import settings_record
-from diffseg_cli.results.outputs import RUN_FILES, picture_files
+from diffseg_cli.results.formats import image_patterns, run_files
 from diffseg_cli.supports.concept import Concept, SavedConcept, SupportSet
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ class Job:
         return [each.name for each in self.concepts]
 
     @property
-    def suffixes(self) -> dict[str, str]:
-        """Result of a picture -> what follows its stem."""
-        return picture_files(self.formats, self.names)
+    def patterns(self) -> dict[str, str]:
+        """Result of an image -> the pattern of its file."""
+        return image_patterns(self.formats, self.names)
 
     @property
     def run_files(self) -> dict[str, str]:
         """Result of the whole run -> its file below the output folder."""
-        return {what: RUN_FILES[what] for what in self.formats if what in RUN_FILES}
+        return run_files(self.formats)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Row:
         weights: hash of what computed it.
         outputs: result -> `path` below the output folder and `sha256`.
         found: `finding.scene_record`, or nothing of a failure.
-        shapes: what files of the run need, `results.outputs.run_shapes`.
+        shapes: what files of the run need, `results.formats.shapes_of`.
         seconds: wall time of each stage.
         time: when it was finished, seconds since 1970.
         error: why it failed, or None.

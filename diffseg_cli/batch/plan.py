@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.files import Claims
 from diffseg_cli.places import SIGN, asking, files_below, is_elsewhere, matching, place
+from diffseg_cli.results.formats import image_name
 
 SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"),
@@ -38,11 +39,10 @@ class Item:
     path: Path
     key: str
 
-    def outputs(self, suffixes: Mapping[str, str]) -> dict[str, str]:
-        """Result -> its file below the output folder, of `results.outputs.picture_files`."""
-        stem = self.key[: len(self.key) - len(PurePosixPath(self.key).suffix)]
-        files = {what: f"{stem}{suffix}" for what, suffix in suffixes.items()}
-        return {**files, "thumbnail": f"{THUMBNAILS}/{self.key}.jpg"}
+    def outputs(self, patterns: Mapping[str, str]) -> dict[str, str]:
+        """Result -> its file below the output folder, of `results.formats.image_patterns`."""
+        names = {what: image_name(pattern, self.key) for what, pattern in patterns.items()}
+        return {**names, "thumbnail": f"{THUMBNAILS}/{self.key}.jpg"}
 
 
 # --- finding -------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def masks_among(items: Sequence[Item]) -> list[Item]:
 
 def check_outputs(
     items: Sequence[Item],
-    suffixes: Mapping[str, str],
+    patterns: Mapping[str, str],
     out: Path,
     *,
     taken: Iterable[str],
@@ -232,7 +232,7 @@ def check_outputs(
 
     Args:
         items: the plan.
-        suffixes: as in `Item.outputs`.
+        patterns: as in `Item.outputs`.
         out: folder of the results.
         taken: other files of the run below `out`.
         read: supports and the like.
@@ -243,7 +243,7 @@ def check_outputs(
     claims = Claims(out, [*read, *(item.path for item in items)])
     claims.claim(taken, "the run itself")
     for item in items:
-        claims.claim(item.outputs(suffixes).values(), item.key)
+        claims.claim(item.outputs(patterns).values(), item.key)
 
 
 # --- parts ---------------------------------------------------------------------------------------------

@@ -30,7 +30,8 @@ from diffseg_cli.finding import Answer, find_in, scene_record
 from diffseg_cli.places import read_whole, way_between
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
-from diffseg_cli.results.outputs import Scene, result_bytes, run_shapes
+from diffseg_cli.results.formats import FORMATS, encode_image, shapes_of
+from diffseg_cli.results.outputs import Scene
 from diffseg_cli.results.palette import overlay_concepts
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.supports.concept import Concept
@@ -152,11 +153,11 @@ class Runner:
 
     def _agrees(self, row: Row, item: Item) -> bool:
         """Whether a row was made by the same settings and weights, and its files are as it says."""
-        names = item.outputs(self.job.suffixes)
+        names = item.outputs(self.job.patterns)
         return (
             (row.settings, row.weights) == (self.signature.settings, self.signature.weights)
             and {what: file["path"] for what, file in row.outputs.items()} == names
-            and all(what in row.shapes for what in self.job.run_files if what.startswith("coco"))
+            and all(FORMATS[what].shapes is None or what in row.shapes for what in self.job.formats)
             and all(self.store.sha256(file["path"]) == file["sha256"] for file in row.outputs.values())
         )
 
@@ -186,13 +187,13 @@ class Runner:
         contents = {
             what: thumbnail_jpeg(scene)
             if what == "thumbnail"
-            else result_bytes(what, self.store.root / name, scene, matting=self.job.matting)
-            for what, name in item.outputs(self.job.suffixes).items()
+            else encode_image(what, self.store.root / name, scene, matting=self.job.matting)
+            for what, name in item.outputs(self.job.patterns).items()
         }
-        shapes = run_shapes(scene, self.job.run_files)
+        shapes = shapes_of(self.job.formats, scene)
         stopwatch.mark("draw")
         written: dict[str, dict[str, str]] = {}
-        names = item.outputs(self.job.suffixes)
+        names = item.outputs(self.job.patterns)
         try:
             for what, content in contents.items():
                 written[what] = {"path": names[what], "sha256": self.store.write(names[what], content)}
@@ -216,7 +217,7 @@ class Runner:
 
     def fail(self, item: Item, error: Exception) -> Outcome:
         """Write down a failure, and take away what an earlier run wrote for another state of the picture."""
-        planned = item.outputs(self.job.suffixes).values()
+        planned = item.outputs(self.job.patterns).values()
         for row in self._rows(item.key) if self._rows else []:
             for file in row.outputs.values():
                 if file["path"] in planned and self.store.sha256(file["path"]) == file["sha256"]:

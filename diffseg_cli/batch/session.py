@@ -88,7 +88,7 @@ class Session(Generic[M]):
             self._writer = None if dry else stack.enter_context(open_writer(out, share.tag))
             reader = stack.enter_context(ManifestReader(out))
             if not dry:
-                self.store.clean(name for item in items for name in item.outputs(job.suffixes).values())
+                self.store.clean(name for item in items for name in item.outputs(job.patterns).values())
             self.runner = load(job, self.store, reader.rows if resume else None)
             self._sign(reader)
             self._files = stack.pop_all()

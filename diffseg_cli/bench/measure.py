@@ -26,7 +26,8 @@ from diffseg_cli.compute import describe_device, read_time
 from diffseg_cli.files import write_whole
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.prediction import Prediction
-from diffseg_cli.results.outputs import DEFAULT_FORMATS, PICTURE_FILES, Found, Scene, result_bytes
+from diffseg_cli.results.formats import DEFAULT, encode_image, image_name, image_patterns
+from diffseg_cli.results.outputs import Found, Scene
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Stage, Stages, unmetered
 from diffseg_cli.version import __version__
@@ -193,9 +194,9 @@ def write_predictions(
     """Write what `diffseg segment` writes by default for each picture."""
     for index, (query, image, found) in enumerate(zip(queries, images, predictions, strict=True)):
         thing = Found("object", found.mask, found.probability, found.score_map, found.presence)
-        for what in DEFAULT_FORMATS:
-            path = out / f"{index}{PICTURE_FILES[what]}"
-            write_whole(path, result_bytes(what, path, Scene(query, image, [thing])))
+        for what, pattern in image_patterns(DEFAULT, [thing.name]).items():
+            path = out / image_name(pattern, str(index))
+            write_whole(path, encode_image(what, path, Scene(query, image, [thing])))
 
 
 def _measure_half(

@@ -84,15 +84,15 @@ def attn(
     docs/attention-maps.md lists every array with its name and shape.
     """
     details = {"layers": layers, "heads": heads, "tokens": tokens}
-    suffixes = {"sheet": "_attn.png"} | {
-        kind: f"_attn_{kind}.png" for kind, wanted in details.items() if wanted
+    patterns = {"sheet": "*_attn.png"} | {
+        kind: f"*_attn_{kind}.png" for kind, wanted in details.items() if wanted
     }
-    suffixes["arrays"] = f"_attn.{arrays}"
+    patterns["arrays"] = f"*_attn.{arrays}"
     concepts = inputs.read_concepts(supports, masks)
     if len(concepts) > 1:
         raise UsageError("`diffseg attn` looks for one concept.", "Give --concept once.")
     others = [*concepts[0].files, *([region] if region else [])]
-    (plan,) = inputs.plan_outputs([query], out, suffixes, others)
+    (plan,) = inputs.plan_outputs([query], out, patterns, others)
     image, area = inputs.read_query(query, point, region)
     with console.working("Looking"):
         from diffseg_cli.assembly import load_chosen

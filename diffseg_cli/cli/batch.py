@@ -11,7 +11,6 @@ from diffseg_cli.choices import (
     ADVANCED,
     OUTPUT,
     AnswerChoice,
-    FormatChoice,
     MaskChoice,
     ModelChoice,
     SupportChoice,
@@ -84,7 +83,7 @@ def batch(
     masks: MaskChoice,
     model: ModelChoice,
     answer: AnswerChoice,
-    files: FormatChoice,
+    files: options.FormatChoice,
     out: Annotated[
         Path,
         typer.Option(
@@ -230,7 +229,7 @@ def _plan(
         )
     taken = [*job.run_files.values(), INDEX, f"{NAME}{share.tag}.jsonl"]
     read = [path for each in job.concepts for path in each.files]
-    check_outputs(items, job.suffixes, out, taken=taken, read=read)
+    check_outputs(items, job.patterns, out, taken=taken, read=read)
     check_place(out)
     return items, share
 
@@ -245,7 +244,7 @@ def _list(session: "Session[Runner]", *, as_json: bool) -> None:
         except InputError as error:
             state = f"fail ({error.message})"
         outputs = {
-            what: str(session.store.root / path) for what, path in item.outputs(session.job.suffixes).items()
+            what: str(session.store.root / path) for what, path in item.outputs(session.job.patterns).items()
         }
         if as_json:
             console.result_json(

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelChoice, SupportChoice
-from diffseg_cli.cli import console, inputs
+from diffseg_cli.choices import AnswerChoice, MaskChoice, ModelChoice, SupportChoice
+from diffseg_cli.cli import console, inputs, options
 
 if TYPE_CHECKING:
     from diffseg_cli.batch.job import Job
@@ -18,7 +18,11 @@ MOST_WORKERS = 8
 
 
 def describe_job(
-    supports: SupportChoice, masks: MaskChoice, model: ModelChoice, answer: AnswerChoice, files: FormatChoice
+    supports: SupportChoice,
+    masks: MaskChoice,
+    model: ModelChoice,
+    answer: AnswerChoice,
+    files: options.FormatChoice,
 ) -> "Job":
     from diffseg_cli.batch.job import Job
     from diffseg_cli.results.outputs import choose_formats

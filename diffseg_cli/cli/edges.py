@@ -35,7 +35,7 @@ def edges(
 
     The Spatial Control Module aligns attention maps with such edges.
     """
-    plans = inputs.plan_outputs(images, out, {"edges": "_edges.png"}, [hed] if hed else [])
+    plans = inputs.plan_outputs(images, out, {"edges": "*_edges.png"}, [hed] if hed else [])
     with console.working("Loading HED"):
         from diffseg_cli.compute import describe_device, resolve_device
         from diffseg_cli.edges import write_edges

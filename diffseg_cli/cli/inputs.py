@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,25 +24,32 @@ MOST_PIPED = 512_000_000  # bytes; an uncompressed image of 100 megapixels has 3
 
 @dataclass(frozen=True)
 class QueryOutputs:
-    """One image and the files its results go to."""
+    """One image and the files its results go to.
+
+    Attributes:
+        query: the image.
+        key: what files of the run call it.
+        outputs: result -> its file.
+    """
 
     query: Path
+    key: str
     outputs: dict[str, Path]
 
 
 def plan_outputs(
     queries: Sequence[Path],
     out: Path,
-    suffixes: Mapping[str, str],
+    patterns: Mapping[str, str],
     inputs: Sequence[Path],
-    run_files: Sequence[str] = (),
+    run_files: Collection[str] = (),
 ) -> list[QueryOutputs]:
     """Name every result, and refuse a run that would lose one or an input; then check that it can be done.
 
     Args:
         queries: images to work on; "-" is one on stdin, whose results are called "stdin".
         out: folder of the results; for "-" see `check_streams`.
-        suffixes: result -> what follows the query's stem in its file name.
+        patterns: result -> the name of its file, where "*" stands for the query's stem.
         inputs: other files of the run.
         run_files: names of results of the whole run.
 
@@ -50,7 +57,7 @@ def plan_outputs(
         UsageError: two results, or a result and an input, have the same name.
         InputError: a query cannot be opened, or the folder cannot be written.
     """
-    if out == STREAM and suffixes:
+    if out == STREAM and patterns:
         raise UsageError("--out - is for the mask of `diffseg segment`.", "Give a folder here.")
     from diffseg_cli.files import Claims, check_folder
     from diffseg_cli.reading.image_io import check_image
@@ -61,13 +68,14 @@ def plan_outputs(
     for query, stem in zip(queries, result_stems(queries), strict=True):
         if any(query == plan.query for plan in plans):
             raise UsageError(f"{query} is given twice.", "Give each query once.")
-        names = {what: f"{stem}{suffix}" for what, suffix in suffixes.items()}
+        names = {what: pattern.replace("*", stem, 1) for what, pattern in patterns.items()}
         claims.claim(names.values(), str(query))
-        plans.append(QueryOutputs(query, {what: out / name for what, name in names.items()}))
+        outputs = {what: out / name for what, name in names.items()}
+        plans.append(QueryOutputs(query, f"{stem}{query.suffix}", outputs))
     for query in queries:
         if query != STREAM:
             check_image(query)
-    if suffixes or run_files:
+    if patterns or run_files:
         check_folder(out)
     return plans
 

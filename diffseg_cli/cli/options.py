@@ -3,7 +3,7 @@
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from diffseg_cli.choices import ADVANCED, OUTPUT, Option
+from diffseg_cli.results.formats import DEFAULT, FORMATS
 
 QUERY = "Query"  # panel of the help
 DATASET_HELP = (
@@ -50,6 +51,32 @@ class Verb(CalmHelp, TyperCommand):
 
 class Verbs(CalmHelp, TyperGroup):
     """Typer's group with such help."""
+
+
+def _format(text: str) -> str:
+    if text not in FORMATS:
+        raise ValueError(f"'{text}' is not one of {', '.join(FORMATS)}.")
+    return text
+
+
+@dataclass(frozen=True)
+class FormatChoice:
+    """Which files are written: for `results.outputs.choose_formats`."""
+
+    formats: Annotated[
+        tuple[str, ...],
+        Option(
+            f"What to write; repeat for several: {', '.join(FORMATS)}. Default: {', '.join(DEFAULT)}.",
+            OUTPUT,
+            flags=("--format", "-f"),
+            metavar="FORMAT",
+            parse=_format,
+        ),
+    ] = ()
+    matting: Annotated[
+        bool,
+        Option("Matting for cut-outs, for hair and leaves; needs pip install 'diffseg\\[matting]'.", OUTPUT),
+    ] = False
 
 
 def expand(verb: Callable[..., None]) -> Callable[..., None]:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelChoice, SupportChoice
+from diffseg_cli.choices import AnswerChoice, MaskChoice, ModelChoice, SupportChoice
 from diffseg_cli.cli import console, inputs, options
 from diffseg_cli.cli.found import say_found
 from diffseg_cli.errors import UsageError
 from diffseg_cli.timing import Stopwatch
 
 if TYPE_CHECKING:
-    from diffseg_cli.results.outputs import RunFiles
+    from diffseg_cli.results.formats import RunContents
     from diffseg_cli.segmenter import Segmenter
     from diffseg_cli.supports.concept import Concept, SavedConcept, SupportSet
 
@@ -44,7 +44,7 @@ def segment(
     masks: MaskChoice,
     model: ModelChoice,
     answer: AnswerChoice,
-    files: FormatChoice,
+    files: options.FormatChoice,
     out: options.Out = Path("diffseg_out"),
     json: options.Json = False,
 ) -> None:
@@ -60,35 +60,34 @@ def segment(
     inputs.check_queries(queries)
     inputs.check_streams(queries, out, as_json=json)
     wanted = inputs.read_concepts(supports, masks)
-    plans, run_paths = _plan(queries, out, files, wanted)
-    run = _load(wanted, model, answer, run_paths, matting=files.matting)
+    formats, plans = _plan(queries, out, files, wanted)
+    run = _load(wanted, model, answer, formats, out, matting=files.matting)
     for plan in console.track(plans, len(plans), "images"):
         row = run.segment(plan)
         if json:
             console.result_json(row)
         else:
             console.result_paths(plan.outputs.values())
-    run.finish()
+    paths = run.finish()
     if not json:
-        console.result_paths(run_paths.values())
+        console.result_paths(paths)
 
 
 def _plan(
-    queries: list[Path], out: Path, files: FormatChoice, wanted: "list[SupportSet | SavedConcept]"
-) -> tuple[list[inputs.QueryOutputs], dict[str, Path]]:
-    """The files of each image and those of the run, checked as in `inputs.plan_outputs`."""
-    from diffseg_cli.results.outputs import RUN_FILES, choose_formats, picture_files
+    queries: list[Path], out: Path, files: options.FormatChoice, wanted: "list[SupportSet | SavedConcept]"
+) -> tuple[list[str], list[inputs.QueryOutputs]]:
+    """The formats of the run and the files of each image, checked as in `inputs.plan_outputs`."""
+    from diffseg_cli.results.formats import image_patterns, run_files
+    from diffseg_cli.results.outputs import choose_formats
 
     chosen = choose_formats(files.formats, matting=files.matting)
     read = [path for each in wanted for path in each.files]
     if out == inputs.STREAM:
         if files.formats and chosen != ["mask"]:
             raise UsageError("--out - writes the mask alone.", "Give a folder for other formats.")
-        return inputs.plan_outputs(queries, out, {}, read), {}
-    suffixes = picture_files(chosen, [each.name for each in wanted])
-    run_files = {what: RUN_FILES[what] for what in chosen if what in RUN_FILES}
-    plans = inputs.plan_outputs(queries, out, suffixes, read, list(run_files.values()))
-    return plans, {what: out / name for what, name in run_files.items()}
+        return [], inputs.plan_outputs(queries, out, {}, read)
+    patterns = image_patterns(chosen, [each.name for each in wanted])
+    return chosen, inputs.plan_outputs(queries, out, patterns, read, run_files(chosen).values())
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,10 @@ class Run:
         segmenter: the model.
         concepts: to look for.
         answer: what counts as found.
+        formats: of the results.
         matting: softer borders of cut-outs.
-        paths: result of the whole run -> its file.
-        files: what goes into them.
+        out: folder of the results.
+        contents: what files of the whole run are made from.
         settings: what decides a result, for JSON.
         seconds: spent once for all images.
     """
@@ -109,9 +109,10 @@ class Run:
     segmenter: "Segmenter"
     concepts: "list[Concept]"
     answer: AnswerChoice
+    formats: list[str]
     matting: bool
-    paths: dict[str, Path]
-    files: "RunFiles"
+    out: Path
+    contents: "RunContents"
     settings: dict[str, Any]
     seconds: dict[str, float]
 
@@ -119,7 +120,8 @@ class Run:
         """Segment one query, write its results, say what was found; returns what JSON says of it."""
         from diffseg_cli.files import write_whole
         from diffseg_cli.finding import find_in, scene_record
-        from diffseg_cli.results.outputs import mask_png, result_bytes, run_shapes
+        from diffseg_cli.results.formats import encode_image, run_files, shapes_of
+        from diffseg_cli.results.outputs import mask_png
 
         stopwatch = Stopwatch()
         image = inputs.read_query_image(plan.query)
@@ -129,36 +131,41 @@ class Run:
         (found,) = find_in(self.segmenter, queries, self.concepts, [path], self.answer)
         stopwatch.mark("segment")
         for what, output in plan.outputs.items():
-            write_whole(output, result_bytes(what, output, found.scene, matting=self.matting))
-        if not plan.outputs and not self.paths:
+            write_whole(output, encode_image(what, output, found.scene, matting=self.matting))
+        if not self.formats:
             console.result_bytes(mask_png(found.scene.masks))
         stopwatch.mark("write")
         seconds = {**self.seconds, **found.seconds}
         seconds |= {what: stopwatch.seconds[what] for what in ("read", "write")}
+        outputs = {what: self.out / name for what, name in run_files(self.formats).items()} | plan.outputs
         row = {
             "query": str(plan.query),
             **scene_record(found.scene),
-            "outputs": {what: str(path) for what, path in {**self.paths, **plan.outputs}.items()},
+            "outputs": {what: str(output) for what, output in outputs.items()},
             **self.settings,
             "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
         }
         say_found(str(path), row, found.notes)
-        self.files.add(path.name, row, run_shapes(found.scene, self.files.formats))
+        self.contents.add(plan.key, row, shapes_of(self.formats, found.scene))
         return row
 
-    def finish(self) -> None:
-        """Write the files of the whole run."""
+    def finish(self) -> list[Path]:
+        """Write the files of the whole run; returns where they are."""
         from diffseg_cli.files import write_whole
+        from diffseg_cli.results.formats import encode_run
 
-        for what, content in self.files.contents().items():
-            write_whole(self.paths[what], content)
+        contents = encode_run(self.formats, self.contents)
+        for name, content in contents.items():
+            write_whole(self.out / name, content)
+        return [self.out / name for name in contents]
 
 
 def _load(
     wanted: "list[SupportSet | SavedConcept]",
     model: ModelChoice,
     answer: AnswerChoice,
-    paths: dict[str, Path],
+    formats: list[str],
+    out: Path,
     *,
     matting: bool,
 ) -> Run:
@@ -167,7 +174,7 @@ def _load(
     with console.working("Loading the model"):
         from diffseg_cli.assembly import load_chosen
         from diffseg_cli.finding import settings_record
-        from diffseg_cli.results.outputs import RunFiles
+        from diffseg_cli.results.formats import RunContents
 
         segmenter = load_chosen(model)
         stopwatch.mark("load")
@@ -176,5 +183,5 @@ def _load(
     console.say(f"Using {segmenter.description}.")
     settings = settings_record(segmenter, answer)
     record = {**settings, "concepts": [each.record for each in concepts]}
-    files = RunFiles(paths, [each.name for each in concepts], record)
-    return Run(segmenter, concepts, answer, matting, paths, files, settings, stopwatch.seconds)
+    contents = RunContents([each.name for each in concepts], record)
+    return Run(segmenter, concepts, answer, formats, matting, out, contents, settings, stopwatch.seconds)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffseg_cli.choices import AnswerChoice, FormatChoice, MaskChoice, ModelChoice, SupportChoice
+from diffseg_cli.choices import AnswerChoice, MaskChoice, ModelChoice, SupportChoice
 from diffseg_cli.cli import console, options
 from diffseg_cli.cli.batch_job import RUN, describe_job, open_session, outcome_row, thread_count
 from diffseg_cli.cli.batch_progress import GO_ON, stop_gently
@@ -36,7 +36,7 @@ def watch(
     masks: MaskChoice,
     model: ModelChoice,
     answer: AnswerChoice,
-    files: FormatChoice,
+    files: options.FormatChoice,
     out: options.Out = Path("diffseg_out"),
     json: options.Json = False,
     settle: Annotated[

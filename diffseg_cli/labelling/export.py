@@ -1,13 +1,22 @@
 """What a person has decided in a project, for other tools: COCO, YOLO, LabelMe, VOC or plain masks."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+import numpy as np
 
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.labelling.project import Mask, Project
 from diffseg_cli.labelling.review_log import State
-from diffseg_cli.results import annotations
-from diffseg_cli.results.outputs import PICTURE_FILES, RUN_FILES, mask_png
+from diffseg_cli.results.formats import (
+    RunContents,
+    encode_image,
+    encode_run,
+    image_name,
+    image_patterns,
+    shapes_of,
+)
+from diffseg_cli.results.outputs import Found, Scene
 
 FORMATS = ("coco", "yolo", "labelme", "voc", "mask")
 
@@ -29,28 +38,19 @@ def exported(
     """
     if form not in FORMATS:
         raise UsageError(f"Unknown format '{form}'.", f"Use {', '.join(FORMATS)}.")
-    coco = annotations.CocoFile(project.classes)
-    count = 0
+    run = RunContents(project.classes, {})
     for key, masks, score in _labelled(project, everything=everything):
-        count += 1
-        if form == "coco":
-            shapes = annotations.coco_objects(masks, [score] * len(masks), polygons=False)
-            coco.add(key, masks[0].shape, shapes)
-        else:
-            stem = key[: len(key) - len(PurePosixPath(key).suffix)]
-            name = f"{stem}{PICTURE_FILES[form]}"
-            yield name, _image_file(form, place / name, project.item(key).path, masks, project.classes)
-    if not count:
+        scene = _scene(project.item(key).path, masks, project.classes, score)
+        for what, pattern in image_patterns([form], project.classes).items():
+            name = image_name(pattern, key)
+            yield name, encode_image(what, place / name, scene)
+        run.add(key, {"size_hw": masks[0].shape}, shapes_of([form], scene))
+    if not run.keys:
         raise InputError(
             f"No image in {project.out} is accepted, corrected or known to be empty yet.",
             "Review some first, or export proposals as well with --all.",
         )
-    if form == "coco":
-        yield RUN_FILES[form], coco.content()
-    elif form == "yolo":
-        yield RUN_FILES[form], annotations.yolo_names(project.classes)
-    elif form == "voc":
-        yield RUN_FILES[form], annotations.voc_names(project.classes)
+    yield from encode_run([form], run).items()
 
 
 def _labelled(project: Project, *, everything: bool) -> Iterator[tuple[str, list[Mask], float]]:
@@ -66,9 +66,9 @@ def _labelled(project: Project, *, everything: bool) -> Iterator[tuple[str, list
             yield review.image, masks, 1.0 if review.is_reviewed else 1.0 - (review.doubt or 0.0)
 
 
-def _image_file(form: str, path: Path, image: Path, masks: Sequence[Mask], names: Sequence[str]) -> bytes:
-    if form == "yolo":
-        return annotations.yolo_bytes(masks)
-    if form == "labelme":
-        return annotations.labelme_bytes(path, image, masks, names)
-    return annotations.voc_png(masks) if form == "voc" else mask_png(masks)
+def _scene(image: Path, masks: Sequence[Mask], names: Sequence[str], score: float) -> Scene:
+    """Masks as something that was found; formats of an export look at nothing else."""
+    nothing = np.zeros((*masks[0].shape, 3), dtype=np.uint8)
+    sure = np.ones(masks[0].shape, dtype=np.float32)
+    found = [Found(name, mask, sure, sure, score) for name, mask in zip(names, masks, strict=True)]
+    return Scene(image, nothing, found)

@@ -22,7 +22,8 @@ from diffseg_cli.files import Claims, check_folder, write_whole
 from diffseg_cli.labelling.review_log import Outdated, Review, ReviewLog, State, now
 from diffseg_cli.places import follow, way_between
 from diffseg_cli.reading.image_io import read_image
-from diffseg_cli.results.outputs import mask_png, picture_files
+from diffseg_cli.results.formats import image_patterns
+from diffseg_cli.results.outputs import mask_png
 from diffseg_cli.results.palette import MOST_CONCEPTS
 from diffseg_cli.supports.concept import check_name
 
@@ -56,10 +57,10 @@ class Project:
         self._staged = out / HIDDEN / "staged"
         self.classes = self._agree_on_classes(classes)
         found = find_items([str(images)], recursive=True, out=out, read_stdin=bytes)
-        self._suffixes = picture_files(["mask"], self.classes)
+        self._patterns = image_patterns(["mask"], self.classes)
         claims = Claims(out, read=[item.path for item in found])
         for item in found:
-            claims.claim(item.outputs(self._suffixes).values(), item.key)
+            claims.claim(item.outputs(self._patterns).values(), item.key)
         self._items = {item.key: item for item in found}
         self._begin()
 
@@ -139,7 +140,7 @@ class Project:
 
     def mask_path(self, key: str) -> Path:
         """Where the mask of an image is, or will be."""
-        return self.out / self._items[key].outputs(self._suffixes)["mask"]
+        return self.out / self._items[key].outputs(self._patterns)["mask"]
 
     def masks(self, key: str) -> list[Mask] | None:
         """Masks (H W) of an image, one a class, or None where there are none yet.

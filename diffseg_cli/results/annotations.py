@@ -5,7 +5,7 @@ the i-th concept of a run is COCO category i, VOC label i, YOLO class i - 1.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ def box_xywh(mask: NDArray[np.bool_]) -> list[int]:
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     left, top = int(columns[0]), int(rows[0])
     return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
+
+
+def run_json(record: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
+    """The record of a run and a row per image."""
+    return json_bytes({"version": __version__, **record, "pictures": rows}, indent=2)
 
 
 def coco_shape(mask: NDArray[np.bool_], *, polygons: bool) -> dict[str, Any]:
@@ -144,9 +149,16 @@ def yolo_bytes(masks: Masks) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def yolo_names(names: Sequence[str]) -> bytes:
-    """The classes of a run as the `data.yaml` YOLO's tools ask for."""
-    return f"nc: {len(names)}\nnames: {json.dumps(list(names))}\n".encode()
+def yolo_data(names: Sequence[str]) -> bytes:
+    """The `data.yaml` YOLO's tools ask for. They look for `labels/a/b.txt` where `images/a/b.jpg` is."""
+    lines = [
+        "# Copy or link the images to images/ beside this file, in the same folders as in labels/.",
+        "train: images",
+        "val: images  # replace by images that were left out of training",
+        f"nc: {len(names)}",
+        f"names: {json.dumps(list(names))}",
+    ]
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def voc_png(masks: Masks) -> bytes:

@@ -1,10 +1,10 @@
-"""Results out: what was found in one picture, in every format it can leave in.
+"""Results out: what was found in one image, and what its files hold; `formats.py` lists the files there are.
 
-A format is a file a picture, a file a run (`RUN_FILES`), or both. Letters: H W size of the picture.
+Letters: H W size of the image.
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffseg_cli.errors import UsageError
-from diffseg_cli.results import annotations
-from diffseg_cli.results.cutout import cut_out, load_matting
+from diffseg_cli.results.annotations import box_xywh
+from diffseg_cli.results.cutout import load_matting
+from diffseg_cli.results.formats import DEFAULT
 from diffseg_cli.results.palette import (
     concept_color,
     label_map,
@@ -25,28 +26,7 @@ from diffseg_cli.results.palette import (
 )
 from diffseg_cli.results.render import heatmap, mask_pixels, png_bytes
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
-from diffseg_cli.version import __version__
 
-# What follows the picture's stem in the name of its file.
-PICTURE_FILES = {
-    "mask": "_mask.png",
-    "overlay": "_overlay.png",
-    "heatmap": "_heatmap.png",
-    "cutout": "_cutout.png",
-    "score": "_score.npy",
-    "labelme": "_labelme.json",
-    "yolo": ".txt",
-    "voc": "_voc.png",
-    "sheet": "_sheet.png",
-}
-RUN_FILES = {
-    "coco": "coco.json",
-    "coco-polygons": "coco_polygons.json",
-    "yolo": "data.yaml",
-    "voc": "labelmap.txt",
-    "json": "run.json",
-}
-DEFAULT_FORMATS = ("mask", "heatmap", "overlay")
 SPECK = 0.01  # of a mask: regions that are smaller are not counted
 SHEET_TILE, SHEET_SUPPORTS = 320, 5  # longest side in pixels; supports shown
 
@@ -89,7 +69,7 @@ class Found:
             "name": self.name,
             "mask_area": float(self.mask.mean()),
             "pixels": int(self.mask.sum()),
-            "box_xywh": annotations.box_xywh(self.mask) if self.mask.any() else None,
+            "box_xywh": box_xywh(self.mask) if self.mask.any() else None,
             "regions": self.regions,
             "presence": self.presence,
             "score": round(self.score, 4),
@@ -141,61 +121,12 @@ def choose_formats(wanted: Sequence[str] | None, *, matting: bool) -> list[str]:
         UsageError: matting without cut-outs.
         MissingDependency: matting is asked for and not installed.
     """
-    chosen = list(dict.fromkeys(wanted or DEFAULT_FORMATS))
+    chosen = list(dict.fromkeys(wanted or DEFAULT))
     if matting and "cutout" not in chosen:
         raise UsageError("--matting is for cut-outs.", "Add --format cutout, or leave it out.")
     if matting:
         load_matting()
     return chosen
-
-
-def picture_files(formats: Iterable[str], names: Sequence[str]) -> dict[str, str]:
-    """Result -> what follows the picture's stem, of a run that looks for these concepts.
-
-    Heatmaps of several concepts are files apart: one image cannot show two maps.
-    """
-    files: dict[str, str] = {}
-    for chosen in formats:
-        if chosen == "heatmap" and len(names) > 1:
-            files |= {f"heatmap:{name}": f"_heatmap_{name}.png" for name in names}
-        elif chosen in PICTURE_FILES:
-            files[chosen] = PICTURE_FILES[chosen]
-    return files
-
-
-def result_bytes(what: str, path: str | Path, scene: Scene, *, matting: bool = False) -> bytes:
-    """The file of one result of `picture_files`.
-
-    Args:
-        what: the result.
-        path: where the file will be, for formats that lead from there to the picture.
-        scene: what was found.
-        matting: softer borders of cut-outs.
-
-    Raises:
-        MissingDependency: matting is asked for and not installed.
-    """
-    kind, _, name = what.partition(":")
-    if kind == "mask":
-        return mask_png(scene.masks)
-    if kind == "overlay":
-        return png_bytes(overlay_concepts(scene.image, scene.masks, scene.names))
-    if kind == "heatmap":
-        found = next(each for each in scene.found if name in ("", each.name))
-        return png_bytes(heatmap(found.score_map, scene.image))
-    if kind == "cutout":
-        return png_bytes(cut_out(scene.image, np.logical_or.reduce(scene.masks), matting=matting))
-    if kind == "score":
-        return score_npy(scene)
-    if kind == "labelme":
-        return annotations.labelme_bytes(path, scene.picture, scene.masks, scene.names)
-    if kind == "yolo":
-        return annotations.yolo_bytes(scene.masks)
-    if kind == "voc":
-        return annotations.voc_png(scene.masks)
-    if kind == "sheet":
-        return png_bytes(scene_sheet(scene))
-    raise ValueError(f"no result is called {what}")
 
 
 def mask_png(masks: Sequence[NDArray[np.bool_]]) -> bytes:
@@ -253,60 +184,6 @@ def support_sheet(
         for name, supports in concepts
     ]
     return draw_sheet(rows, heading="Supports", tile_hw=tile_hw, most_columns=6)
-
-
-def run_shapes(scene: Scene, formats: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """What files of a run need of a picture beside its row, for formats of `RUN_FILES`: format -> objects."""
-    return {
-        what: annotations.coco_objects(
-            scene.masks, [found.score for found in scene.found], polygons=what == "coco-polygons"
-        )
-        for what in formats
-        if what.startswith("coco")
-    }
-
-
-class RunFiles:
-    """The files of a whole run; pictures are added one by one.
-
-    Args:
-        formats: of those in `RUN_FILES`.
-        names: of the concepts.
-        record: what `json` says of the run besides its pictures.
-    """
-
-    def __init__(self, formats: Iterable[str], names: Sequence[str], record: dict[str, Any]) -> None:
-        self.formats, self._names, self._record = list(formats), names, record
-        self._rows: list[dict[str, Any]] = []
-        self._coco = {what: annotations.CocoFile(names) for what in formats if what.startswith("coco")}
-
-    def add(self, file_name: str, row: dict[str, Any], shapes: dict[str, list[dict[str, Any]]]) -> None:
-        """Add a picture.
-
-        Args:
-            file_name: what COCO calls it.
-            row: what `json` says of it, its `size_hw` among that.
-            shapes: of `run_shapes`.
-        """
-        for what, coco in self._coco.items():
-            coco.add(file_name, row["size_hw"], shapes[what])
-        if "json" in self.formats:
-            self._rows.append(row)
-
-    def contents(self) -> dict[str, bytes]:
-        """Format -> its file, of all pictures added so far."""
-        return {what: self._content(what) for what in self.formats}
-
-    def _content(self, what: str) -> bytes:
-        if what in self._coco:
-            return self._coco[what].content()
-        if what == "yolo":
-            return annotations.yolo_names(self._names)
-        if what == "voc":
-            return annotations.voc_names(self._names)
-        return annotations.json_bytes(
-            {"version": __version__, **self._record, "pictures": self._rows}, indent=2
-        )
 
 
 def _fitted(pixels: NDArray[np.uint8], tile_hw: tuple[int, int]) -> NDArray[np.uint8]:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffseg_cli.results.annotations import coco_shape
-from diffseg_cli.results.outputs import Found, Scene, result_bytes
+from diffseg_cli.results.formats import encode_image
+from diffseg_cli.results.outputs import Found, Scene
 from diffseg_cli.results.render import png_bytes
 
 PNG, JSON = "image/png", "application/json"
@@ -44,7 +45,7 @@ def picture_reply(what: str, scene: Scene) -> Reply:
     headers = {"X-Diffseg-Area": f"{found.mask.mean():.6f}"}
     if found.presence is not None:
         headers["X-Diffseg-Presence"] = f"{found.presence:.4f}"
-    return Reply(result_bytes(what, "", scene), PNG, headers)
+    return Reply(encode_image(what, "", scene), PNG, headers)
 
 
 def found_record(found: Found, extras: tuple[str, ...]) -> dict[str, Any]:
