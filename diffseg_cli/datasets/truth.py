@@ -66,7 +66,7 @@ def turn_upright(mask: NDArray[np.bool_], image: Path) -> NDArray[np.bool_]:
 
     Args:
         mask: bool (h w).
-        picture: the image file.
+        image: the image file.
     """
     with Image.open(image) as picture:
         turn = TURNS.get(orientation_of(picture))
