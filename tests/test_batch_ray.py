@@ -202,7 +202,7 @@ def test_a_worker_that_is_not_like_the_others_is_refused(
         patch.setattr(ray_engine, "load_chosen", lambda _: other)
         assert "has other weights, another version of diffseg or another" in batch(*RAY, code=3).stderr
     with monkeypatch.context() as patch:
-        patch.setattr(ray_engine, "place", lambda name: Path(name.replace("out", "unseen")))
+        patch.setattr(ray_engine, "to_path", lambda name: Path(name.replace("out", "unseen")))
         assert "does not see unseen." in batch(*RAY, code=3).stderr and not Path("unseen").exists()
     monkeypatch.setattr(assembly, "load_segmenter", lambda **_: other)
     assert "there is no presence score" in batch(*RAY, "--min-presence", "0.5", code=2).stderr

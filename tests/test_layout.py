@@ -24,7 +24,7 @@ RANKS = {
     "version.py": 0,
     "config.py": 0,
     "choices.py": 0,
-    "places.py": 1,
+    "remote.py": 1,
     "files.py": 1,
     "refine.py": 0,
     "views.py": 0,

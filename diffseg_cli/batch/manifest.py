@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 from diffseg_cli.files import LineLog, unwritable, whole_lines
-from diffseg_cli.places import is_elsewhere
+from diffseg_cli.remote import is_remote
 
 NAME = "manifest"
 BUSY = "Wait for it, or share the work: --part 1/2 here, --part 2/2 there."
@@ -101,7 +101,7 @@ class ManifestReader:
 
     def _index(self, path: Path) -> None:
         try:
-            file = _fetched(path) if is_elsewhere(path) else path.open("rb")
+            file = _fetched(path) if is_remote(path) else path.open("rb")
         except OSError as error:
             raise unwritable(path, error) from error
         number = len(self._files)

@@ -12,7 +12,7 @@ from typing import Any
 
 from diffseg_cli.batch.manifest import NAME, ManifestWriter
 from diffseg_cli.batch.store import Store
-from diffseg_cli.places import is_elsewhere
+from diffseg_cli.remote import is_remote
 
 SECONDS = 30.0  # between two pieces
 MOST_BYTES = 8_000_000  # of a piece
@@ -46,4 +46,4 @@ class PieceWriter(ManifestWriter):
 
 def open_writer(out: Path, tag: str) -> ManifestWriter:
     """The writer for a folder; raises as it."""
-    return PieceWriter(out, tag) if is_elsewhere(out) else ManifestWriter(out, tag)
+    return PieceWriter(out, tag) if is_remote(out) else ManifestWriter(out, tag)

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.files import Claims
-from diffseg_cli.places import SIGN, asking, files_below, is_elsewhere, matching, place
+from diffseg_cli.remote import SIGN, files_below, is_remote, matching, reaching, to_path
 from diffseg_cli.results.formats import image_name
 
 SUFFIXES = {
@@ -84,9 +84,9 @@ def find_items(
 def _items_of(source: str, *, recursive: bool, out: Path, read_stdin: Callable[[], bytes]) -> Iterable[Item]:
     if source == STREAM:
         return _listed(read_stdin())
-    path = place(source)
-    if is_elsewhere(path):
-        with asking(path):
+    path = to_path(source)
+    if is_remote(path):
+        with reaching(path):
             return _elsewhere(source, path, recursive=recursive, out=out)
     if path.is_dir():
         return (Item(p, p.relative_to(path).as_posix()) for p in pictures_in(path, recursive, out))
@@ -189,7 +189,7 @@ def _listed_elsewhere(names: Sequence[str]) -> list[Item]:
         raise UsageError("The list names pictures on several file systems.", "Run them apart.")
     root = posixpath.commonpath([posixpath.dirname(rest) for _, rest in halves])
     keys = [rest[len(root) :].lstrip("/") for _, rest in halves]
-    return [Item(place(name), key) for name, key in zip(names, keys, strict=True)]
+    return [Item(to_path(name), key) for name, key in zip(names, keys, strict=True)]
 
 
 # --- queries that may not be meant -----------------------------------------------------------------------

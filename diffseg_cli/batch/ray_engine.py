@@ -27,7 +27,7 @@ from diffseg_cli.batch.sizing import choose_batch_size
 from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import DiffsegError, MissingDependency, UsageError
 from diffseg_cli.files import PlaceLost
-from diffseg_cli.places import is_elsewhere, place
+from diffseg_cli.remote import is_remote, to_path
 from diffseg_cli.supports.concept import Concept
 
 GROUP = 32  # images a worker takes at a time, at most
@@ -255,7 +255,7 @@ class RayWorker:
         self._problem: DiffsegError | None = None
         self._batch_size: int | None = None
         self._wanted = setup.batch_size
-        store = Store(place(setup.out), setup.tag)
+        store = Store(to_path(setup.out), setup.tag)
         try:
             segmenter = load_chosen(setup.job.model)
             self._runner = Runner(segmenter, setup.job, store, self._rows, setup.concepts)
@@ -280,7 +280,7 @@ class RayWorker:
         if self._batch_size is None:
             self._batch_size = choose_batch_size(self._runner, self._wanted, len(tasks))
         pipeline = Pipeline(self._runner, workers=THREADS, batch_size=self._batch_size)
-        return pipeline.run([Item(place(path), key) for path, key, _ in tasks])
+        return pipeline.run([Item(to_path(path), key) for path, key, _ in tasks])
 
     def _rows(self, key: str) -> list[Row]:
         return self._known[key]
@@ -300,7 +300,7 @@ def _check(runner: Runner, setup: WorkerSetup) -> None:
             "than the first.",
             "Install the same on all machines, or choose with --device.",
         )
-    if not is_elsewhere(root) and not (root / f"{NAME}{setup.tag}.jsonl").exists():
+    if not is_remote(root) and not (root / f"{NAME}{setup.tag}.jsonl").exists():
         raise PlaceLost(
             f"The worker on {host} does not see {root}.", "Give an --out that all machines share, or a URL."
         )

@@ -27,9 +27,9 @@ from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import DiffsegError, InputError
 from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Answer, find_in, scene_record
-from diffseg_cli.places import read_whole, way_between
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
+from diffseg_cli.remote import read_whole, relative_path
 from diffseg_cli.results.formats import FORMATS, encode_image, shapes_of
 from diffseg_cli.results.outputs import Scene
 from diffseg_cli.results.palette import overlay_concepts
@@ -133,7 +133,7 @@ class Runner:
         stopwatch = Stopwatch()
         content = _read_file(item.path)
         digest = hashlib.sha256(content).hexdigest()
-        source = {"path": way_between(self.store.root, item.path), "sha256": digest, "bytes": len(content)}
+        source = {"path": relative_path(self.store.root, item.path), "sha256": digest, "bytes": len(content)}
         for row in reversed(self._rows(item.key) if self._rows else []):
             if row.error is None and row.input == source and self._agrees(row, item):
                 return Outcome(item, row, skipped=True)
@@ -224,7 +224,7 @@ class Runner:
                     self.store.remove(file["path"])
         row = Row(
             item.key,
-            {"path": way_between(self.store.root, item.path)},
+            {"path": relative_path(self.store.root, item.path)},
             self.signature.settings,
             self.signature.weights,
             time=round(time.time(), 3),

@@ -15,7 +15,7 @@ from diffseg_cli.batch.plan import REVIEW_LOG, Item, Part
 from diffseg_cli.batch.runner import Outcome, Rows
 from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import UsageError
-from diffseg_cli.places import is_elsewhere
+from diffseg_cli.remote import is_remote
 from diffseg_cli.supports.concept import Concept
 
 
@@ -79,7 +79,7 @@ class Session(Generic[M]):
     ) -> None:
         self.job, self.items, self.store = job, items, Store(out, share.tag)
         self.own = [item for item in items if share.takes(item)]
-        if not is_elsewhere(out) and (out / REVIEW_LOG).exists():
+        if not is_remote(out) and (out / REVIEW_LOG).exists():
             raise UsageError(
                 f"{out} is a labelling project: a batch could overwrite masks that were corrected by hand.",
                 "Choose another --out, or let `diffseg serve --queries FOLDER --out` propose masks there.",

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from diffseg_cli.files import check_folder, replace_file, temporary_name, unwritable
-from diffseg_cli.places import OBJECT_STORES, asking, follow, is_elsewhere, put
+from diffseg_cli.remote import OBJECT_STORES, is_remote, put, reaching, resolve_path
 
 ABANDONED = 3600  # seconds after which a part that another machine began is taken for dead
 CHUNK = 2**20
@@ -42,7 +42,7 @@ class Store:
         """
         path = self.root / name
         try:
-            if is_elsewhere(path):
+            if is_remote(path):
                 put(path, content, path.with_name(temporary_name(self._prefix)))
             else:
                 replace_file(path, content, self._prefix)
@@ -54,7 +54,7 @@ class Store:
         """Of a file below the folder, or anywhere; None where it is not there or cannot be read."""
         digest = hashlib.sha256()
         try:
-            with follow(self.root, name).open("rb") as stream:
+            with resolve_path(self.root, name).open("rb") as stream:
                 while chunk := stream.read(CHUNK):
                     digest.update(chunk)
         except OSError:
@@ -84,10 +84,10 @@ def check_place(root: Path) -> None:
     Raises:
         InputError: they cannot.
     """
-    if not is_elsewhere(root):
+    if not is_remote(root):
         check_folder(root)
         return
-    with asking(root):
+    with reaching(root):
         store = Store(root)
         store.write(PROBE, b"")
         store.remove(PROBE)

@@ -36,9 +36,9 @@ EXAMPLES = """Examples:
 
 
 def _place(name: str | Path) -> Path:
-    from diffseg_cli.places import place
+    from diffseg_cli.remote import to_path
 
-    return place(str(name))
+    return to_path(str(name))
 
 
 def _batch_size(value: str) -> str:

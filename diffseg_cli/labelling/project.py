@@ -20,8 +20,8 @@ from diffseg_cli.batch.plan import REVIEW_LOG, Item, find_items
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.files import Claims, check_folder, write_whole
 from diffseg_cli.labelling.review_log import Outdated, Review, ReviewLog, State, now
-from diffseg_cli.places import follow, way_between
 from diffseg_cli.reading.image_io import read_image
+from diffseg_cli.remote import relative_path, resolve_path
 from diffseg_cli.results.formats import image_patterns
 from diffseg_cli.results.outputs import mask_png
 from diffseg_cli.results.palette import MOST_CONCEPTS
@@ -67,9 +67,9 @@ class Project:
     def _agree_on_classes(self, wanted: Sequence[str] | None) -> list[str]:
         known = list(self._log.project.get("classes", []))
         recorded = self._log.project.get("images")
-        if recorded is not None and not _same_folder(follow(self.out, recorded), self.images):
+        if recorded is not None and not _same_folder(resolve_path(self.out, recorded), self.images):
             raise UsageError(
-                f"{self.out} holds labels of the images in {follow(self.out, recorded)}.",
+                f"{self.out} holds labels of the images in {resolve_path(self.out, recorded)}.",
                 "Name that folder, or choose another --out.",
             )
         names = [check_name(name) for name in wanted or known or [UNNAMED]]
@@ -86,7 +86,7 @@ class Project:
 
     def _begin(self) -> None:
         """Write down what the project is, and finish what a killed process began."""
-        record = {"images": way_between(self.out, self.images), "classes": self.classes}
+        record = {"images": relative_path(self.out, self.images), "classes": self.classes}
         with self._log.writing():
             if any(self._log.project.get(what) != value for what, value in record.items()):
                 self._log.append({**record, "time": now()})
@@ -287,7 +287,7 @@ def open_project(out: Path) -> Project:
             f"{out} is no labelling project: it has no {REVIEW_LOG}.",
             f"Begin one with: diffseg serve --queries PHOTOS --out {out}",
         )
-    return Project(follow(out, str(log.project.get("images", ""))), out)
+    return Project(resolve_path(out, str(log.project.get("images", ""))), out)
 
 
 def _same_folder(one: Path, other: Path) -> bool:

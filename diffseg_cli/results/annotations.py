@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffseg_cli.places import way_between
+from diffseg_cli.remote import relative_path
 from diffseg_cli.results.outlines import one_ring, outlines
 from diffseg_cli.results.palette import label_map, label_map_png, voc_color
 from diffseg_cli.version import __version__
@@ -130,7 +130,7 @@ def labelme_bytes(path: str | Path, picture: Path, masks: Masks, names: Sequence
         "version": "5.5.0",  # of LabelMe, whose fields these are
         "flags": {},
         "shapes": shapes,
-        "imagePath": way_between(folder, picture),
+        "imagePath": relative_path(folder, picture),
         "imageData": None,
         "imageHeight": masks[0].shape[0],
         "imageWidth": masks[0].shape[1],

@@ -13,7 +13,7 @@ from conftest import make_swift_segmenter
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from diffseg_cli import assembly, places
+from diffseg_cli import assembly, remote
 from diffseg_cli.batch import manifest_pieces
 from diffseg_cli.batch.manifest import ManifestReader, Row
 from diffseg_cli.batch.store import Store
@@ -44,7 +44,7 @@ def states(result: Result) -> dict[str, str]:
 
 def files(out: str) -> dict[str, bytes]:
     """Everything but the manifests, whose seconds differ."""
-    found = {str(path.relative_to(places.place(out))): path for path in places.place(out).glob("**/*")}
+    found = {str(path.relative_to(remote.to_path(out))): path for path in remote.to_path(out).glob("**/*")}
     whole = {name: path.read_bytes() for name, path in sorted(found.items()) if path.is_file()}
     return {name: content for name, content in whole.items() if "manifest" not in name}
 
@@ -88,7 +88,7 @@ def test_places_give_the_bytes_of_the_disk_and_go_on(store: str, tmp_path: Path)
     now = states(batch(f"{store}/photos", f"{store}/out", "--json", code=5))
     assert now == {"a": "done", "b": "failed", "c": "skipped", "d #1 %": "skipped"}
     assert not UPath(f"{store}/out/b_mask.png").exists()
-    with ManifestReader(places.place(f"{store}/out")) as reader:
+    with ManifestReader(remote.to_path(f"{store}/out")) as reader:
         assert str(reader.rows("b.png")[-1].error).startswith(f"{store}/photos/b.png is not an image")
     batch(f"{store}/photos/day1", f"file://{tmp_path}/mixed", "-f", "labelme")
     assert json.loads(Path("mixed/c_labelme.json").read_text())["imagePath"].startswith(f"{store}/photos/")
@@ -133,7 +133,7 @@ def test_results_are_never_taken_for_pictures(store: str) -> None:
 
 
 def test_a_manifest_grows_by_pieces(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = places.place(f"{store}/pieces")
+    out = remote.to_path(f"{store}/pieces")
     monkeypatch.setattr(manifest_pieces, "MOST_BYTES", 400)
     with manifest_pieces.open_writer(out, "-1-of-2") as writer:
         for number in range(7):
@@ -148,8 +148,8 @@ def test_a_manifest_grows_by_pieces(store: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_shows_half_files_gets_a_temporary_name(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "OBJECT_STORES", set())
-    out = Store(places.place(f"{store}/half"))
+    monkeypatch.setattr(remote, "OBJECT_STORES", set())
+    out = Store(remote.to_path(f"{store}/half"))
     out.write("day/a.bin", b"one")
     out.write("day/a.bin", b"two")
     assert files(f"{store}/half") == {"day/a.bin": b"two"}
@@ -167,7 +167,7 @@ def test_what_shows_half_files_gets_a_temporary_name(store: str, monkeypatch: py
 def test_stores_that_cannot_be_used_are_named(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "There is no file system for nowhere://." in run("-q", "nowhere://x", code=2).stderr
     with pytest.raises(MissingDependency) as caught:
-        places.place("gs://bucket/photos")
+        remote.to_path("gs://bucket/photos")
     assert "gcsfs" in caught.value.message and "'diffseg[cloud]'" in str(caught.value.hint)
     said = run("-q", f"{store}/none", code=3).stderr
     assert f"{store}/none is no folder, picture, pattern or list." in said
@@ -183,7 +183,7 @@ def test_stores_that_cannot_be_used_are_named(store: str, monkeypatch: pytest.Mo
     said = run("-q", f"{store}/photos", "-o", f"{store}/out", code=3).stderr
     assert f"{store}/out cannot be reached: no credentials." in said
     monkeypatch.setitem(sys.modules, "upath", None)
-    places._check.cache_clear()
+    remote._check.cache_clear()
     with pytest.raises(MissingDependency, match="A package for s3:// is not"):
-        places.place("s3://bucket/photos")
-    places._check.cache_clear()
+        remote.to_path("s3://bucket/photos")
+    remote._check.cache_clear()

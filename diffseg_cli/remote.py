@@ -1,6 +1,6 @@
-"""Folders and files that lie elsewhere: URLs of any file system fsspec knows, such as s3://bucket/photos.
+"""Remote folders and files: URLs of any file system known to fsspec, such as s3://bucket/photos.
 
-Such a place is a `upath.UPath`, which has what is used of a `Path` here, and is typed as one. `file://` is a
+Such a path is a `upath.UPath`, which has what is used of a `Path` here, and is typed as one. `file://` is a
 path like any other.
 """
 
@@ -20,8 +20,8 @@ LOCAL = ("file", "local")
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "memory"}
 
 
-def place(name: str) -> Path:
-    """A path, or a place elsewhere where the name is a URL.
+def to_path(name: str) -> Path:
+    """A path; a remote one where the name is a URL.
 
     Raises:
         UsageError: nobody knows this kind of URL.
@@ -35,13 +35,13 @@ def place(name: str) -> Path:
     return cast(Path, _check(protocol)(name))
 
 
-def is_elsewhere(path: str | Path) -> bool:
+def is_remote(path: str | Path) -> bool:
     return not isinstance(path, str | Path)
 
 
 @lru_cache
 def _check(protocol: str) -> Any:
-    """What makes places of this kind."""
+    """What makes paths of this kind."""
     try:
         from fsspec import get_filesystem_class
         from upath import UPath
@@ -61,8 +61,8 @@ def _check(protocol: str) -> Any:
 
 
 @contextmanager
-def asking(path: Path) -> Iterator[None]:
-    """First contact with a place: no credentials, no network and the like become an InputError."""
+def reaching(path: Path) -> Iterator[None]:
+    """First contact with a file system: no credentials, no network and the like become an InputError."""
     try:
         yield
     except DiffsegError:
@@ -77,11 +77,11 @@ def asking(path: Path) -> Iterator[None]:
 # --- names ---------------------------------------------------------------------------------------------
 
 
-def way_between(folder: Path, path: Path) -> str:
-    """How to get from a folder to a file: relative, so that both can move; whole where one is elsewhere."""
-    if is_elsewhere(path):
+def relative_path(folder: Path, path: Path) -> str:
+    """How to get from a folder to a file: relative, so that both can move; whole where one is remote."""
+    if is_remote(path):
         return str(path)
-    if not is_elsewhere(folder):
+    if not is_remote(folder):
         try:
             return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
         except ValueError:  # another drive
@@ -89,18 +89,18 @@ def way_between(folder: Path, path: Path) -> str:
     return path.absolute().as_posix()
 
 
-def follow(folder: Path, way: str) -> Path:
-    """Where a `way_between` leads."""
+def resolve_path(folder: Path, way: str) -> Path:
+    """Where a `relative_path` leads."""
     if SIGN in way:
-        return place(way)
-    return Path(way) if is_elsewhere(folder) and Path(way).is_absolute() else folder / way
+        return to_path(way)
+    return Path(way) if is_remote(folder) and Path(way).is_absolute() else folder / way
 
 
 # --- files -------------------------------------------------------------------------------------------
 
 
 def files_below(folder: Path, *, recursive: bool) -> list[str]:
-    """Names of the files in a folder elsewhere, from there; one flat listing, whatever folders there are."""
+    """Names of the files in a remote folder, from there; one flat listing, whatever folders there are."""
     there = cast(Any, folder)
     names = there.fs.find(there.path, maxdepth=None if recursive else 1)
     return [_below(there.path, name) for name in names]
@@ -109,8 +109,8 @@ def files_below(folder: Path, *, recursive: bool) -> list[str]:
 def matching(pattern: str) -> tuple[Path, list[str]]:
     """The last folder of a URL before its first wildcard, and the files that match, from there."""
     head = pattern.partition("*")[0].partition("?")[0].partition("[")[0]
-    folder = cast(Any, place(posixpath.dirname(head) if SIGN in posixpath.dirname(head) else head))
-    found = folder.fs.glob(str(place(pattern).path), detail=True)  # type: ignore[attr-defined]
+    folder = cast(Any, to_path(posixpath.dirname(head) if SIGN in posixpath.dirname(head) else head))
+    found = folder.fs.glob(str(to_path(pattern).path), detail=True)  # type: ignore[attr-defined]
     names = [name for name, detail in found.items() if detail["type"] == "file"]
     return folder, [_below(folder.path, name) for name in names]
 
@@ -121,14 +121,14 @@ def _below(folder: str, name: str) -> str:
 
 def read_whole(path: Path) -> bytes:
     """The content of a file, with one request. Raises OSError and what its client raises."""
-    if not is_elsewhere(path):
+    if not is_remote(path):
         return path.read_bytes()
     there = cast(Any, path)
     return cast(bytes, there.fs.cat_file(there.path))
 
 
 def put(path: Path, content: bytes, partial: Path) -> None:
-    """Write a file elsewhere so that it is whole or not there. Raises OSError and what its client raises."""
+    """Write a remote file so that it is whole or not there. Raises OSError and what its client raises."""
     there = cast(Any, path)
     if there.protocol in OBJECT_STORES:
         there.fs.pipe_file(there.path, content)
