@@ -22,9 +22,6 @@ class CompactConfig:
     depth_weights: tuple[float, ...] = (0.1, 0.6, 1.1, 1.1, 0.5)  # of the five taps
     temperature: float = 8.0
     prompt_bias: float = 2.0
-    edge_size: int = (
-        192  # HED runs at this size: it feeds a 48 x 48 grid, and at 384 it costs four times as much
-    )
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,8 @@ def build_modules(backbone: Backbone, scm: ScmConfig | None, pam: PamConfig | No
 
 
 def edge_size(backbone: Backbone) -> int:
-    """Size E the edge detector runs at: SCM brings edges to four places per latent, and that is S/2."""
+    """Size E the edge detector runs at: SCM brings edges to four places per latent, S/2, and at S HED would
+    cost four times as much."""
     return backbone.image_size // 2
 
 

@@ -37,8 +37,8 @@ def presence_features(output: SegmenterOutput, latents: Tensor, support: Support
     """
     found = F.interpolate(output.probability, size=latents.shape[-2:], mode="area")  # (b 1 H W)
     region = (latents.float() * found).sum((2, 3))  # (b c)
-    thing = (support.latents.float() * support.masks).sum((1, 3, 4))  # (1 or b c)
-    similarity = F.cosine_similarity(region, thing, dim=1)
+    wanted = (support.latents.float() * support.masks).sum((1, 3, 4))  # (1 or b c)
+    similarity = F.cosine_similarity(region, wanted, dim=1)
     places = output.scores.cross_map.flatten(1)
     prompt = places.topk(max(1, int(places.shape[1] * BEST_SHARE)), dim=1).values.mean(1)
     confidence = found.square().sum((1, 2, 3)) / found.sum((1, 2, 3)).clamp_min(1e-6)

@@ -48,7 +48,7 @@ def test_on_photographs_it_repeats_hed(student: HedStudent) -> None:
     hed = load_hed()
     for name in ("bird", "horse", "windmill"):
         picture = torch.from_numpy(read_image(EXAMPLES / name / "query.jpg")).permute(2, 0, 1)
-        size = CompactConfig.edge_size
+        size = CompactConfig.image_size // 2
         images = F.interpolate(picture[None] / 255, size=(size, size), mode="area")
         guessed, wanted = student(images), hed(images)
         assert torch.corrcoef(torch.stack([guessed.flatten(), wanted.flatten()]))[0, 1] > 0.9
@@ -57,7 +57,7 @@ def test_on_photographs_it_repeats_hed(student: HedStudent) -> None:
 
 def test_masks_stay_those_of_hed() -> None:
     segmenter = load_segmenter("compact", device="cpu")
-    assert isinstance(segmenter.hed, HedStudent) and segmenter.edge_size == CompactConfig.edge_size
+    assert isinstance(segmenter.hed, HedStudent) and segmenter.edge_size == CompactConfig.image_size // 2
     support = segmenter.encode_support([(EXAMPLES / "bird/support.jpg", EXAMPLES / "bird/support_mask.png")])
     masks = [segmenter.segment(EXAMPLES / "bird/query.jpg", support).mask]
     with_teacher = dataclasses.replace(segmenter, hed=load_hed())

@@ -158,11 +158,11 @@ def test_pictures_are_dropped_where_they_belong(browser: Chromium, address: str)
     support, query = (
         base64.b64encode((BIRD / name).read_bytes()).decode() for name in ("support.jpg", "query.jpg")
     )
-    browser.run(DROP, "#thing", support)
+    browser.run(DROP, "#object", support)
     browser.wait_for("!document.getElementById('painter').hidden && support.file.name === 'dropped.jpg'")
     browser.run(DROP, "#where", query)
     browser.wait_for("cards.length === 1 && cards[0].picture")
-    assert browser.run("return document.getElementById('state').textContent") == "Paint the thing first."
+    assert browser.run("return document.getElementById('state').textContent") == "Paint the object first."
     assert not browser.run("return document.querySelector('.over')")
 
 

@@ -28,7 +28,7 @@ from diffseg_cli.views import recoloured, zoomed_in
 from diffseg_cli.weights.edge_detectors import load_hed
 from diffseg_cli.weights.files import load_strict, read_safetensors, write_safetensors
 
-SIZE = CompactConfig.edge_size
+SIZE = CompactConfig.image_size // 2  # as `loading.edge_size`
 PICTURES = 4800
 BATCH = 16
 WARMUP_STEPS = 100

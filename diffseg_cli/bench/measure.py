@@ -193,10 +193,10 @@ def write_predictions(
 ) -> None:
     """Write what `diffseg segment` writes by default for each picture."""
     for index, (query, image, found) in enumerate(zip(queries, images, predictions, strict=True)):
-        thing = Found("object", found.mask, found.probability, found.score_map, found.presence)
-        for what, pattern in image_patterns(DEFAULT, [thing.name]).items():
+        segmented = Found("object", found.mask, found.probability, found.score_map, found.presence)
+        for what, pattern in image_patterns(DEFAULT, [segmented.name]).items():
             path = out / image_name(pattern, str(index))
-            write_whole(path, encode_image(what, path, Scene(query, image, [thing])))
+            write_whole(path, encode_image(what, path, Scene(query, image, [segmented])))
 
 
 def _measure_half(

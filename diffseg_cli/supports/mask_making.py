@@ -75,7 +75,7 @@ def mask_from_outline(outline: Sequence[float], size_hw: tuple[int, int]) -> Boo
 
 
 def mask_from_box(segmenter: Segmenter, image: Image, region: Bools) -> Bools:
-    """The thing in a box: GrabCut, told by the backbone which part of the box is surely the thing.
+    """The object in a box: GrabCut, told by the backbone which part of the box is surely the object.
 
     Args:
         segmenter: of any model; only its backbone looks.
@@ -103,7 +103,7 @@ def mask_from_points(
     Args:
         segmenter: of any model; only its backbone looks.
         image: (h w 3).
-        points: on the thing, inside the image.
+        points: on the object, inside the image.
         not_points: not on it.
 
     Returns:

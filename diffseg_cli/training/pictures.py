@@ -36,7 +36,7 @@ def write_curves(folder: Path) -> Path | None:
 def write_reliability(rows: Sequence[tuple[float, float, float]], path: Path) -> None:
     """Draw `presence_fit.reliability`: what the score says against how often it is true."""
     chart = Chart(
-        "Presence: how often the thing is there",
+        "Presence: how often the object is there",
         "presence score (circles: share of the episodes)",
         {"measured": [(stated, true) for stated, true, _ in rows]},
         y_range=(0.0, 1.0),

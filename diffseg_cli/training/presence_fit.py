@@ -52,7 +52,7 @@ def draw_presence_episode(
     episode = draw_episode(dataset, index // 2, shots=shots, seed=seed)
     if index % 2 == 0:
         return episode, True
-    source, thing = (
+    source, wanted = (
         episode.class_name.rsplit("/", 1) if "/" in episode.class_name else ("", episode.class_name)
     )
     free = [
@@ -60,7 +60,7 @@ def draw_presence_episode(
         for name, members in dataset.by_class.items()
         if name != episode.class_name and name.startswith(source)
         for i in members
-        if thing not in dataset.samples[i].present
+        if wanted not in dataset.samples[i].present
     ]
     if not free:
         return episode, True

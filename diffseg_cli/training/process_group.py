@@ -33,7 +33,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """This process's part of `count` things.
+        """This process's part of `count` items.
 
         Raises:
             UsageError: they cannot be divided evenly.
