@@ -1,7 +1,9 @@
 """Where work runs: the device and the number format, chosen or checked, never changed in silence."""
 
 import math
+import platform
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,14 +66,42 @@ def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name is None or name == "auto":
         if device.type != "cuda":
             return torch.float32
-        with torch.cuda.device(device):
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
+        return torch.bfloat16 if has_bfloat16(device) else torch.float16
     if name not in DTYPES:
         raise UsageError(f"There is no dtype '{name}'.", f"Choose one of auto, {', '.join(DTYPES)}.")
     if DTYPES[name] == torch.float16 and device.type == "cpu":
-        raise UsageError("float16 does not run on a CPU.", "Use --dtype float32 (or bfloat16), or a GPU.")
+        other = " (or bfloat16)" if has_bfloat16(device) else ""
+        raise UsageError("float16 does not run on a CPU.", f"Use --dtype float32{other}, or a GPU.")
+    if DTYPES[name] == torch.bfloat16 and device.type == "cpu" and not has_bfloat16(device):
+        warnings.warn(
+            "This processor has no bfloat16 instructions: it is many times slower so than in float32.",
+            stacklevel=2,
+        )
     return DTYPES[name]
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself; elsewhere it is emulated, far slower than float32."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    # torch has no public question for this. oneDNN knows what it may use (ONEDNN_MAX_CPU_ISA), but on x86 it
+    # says yes to any AVX-512, where it emulates: there the processor's own flag decides too.
+    usable = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return usable and (not x86 or torch.cpu._is_avx512_bf16_supported())
+
+
+def autocast_for(device: torch.device, precision: str) -> torch.autocast:
+    """The automatic mixed precision of training and its caches.
+
+    Args:
+        device: what it will run on.
+        precision: "bf16" for bfloat16 where the hardware has it and float32 elsewhere, "fp32" for float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and has_bfloat16(device))
 
 
 def limit_threads() -> None:

@@ -81,7 +81,7 @@ class TrainConfig:
     synthetic_source: str = "tuxpaint_composites/"  # how the names of their classes begin
     validate_every: int = 1000
     save_every: int = 100  # steps between states, what a kill costs at most
-    precision: str = "bf16"  # of autocast; "fp32" for none
+    precision: str = "bf16"  # of autocast, where the hardware has bfloat16; "fp32" for none
     seed: int = 0
 
 

@@ -213,8 +213,9 @@ def _memory() -> str:
 
 def _device() -> Finding:
     """The device `--device auto` takes."""
-    from diffseg_cli.compute import describe_device, resolve_device, resolve_dtype
+    from diffseg_cli.compute import describe_device, has_bfloat16, resolve_device, resolve_dtype
 
     device = resolve_device("auto")
     dtype = str(resolve_dtype(None, device)).removeprefix("torch.")
-    return Finding("device", "ok", f"{describe_device(device)}, computing in {dtype}")
+    bfloat16 = "has bfloat16 instructions" if has_bfloat16(device) else "no bfloat16 instructions"
+    return Finding("device", "ok", f"{describe_device(device)}, computing in {dtype}; {bfloat16}")

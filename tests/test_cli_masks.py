@@ -271,6 +271,7 @@ def test_doctor_tells_versions_devices_and_models() -> None:
         rows
     )
     assert "torch 2." in rows["packages"]["what"] and rows["device"]["status"] == "ok"
+    assert "bfloat16 instructions" in rows["device"]["what"]
     assert all(row["status"] in ("ok", "absent") for row in rows.values())
 
 

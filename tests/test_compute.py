@@ -1,5 +1,7 @@
 """Devices and number formats: chosen, checked, described; never changed in silence."""
 
+import platform
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +9,14 @@ import pytest
 import torch
 
 from diffseg_cli import compute
-from diffseg_cli.compute import describe_device, limit_threads, resolve_device, resolve_dtype
+from diffseg_cli.compute import (
+    autocast_for,
+    describe_device,
+    has_bfloat16,
+    limit_threads,
+    resolve_device,
+    resolve_dtype,
+)
 from diffseg_cli.errors import ExitCode, UsageError
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda:0"), torch.device("mps")
@@ -115,9 +124,51 @@ def test_dtype_that_cannot_be_is_a_usage_error(name: str, reason: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.filterwarnings("ignore:This processor has no bfloat16")
 def test_bfloat16_computes_on_a_cpu() -> None:
     dtype = resolve_dtype("bf16", CPU)
     assert (torch.ones(2, 2, dtype=dtype) @ torch.ones(2, 2, dtype=dtype)).sum() == 8
+
+
+@pytest.mark.parametrize(
+    ("machine_name", "onednn", "flag", "expected"),
+    [
+        ("x86_64", True, True, True),
+        ("x86_64", True, False, False),  # AVX-512 of the first years: oneDNN emulates
+        ("AMD64", False, True, False),  # ONEDNN_MAX_CPU_ISA=AVX2
+        ("aarch64", True, False, True),
+        ("aarch64", False, False, False),
+    ],
+)
+def test_bfloat16_of_a_processor(
+    monkeypatch: pytest.MonkeyPatch, machine_name: str, onednn: bool, flag: bool, expected: bool
+) -> None:
+    """Where it is emulated, training computes in float32, and nobody is advised to choose it."""
+    monkeypatch.setattr(platform, "machine", lambda: machine_name)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: flag)
+    assert has_bfloat16(CPU) == expected
+    with autocast_for(CPU, "bf16"):
+        product = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    assert product == (torch.bfloat16 if expected else torch.float32)
+    with autocast_for(CPU, "fp32"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    with pytest.raises(UsageError) as caught:
+        resolve_dtype("float16", CPU)
+    assert caught.value.hint and ("bfloat16" in caught.value.hint) == expected
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        assert resolve_dtype("bfloat16", CPU) == torch.bfloat16
+    assert bool(noted) != expected
+
+
+def test_bfloat16_of_other_devices(machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda _chosen: torch.no_grad())
+    machine(gpus=1, bf16=True)
+    assert has_bfloat16(CUDA) and not has_bfloat16(MPS)
+    machine(gpus=1, bf16=False)
+    assert not has_bfloat16(CUDA)
 
 
 def test_devices_are_described(monkeypatch: pytest.MonkeyPatch) -> None:

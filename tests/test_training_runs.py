@@ -10,14 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
+from diffseg_cli import compute
 from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.cli.main import app
 from diffseg_cli.config import FineTuneConfig, TrainConfig
 from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.errors import InputError, MissingDependency, UsageError
+from diffseg_cli.loading import load_compact
+from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.training.jobs import TrainPlan, modules_job
 from diffseg_cli.training.own_classes import hold_out
 from diffseg_cli.training.pictures import BOARD, CURVES
@@ -254,3 +258,24 @@ def test_a_fold_of_pascal_is_trained_with_nothing_to_validate_on(tmp_path: Path)
     assert (info.training["dataset"], info.training["fold"], info.training["step"]) == ("pascal-5i", 0, 2)
     assert info.training["classes"] == 2 and info.training["held_out_pictures"] == 0
     assert load_segmenter(checkpoint=tmp_path / "out" / MODULES, device="cpu").backbone.image_size == 128
+
+
+def test_float32_means_all_of_a_run(classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cache, steps and validation; and a cache made in bfloat16 is not taken for it."""
+    monkeypatch.setattr(compute, "has_bfloat16", lambda _device: True)
+    formats, real = [], torch.autocast
+
+    def autocast(*words: object, **options: object) -> torch.autocast:
+        formats.append(options.get("enabled", True))
+        return real(*words, **options)
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    words = command(classes, tmp_path / "out", "--steps", "1", "--precision", "fp32", "--image-size", "64")
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert len(formats) > 3 and not any(formats)
+    backbone, dataset = load_compact(device=torch.device("cpu"), image_size=64), read_folder(classes)
+    half, full = (
+        FeatureCache(tmp_path, dataset, backbone, None, views=1, precision=precision).folder
+        for precision in ("bf16", "fp32")
+    )
+    assert half != full

@@ -103,5 +103,5 @@ def main() -> None:
 
 def _advice(error: Exception) -> str:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "Memory ran out: try a smaller image, --dtype bfloat16, --offload or --device cpu."
+        return "Memory ran out: try a smaller image, --offload or --device cpu."
     return f"This should not happen: set {console.DEBUG_VARIABLE}=1 to see where it did."

@@ -179,7 +179,10 @@ def train(
     ] = 0,
     precision: Annotated[
         Literal["bf16", "fp32"],
-        typer.Option(help="Number format of training.", rich_help_panel=ADVANCED),
+        typer.Option(
+            help="Number format of training; bf16 is float32 where the hardware has no bfloat16.",
+            rich_help_panel=ADVANCED,
+        ),
     ] = "bf16",
     tensorboard: Annotated[
         bool,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffseg_cli.compute import autocast_for
 from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.frames import to_frame
 from diffseg_cli.loading import save_fitted
@@ -82,7 +83,7 @@ def train_decoder(
         torch.manual_seed(seed * 1_000_003 + step)
         # A mask's latents reach the decoder through PAM, which is never exact: train on inexact ones.
         noisy = batch.targets[4:] + 0.05 * torch.randn_like(batch.targets[4:]) * generator.random()
-        with torch.autocast(backbone.device.type, torch.bfloat16):
+        with autocast_for(backbone.device, cache.precision):
             decoded = decoder(torch.cat([batch.latents[:4], noisy]))
         error = F.l1_loss(decoded.float(), wanted)
         optimizer.zero_grad()

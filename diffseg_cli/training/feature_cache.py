@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffseg_cli.compute import autocast_for
 from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.errors import InputError
@@ -87,6 +88,7 @@ class FeatureCache:
         views: rows a sample, without the one as a support.
         edge_size: E; default what the backbone's SCM is used with.
         seed: of the augmentation.
+        precision: of autocast while encoding, "bf16" or "fp32"; see `compute.autocast_for`.
 
     Raises:
         InputError: a file of the data set is missing.
@@ -102,15 +104,17 @@ class FeatureCache:
         views: int,
         edge_size: int | None = None,
         seed: int = 0,
+        precision: str = "bf16",
     ) -> None:
         self.dataset, self.backbone, self.hed = dataset, backbone, hed
-        self.views, self.seed = views, seed
+        self.views, self.seed, self.precision = views, seed, precision
         self.own_supports = backbone.support_margin is not None or backbone.masks_support
         self.stride = views + self.own_supports
         self.edge_size = edge_size or default_edge_size(backbone)
         parts = [LAYOUT, backbone.name, backbone.latents_fingerprint]
         parts += [backbone.image_size, backbone.support_margin]
         parts += [dataset_hash(dataset), views, self.edge_size, seed, type(hed).__name__]
+        parts += [precision] if precision != "bf16" else []  # rows for "fp32" must not come from bfloat16
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         self.folder = folder / key
         self.rows = len(dataset.samples) * self.stride
@@ -215,8 +219,8 @@ class FeatureCache:
 
     def _encode(self, images: Tensor) -> list[Tensor]:
         """Latents as they are stored, in half precision."""
-        mixed = self.backbone.mixed_precision  # twice as fast
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed):
+        precision = self.precision if self.backbone.mixed_precision else "fp32"  # bfloat16 is twice as fast
+        with autocast_for(images.device, precision):
             return self.backbone.encode_blocks(images)
 
     def _gather(self, name: str, rows: Sequence[int]) -> Tensor:

@@ -69,7 +69,7 @@ class TrainPlan:
         views: cached views a picture.
         save_every: steps between states; None as `TrainConfig`.
         validate_every: None as `steps`.
-        precision: of autocast, "bf16" or "fp32".
+        precision: of autocast, "bf16" or "fp32"; see `compute.autocast_for`.
         device: "auto", "cpu", "cuda" or "mps".
         dtype: of a frozen diffusion backbone; None what suits the device.
         cache: folder of frozen results, may be shared by runs; None: `out/cache`.
@@ -228,10 +228,14 @@ def modules_job(plan: TrainPlan) -> Iterator[Progress]:
     backbone = load_backbone(plan.model, device, dtype, False, plan.modules.image_size)
     _check_scales(plan.modules, backbone)
     hed, folder = load_edge_detector(backbone), plan.cache or plan.out / "cache"
-    cache = FeatureCache(folder, dataset, backbone, hed, views=plan.views, seed=plan.seed)
+    cache = FeatureCache(
+        folder, dataset, backbone, hed, views=plan.views, seed=plan.seed, precision=plan.precision
+    )
     validation = None
     if held_out is not None:
-        validation = FeatureCache(folder, held_out, backbone, hed, views=1, seed=plan.seed)
+        validation = FeatureCache(
+            folder, held_out, backbone, hed, views=1, seed=plan.seed, precision=plan.precision
+        )
     for name, each in (("cache", cache), ("validation cache", validation)):
         for done, rows in each.build() if each and group.leads else ():
             yield Progress(name, done, rows, {}, done == rows)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from diffseg_cli.compute import autocast_for
 from diffseg_cli.config import ModulesConfig, TrainConfig
 from diffseg_cli.loading import build_modules
 from diffseg_cli.losses import losses_of
@@ -157,7 +158,7 @@ class Trainer:
         if backbone.adds_noise:
             shape = (config.batch_size, *query.latents.shape[1:])
             noise = torch.randn(shape, generator=generator)[share].to(query.latents)
-        with torch.autocast(query.latents.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with autocast_for(query.latents.device, config.precision):
             output = self.segmenter.forward(
                 query.latents, query.edges, support, noise, drops=drops, decode=config.recipe == "default"
             )

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from diffseg_cli.compute import autocast_for
 from diffseg_cli.datasets.episode import draw_episode
 from diffseg_cli.evaluation.metrics import IouCounts, count_pixels
 from diffseg_cli.evaluation.summary import class_groups
@@ -35,7 +36,7 @@ def _answers(
         query = cache.read(queries)
         rows = np.array([[cache.support_row(i) for i in episode.support] for episode in chunk])
         support = cache.read_supports(rows)
-        with torch.autocast(query.latents.device.type, torch.bfloat16):
+        with autocast_for(query.latents.device, cache.precision):
             output = segmenter.predict(query.latents, query.edges, support, SEED)
         probability = F.interpolate(output.probability, size=query.masks.shape[-2:], mode="area")
         predicted, truth = probability.cpu().numpy(), (query.masks > 0.5).cpu().numpy()
