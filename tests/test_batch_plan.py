@@ -135,6 +135,17 @@ def test_parts_share_a_plan_without_gap_or_overlap(names: list[str], count: int)
     assert sorted(item.key for share in shares for item in share) == sorted(names)
 
 
+@pytest.mark.parametrize(
+    ("key", "of_four", "of_seven"),
+    [("a.jpg", 3, 5), ("day1/b.png", 4, 2), ("Käfer.tif", 3, 6), ("\udcff.jpg", 1, 7)],
+)
+def test_every_version_puts_a_picture_into_the_same_part(key: str, of_four: int, of_seven: int) -> None:
+    """Machines with two versions would do a picture twice or not at all; these numbers must never change."""
+    item = Item(Path("x"), key)
+    for count, expected in ((4, of_four), (7, of_seven)):
+        assert [k for k in range(1, count + 1) if Part(k, count).takes(item)] == [expected]
+
+
 def test_parts_are_about_equal_and_stay_when_pictures_are_added() -> None:
     items = [Item(Path("x"), f"day{index % 7}/{index:05}.jpg") for index in range(4000)]
     sizes = [sum(Part(k, 8).takes(item) for item in items) for k in range(1, 9)]

@@ -1,5 +1,6 @@
 """Concepts: saved, shown, used instead of supports, refused with the reason; checked by leaving one out."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -149,20 +150,36 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_features_that_are_no_numbers_or_of_another_grid_are_refused(small_segmenter: Segmenter) -> None:
+    """Under the right digest too: whoever wrote the file may have computed them so."""
     path = make(small_segmenter, "dog", "a")
     held, known = read_safetensors(path)
-    broken = held["latents"].clone()
-    broken[0, 0, 0, 0] = torch.nan
+    assert known["digest"] == digest_of(held)
+    write_safetensors(path, {**held, "image_embeds": held["image_embeds"] + 1}, known)
+    with pytest.raises(WeightsError, match="damaged"):  # of one changed tensor
+        open_concept(path).concept(small_segmenter)
+    for what, value in (("latents", torch.nan), ("masks", torch.nan), ("image_embeds", torch.inf)):
+        broken = held[what].clone()
+        broken.view(-1)[0] = value
+        refuse_with_its_digest(path, small_segmenter, {**held, what: broken})
     for tensors in (
-        {"latents": broken},
         {"latents": held["latents"].to(torch.int32)},
         {"latents": held["latents"][:, :5]},
         {"latents": held["latents"][..., :4, :4], "masks": held["masks"][..., :4, :4]},
-        {"image_embeds": held["image_embeds"][..., :3]},
     ):
-        write_safetensors(path, {**held, **tensors}, known)
-        with pytest.raises(WeightsError, match="damaged"):
-            open_concept(path).concept(small_segmenter)
+        refuse_with_its_digest(path, small_segmenter, {**held, **tensors})
+
+
+def digest_of(tensors: dict[str, torch.Tensor]) -> str:
+    """As the module's docstring says of `digest`: of the encoded supports, in this order."""
+    raw = [tensors[what].contiguous() for what in ("latents", "masks", "image_embeds")]
+    return hashlib.sha256(b"".join(each.numpy().tobytes() for each in raw)).hexdigest()
+
+
+def refuse_with_its_digest(path: Path, segmenter: Segmenter, tensors: dict[str, torch.Tensor]) -> None:
+    known = read_safetensors(path)[1]
+    write_safetensors(path, tensors, {**known, "digest": digest_of(tensors)})
+    with pytest.raises(WeightsError, match="damaged"):
+        open_concept(path).concept(segmenter)
 
 
 @settings(deadline=None, max_examples=60)

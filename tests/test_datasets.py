@@ -102,6 +102,20 @@ def test_pascal_training_has_no_picture_with_a_test_class(voc: Path) -> None:
     assert truth_of(data, "tvmonitor", "2008_000004").mask[BIG].all()
 
 
+def test_pascal_training_leaves_out_a_picture_of_both_kinds(voc: Path) -> None:
+    """A large object of a training class does not bring in a picture with a pixel of a test class."""
+    root = voc / "VOCdevkit" / "VOC2012"
+    labels = np.zeros((H, W), np.uint8)
+    labels[BIG], labels[0, 0] = 20, 1  # a television, and one pixel of an aeroplane
+    save_labels(root / "SegmentationClass" / "2008_000005.png", labels)
+    save_photo(root / "JPEGImages" / "2008_000005.jpg")
+    names = root / "ImageSets" / "Segmentation" / "trainaug.txt"
+    names.write_text(names.read_text() + "2008_000005\n")
+    assert names_of(load_dataset("pascal-5i", voc, fold=0, split="train")) == {"tvmonitor": ["2008_000004"]}
+    other = load_dataset("pascal-5i", voc, fold=1, split="train")  # where both are training classes
+    assert names_of(other)["tvmonitor"] == ["2008_000004", "2008_000005"]
+
+
 def test_pascal_names_what_is_missing(voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="JPEGImages was not found"):
         load_dataset("pascal-5i", tmp_path / "benchmark_RELEASE", fold=0)

@@ -285,6 +285,19 @@ CLEAR: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("kind", ["grey", "alpha", "float"])
+@pytest.mark.filterwarnings("ignore::diffseg_cli.reading.notes.MaskNote")
+def test_level_127_of_a_soft_border_is_background_and_128_is_object(kind: str) -> None:
+    levels = np.zeros((20, 40), np.uint8)
+    levels[:, 10:14], levels[:, 14:] = (60, 127, 128, 200), 255
+    soft = {
+        "grey": Image.fromarray(levels),
+        "alpha": Image.fromarray(np.dstack([np.full_like(levels, 90)] * 3 + [levels])),
+        "float": levels / 255,
+    }
+    np.testing.assert_array_equal(read_mask(soft[kind]), levels >= 128)
+
+
 @pytest.mark.parametrize("form", CLEAR)
 @pytest.mark.filterwarnings("error")
 def test_clear_masks_need_no_flag(form: str) -> None:

@@ -6,6 +6,7 @@ import torch
 from diffseg_cli.models.perceptual_attention import (
     MODES,
     PerceptualAttention,
+    SelfAttention,
     SupportAttention,
     sine_cosine_positions,
 )
@@ -125,6 +126,24 @@ def test_support_attention_equals_explicit_softmax(value_width: int) -> None:
         torch.testing.assert_close(found[:, head, :, 1], share.sum(-1), atol=1e-5, rtol=1e-4)
         passed_on = attention.value(keys)[..., head * value_width : (head + 1) * value_width]
         torch.testing.assert_close(found[:, head, :, 2:], share @ passed_on, atol=1e-5, rtol=1e-4)
+
+
+def test_self_attention_equals_explicit_softmax_over_tokens_with_positions() -> None:
+    """Pooled keys and values; queries and keys know their places, values do not."""
+    torch.manual_seed(0)
+    width, heads, size_hw = 16, 2, (4, 6)
+    attention = SelfAttention(width=width, heads=heads, key_stride=2)
+    fused = torch.randn(2, width, *size_hw)
+    normed = attention.norm(fused.permute(0, 2, 3, 1))
+    pooled = torch.nn.functional.avg_pool2d(normed.permute(0, 3, 1, 2), 2).flatten(2).transpose(1, 2)
+    tokens = normed.flatten(1, 2)
+    queries = attention.to_q(tokens + sine_cosine_positions(size_hw, width, like=tokens))
+    keys = attention.to_k(pooled + sine_cosine_positions((2, 3), width, like=tokens))
+    values, found = attention.to_v(pooled), []
+    for q, k, v in zip(*(each.split(width // heads, -1) for each in (queries, keys, values)), strict=True):
+        found.append((q @ k.transpose(1, 2) / (width // heads) ** 0.5).softmax(-1) @ v)
+    expected = attention.out(torch.cat(found, -1)).transpose(1, 2).unflatten(2, size_hw)
+    torch.testing.assert_close(attention(fused), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_untrained_attention_1_finds_a_copied_object() -> None:

@@ -152,6 +152,15 @@ def test_yolo_lines_are_shares_of_the_picture() -> None:
     assert yolo_bytes([EMPTY, EMPTY]) == b""
 
 
+def test_yolo_corners_are_those_of_pixels() -> None:
+    """The right half of a picture begins at a half and ends at 1, whatever the width."""
+    mask = np.zeros((50, 80), bool)
+    mask[:, 40:] = True
+    number, *values = yolo_bytes([mask]).decode().split()
+    corners = np.array(values, dtype=float).reshape(-1, 2)
+    assert number == "0" and {tuple(c) for c in corners} == {(0.5, 0), (1, 0), (1, 1), (0.5, 1)}
+
+
 def test_voc_is_a_palette_picture_in_its_own_colours(tmp_path: Path) -> None:
     (tmp_path / "scene.png").write_bytes(voc_png(MASKS))
     with Image.open(tmp_path / "scene.png") as read:

@@ -88,6 +88,17 @@ def test_features_see_whether_the_region_is_like_the_object(small_segmenter: Seg
     assert torch.isfinite(empty).all()
 
 
+def test_the_prompts_share_is_that_of_the_best_sixty_fourth(small_segmenter: Segmenter) -> None:
+    image, mask = torch.rand(1, 3, 128, 128), torch.zeros(1, 1, 128, 128)
+    mask[..., 32:96, 32:96] = 1
+    support, latents = small_segmenter.encode_frames(image, mask), small_segmenter.backbone.encode(image)
+    output = small_segmenter.forward(latents, None, support)
+    shares = torch.randperm(256).view(1, 1, 16, 16) / 256
+    output = dataclasses.replace(output, scores=dataclasses.replace(output.scores, cross_map=shares))
+    prompt = presence_features(output, latents, support)[0, 1]
+    assert prompt.item() == pytest.approx((255 + 254 + 253 + 252) / 4 / 256)
+
+
 def test_absent_thing_empties_the_mask(small_segmenter: Segmenter) -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     mask = np.zeros((60, 80), bool)
@@ -107,6 +118,11 @@ def test_absent_thing_empties_the_mask(small_segmenter: Segmenter) -> None:
     assert unsure.presence == pytest.approx(0.047, abs=1e-3) and not unsure.mask.any()
     assert np.array_equal(sure.probability, unsure.probability)
     assert with_bias(-3).segment(image, support, threshold=0.01).mask.any()
+    presence = sure.presence
+    assert presence is not None
+    for least, found in ((presence, True), (np.nextafter(presence, 1), False)):  # as sure as asked is enough
+        answer = with_bias(3).segment(image, support, threshold=0.01, min_presence=float(least))
+        assert answer.mask.any() == found
     with pytest.raises(UsageError, match="presence"):
         with_bias(None).segment(image, support, min_presence=0.5)
 

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
 from diffseg_cli.assembly import load_segmenter
+from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve import app as app_module
@@ -442,6 +444,24 @@ def test_a_batch_holds_what_waits_for_one_thing(finder: Segmenter, slow: type[Sl
         assert [each.result().status_code for each in rest] == [200, 200, 200, 422]
         counted = client.get("/metrics").text
     assert "diffseg_pictures_total 4\n" in counted and "diffseg_batches_total 2\n" in counted
+
+
+def test_requests_with_other_options_are_no_batch(finder: Segmenter, slow: type[Slow]) -> None:
+    """One picture, one support, at once: each option is that of its own request."""
+    unsure = finder.with_trained(replace(finder.trained, presence=PresenceCalibration((0.0, 0.0, 0.0), 0.0)))
+    asked = [{"threshold": "0.3"}, {"threshold": "0.6"}]
+    asked += [{"threshold": "0.3", **more} for more in ({"refine": "false"}, {"min_presence": "0.9"})]
+    with serve(unsure, batch_size=8) as client, ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(client.post, "/v1/segment", files=ASK)]
+        assert slow.begun.wait(10)
+        waiting = [pool.submit(client.post, "/v1/segment", files=ASK, data=fields) for fields in asked]
+        while "in_hand 5" not in client.get("/metrics").text:
+            pass
+        threading.Event().wait(0.2)  # the last of them may still be read
+        slow.go.set()
+        together = [each.result().content for each in waiting]
+        alone = [client.post("/v1/segment", files=ASK, data=fields).content for fields in asked]
+    assert together == alone and len(set(alone)) == len(asked)
 
 
 @contextmanager

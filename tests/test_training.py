@@ -28,7 +28,7 @@ from diffseg_cli.training.run_state import LOG, MODULES, read_log
 from diffseg_cli.training.trainer import Trainer, new_segmenter
 from diffseg_cli.training.validation import CUTS, LEVEL, fit_gamma, validate
 from diffseg_cli.views import recoloured, zoomed_in
-from diffseg_cli.weights.checkpoint import CheckpointInfo, read_checkpoint_info
+from diffseg_cli.weights.checkpoint import CheckpointInfo, read_checkpoint, read_checkpoint_info
 
 CONFIG = TrainConfig(
     steps=6, batch_size=2, validate_every=3, warmup_steps=2, shots=(1, 2), shots_shares=(0.7, 0.3)
@@ -130,6 +130,81 @@ def test_training_lowers_the_loss(cache: FeatureCache, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, steps=40, validate_every=100, lr=5e-3)
     losses = [sum(step.losses.values()) for step in make_trainer(cache, tmp_path, config).run()]
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+def test_the_learning_rate_follows_its_recipe(cache: FeatureCache, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, lr=1e-3, warmup_steps=2, steps=6, validate_every=100)
+    trainer = make_trainer(cache, tmp_path, config)
+    used = [(step.lr, trainer.optimizer.param_groups[0]["lr"]) for step in trainer.run()]
+    cosine = [0.02 + 0.49 * (1 + math.cos(math.pi * done)) for done in (0, 0.25, 0.5, 0.75)]
+    expected = [5e-4, 1e-3, *(1e-3 * share for share in cosine)]
+    assert [lr for lr, _ in used] == pytest.approx(expected) == [lr for _, lr in used]
+    paper = make_trainer(cache, tmp_path / "paper", dataclasses.replace(CONFIG, recipe="paper", steps=30))
+    rates = [paper.learning_rate(step) for step in (0, 2, 3, 6, 29)]  # 10 stages
+    assert rates == pytest.approx([0.01, 0.01, 0.009, 0.0081, 0.01 * 0.9**9])
+
+
+def weights_of(trainer: Trainer, *, averaged: bool = False) -> torch.Tensor:
+    modules = trainer.averaged.trained.modules if averaged else trainer.modules
+    return torch.cat([p.detach().flatten().clone() for p in modules.parameters()])
+
+
+def test_the_papers_recipe_is_plain_descent_along_a_gradient_of_at_most_one(
+    cache: FeatureCache, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(
+        CONFIG, recipe="paper", steps=1, map_weight=1e6, precision="fp32", validate_every=100
+    )
+    trainer = make_trainer(cache, tmp_path, config)
+    before = weights_of(trainer)
+    list(trainer.run())
+    assert float((weights_of(trainer) - before).norm()) == pytest.approx(0.01, rel=1e-3)  # its learning rate
+
+
+def test_the_default_recipe_decays_weights_apart_from_their_gradient(
+    cache: FeatureCache, tmp_path: Path
+) -> None:
+    """As AdamW does: without any loss, weights shrink by learning rate times decay."""
+    config = dataclasses.replace(CONFIG, lr=0.1, warmup_steps=0, steps=1, validate_every=100)
+    config = dataclasses.replace(config, map_weight=0, latent_weight=0, mask_weight=0)
+    trainer = make_trainer(cache, tmp_path, config)
+    before = weights_of(trainer)
+    list(trainer.run())
+    torch.testing.assert_close(weights_of(trainer), before * (1 - 0.1 * config.weight_decay))
+
+
+def test_the_average_follows_quickly_at_first(cache: FeatureCache, tmp_path: Path) -> None:
+    trainer = make_trainer(cache, tmp_path, dataclasses.replace(CONFIG, steps=2, validate_every=100))
+    average = weights_of(trainer)
+    for step in trainer.run():
+        decay = step.step / (step.step + 9)
+        average = decay * average + (1 - decay) * weights_of(trainer)
+    torch.testing.assert_close(weights_of(trainer, averaged=True), average)
+    trainer = make_trainer(cache, tmp_path / "late", dataclasses.replace(CONFIG, steps=1, average_decay=0.05))
+    average = 0.05 * weights_of(trainer)
+    list(trainer.run())
+    torch.testing.assert_close(weights_of(trainer, averaged=True), average + 0.95 * weights_of(trainer))
+
+
+def test_the_average_is_judged_and_kept_and_training_goes_on_without_it(
+    cache: FeatureCache, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, steps=3, validate_every=1)
+    judged = make_trainer(cache, tmp_path / "judged", config)
+    last = list(judged.run())[-1]
+    assert all(module.training for module in judged.modules.modules())
+    segmenter, modules = new_segmenter(cache, ModulesConfig(ScmConfig(width=8), PAM), seed=0)
+    info = CheckpointInfo("compact", "small", modules)
+    alone = Trainer(segmenter, cache, None, config, tmp_path / "alone", info)
+    list(alone.run())
+    assert torch.equal(weights_of(alone), weights_of(judged))
+    average = weights_of(alone, averaged=True)
+    assert torch.equal(average, weights_of(judged, averaged=True))
+    assert not torch.equal(average, weights_of(alone))
+    kept, _ = read_checkpoint(tmp_path / "alone" / MODULES, backbone="compact", fingerprint="small")
+    held = alone.averaged.trained.modules.state_dict()
+    assert all(torch.equal(value, held[name].half()) for name, value in kept.items())
+    assert validate(alone.averaged, cache) == last.validation
 
 
 @pytest.mark.parametrize("recipe", ["default", "paper"])

@@ -142,6 +142,18 @@ def _safetensors(header: bytes, body: bytes = bytes(8)) -> bytes:
     return len(header).to_bytes(8, "little") + header + body
 
 
+@pytest.mark.parametrize(("length", "read"), [(16_000_000, True), (16_000_001, False)])
+def test_a_header_may_have_sixteen_megabytes(tmp_path: Path, length: int, read: bool) -> None:
+    """Parsed JSON takes many times its length, and any file could claim to be all header."""
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(_safetensors(HEADER.ljust(length)))
+    if read:
+        assert weights.read_header(path) == ({"a": (2,)}, {})
+        return
+    with pytest.raises(WeightsError, match="damaged"):
+        weights.read_header(path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
