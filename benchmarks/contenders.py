@@ -136,7 +136,7 @@ def ours(segmenter: Segmenter, setting: Setting, what: str) -> Contender:
         noise = None
         if segmenter.backbone.adds_noise:
             noise = torch.zeros_like(latents) if latents.is_meta else segmenter.make_noise(latents, seed=0)
-        return segmenter.forward(latents, edges, support, noise).picture > 0.5
+        return segmenter.forward(latents, edges, support, noise).mask_image > 0.5
 
     backbone: Any = segmenter.backbone
     parts = [backbone] if isinstance(backbone, nn.Module) else networks_of(backbone)

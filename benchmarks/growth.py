@@ -29,7 +29,7 @@ from diffseg_cli.bench.chart import form_flop, form_seconds
 from diffseg_cli.bench.measure import describe_machine, write_predictions
 from diffseg_cli.bench.meters import count_flop, read_peak
 from diffseg_cli.bench.random_kandinsky import FULL_SIZE, TINY
-from diffseg_cli.bench.subject import draw_pictures, prepare_segmenter, random_segmenter
+from diffseg_cli.bench.subject import draw_images, prepare_segmenter, random_segmenter
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.compute import limit_threads, read_time, resolve_device, resolve_dtype
 from diffseg_cli.segmenter import Segmenter
@@ -125,7 +125,7 @@ def _work(axis: str, value: int, segmenter: Segmenter, folder: Path) -> Callable
     """One whole run: of supports, or of queries from their files to their results' files."""
     shots = value if axis in ("shots", "supports") else 1
     batch_size = value if axis == "batch" else 1
-    pairs, queries = draw_pictures(folder, shots=shots, batch_size=batch_size)
+    pairs, queries = draw_images(folder, shots=shots, batch_size=batch_size)
     if axis == "supports":
         return lambda: segmenter.encode_support(pairs)
     support = segmenter.encode_support(pairs)
@@ -140,7 +140,7 @@ def _work(axis: str, value: int, segmenter: Segmenter, folder: Path) -> Callable
 
 def _measure_folder(count: int, folder: Path, device: torch.device) -> Point:
     """`diffseg batch` on copies of one small image, from the start of the process to its end."""
-    ((support, mask),), (query,) = draw_pictures(folder, shots=1, batch_size=1)
+    ((support, mask),), (query,) = draw_images(folder, shots=1, batch_size=1)
     (folder / "queries").mkdir()
     small = folder / "small.jpg"
     Image.open(query).resize(SMALL_WH).save(small)

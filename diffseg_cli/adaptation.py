@@ -225,7 +225,7 @@ def _loss(
         queries.append(pool[int(generator.integers(len(pool)))])
         holds.append(not absent)
     output, masks = views.forward(learner, queries, SupportFeatures.stack(supports), step)
-    loss = config.mask_weight * mask_loss(output.picture, masks)
+    loss = config.mask_weight * mask_loss(output.mask_image, masks)
     if any(holds):  # some place is the brightest of every score map, so an absent concept teaches it nothing
         chosen_rows = torch.tensor(holds, device=masks.device)
         loss = loss + config.map_weight * map_loss(output.scores.score_map[chosen_rows], masks[chosen_rows])
@@ -277,7 +277,7 @@ def _found(segmenter: Method, views: _Views) -> float:
         support = SupportFeatures.join(others or [views.supports[index][-1]])
         for view in views.queries[index]:
             output, marked = views.forward(segmenter, [view], support, 0)
-            found = F.interpolate(output.picture.float(), size=marked.shape[-2:], mode="area") > 0.5
+            found = F.interpolate(output.mask_image.float(), size=marked.shape[-2:], mode="area") > 0.5
             hit, either = (found & (marked > 0.5)).sum(), (found | (marked > 0.5)).sum()
             ious.append(float(hit / either.clamp_min(1)))
     return float(np.mean(ious))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from diffseg_cli.models.hed import HED
 from diffseg_cli.reading.image_io import read_image
-from diffseg_cli.results.render import write_picture
+from diffseg_cli.results.render import write_image
 
 
 @torch.inference_mode()
@@ -37,4 +37,4 @@ def find_edges(image: NDArray[np.uint8], hed: HED, size: int) -> NDArray[np.floa
 def write_edges(image: Path, output: Path, hed: HED, size: int) -> None:
     """Read an image, find its edges, write them as grey PNG, 255 the surest."""
     edge_map = find_edges(read_image(image), hed, size)
-    write_picture(output, np.rint(edge_map.clip(0, 1) * 255).astype(np.uint8))
+    write_image(output, np.rint(edge_map.clip(0, 1) * 255).astype(np.uint8))

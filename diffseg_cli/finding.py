@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffseg_cli.choices import AnswerChoice
 from diffseg_cli.config import PRESENT
-from diffseg_cli.results.outputs import Found, Scene, settle
+from diffseg_cli.results.outputs import ConceptResult, Scene, settle
 from diffseg_cli.supports.concept import Concept
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def find_in(
     answers = []
     for path, image, predictions in zip(images, query.images, zip(*per_concept, strict=True), strict=True):
         found = [
-            Found(each.name, p.mask, p.probability, p.score_map, p.presence)
+            ConceptResult(each.name, p.mask, p.probability, p.score_map, p.presence)
             for each, p in zip(concepts, predictions, strict=True)
         ]
         notes = [

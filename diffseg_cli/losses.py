@@ -17,9 +17,9 @@ def map_loss(score_map: Tensor, masks: Tensor) -> Tensor:
     return F.mse_loss(score_map.float(), F.interpolate(masks, size=score_map.shape[-2:], mode="area"))
 
 
-def mask_loss(picture: Tensor, masks: Tensor) -> Tensor:
+def mask_loss(mask_image: Tensor, masks: Tensor) -> Tensor:
     """Cross entropy and Dice of decoded masks (b 1 S S) against true ones (b 1 h w), at the latters' size."""
-    decoded = F.interpolate(picture.float(), size=masks.shape[-2:], mode="area")
+    decoded = F.interpolate(mask_image.float(), size=masks.shape[-2:], mode="area")
     logits = (decoded - 0.5) * MASK_SHARPNESS
     probability = logits.sigmoid()
     overlap = (probability * masks).sum((1, 2, 3))
@@ -45,5 +45,5 @@ def losses_of(
         error = F.mse_loss(output.latents.float(), targets) / variance.clamp_min(1e-6)
         terms["latent"] = config.latent_weight * error
         if config.recipe == "default":
-            terms["mask"] = config.mask_weight * mask_loss(output.picture, masks)
+            terms["mask"] = config.mask_weight * mask_loss(output.mask_image, masks)
     return terms

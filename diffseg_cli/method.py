@@ -199,15 +199,15 @@ class Method:
             support: of the queries, with b or 1 rows.
             noise: (b c H W) unit normal, for a backbone that adds noise.
             drops: what PAM leaves out when training, see there.
-            decode: False leaves `picture` empty, where a loss does not read it.
+            decode: False leaves `mask_image` empty, where a loss does not read it.
         """
         support = support.fused(self.settings.fusion)
         b = latents.shape[0]
         maps, scores = self.find_scores(latents, edges, support, noise)
         if self.head == "attention":
             with self.stage("decode"):
-                picture = F.interpolate(scores.score_map, scale_factor=8, mode="bilinear")
-            return SegmenterOutput(maps, scores, None, picture)
+                mask_image = F.interpolate(scores.score_map, scale_factor=8, mode="bilinear")
+            return SegmenterOutput(maps, scores, None, mask_image)
         with self.stage("PAM"):
             predicted: Tensor = self.trained.modules["pam"](
                 latents,
@@ -219,10 +219,10 @@ class Method:
         if not decode:
             return SegmenterOutput(maps, scores, predicted, predicted.new_empty(0))
         with self.stage("decode"):
-            picture = self.backbone.decode_mask(predicted)
+            mask_image = self.backbone.decode_mask(predicted)
             if self.trained.mask_gamma != 1:
-                picture = picture.clamp(0, 1) ** self.trained.mask_gamma
-        return SegmenterOutput(maps, scores, predicted, picture)
+                mask_image = mask_image.clamp(0, 1) ** self.trained.mask_gamma
+        return SegmenterOutput(maps, scores, predicted, mask_image)
 
     def predict(
         self, latents: Tensor, edges: Tensor | None, support: SupportFeatures, seed: int = 0

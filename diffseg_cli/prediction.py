@@ -39,23 +39,23 @@ class SegmenterOutput:
         maps: the running sums of the look.
         scores: score map and its raw forms, (b 1 H W).
         latents: (b c H W) `L_pre`, or None for the attention head.
-        picture: (b 1 S S) channel mean of the decoded latents, the predicted mask, about [0, 1] and
+        mask_image: (b 1 S S) channel mean of the decoded latents, the predicted mask, about [0, 1] and
             not clipped; for the attention head the score map brought to S.
     """
 
     maps: AttentionMaps
     scores: ScoreMaps
     latents: Tensor | None
-    picture: Tensor
+    mask_image: Tensor
 
     @property
     def probability(self) -> Tensor:
-        """(b 1 S S) float32 in [0, 1]: `picture` clipped, on its device."""
-        return self.picture.float().clamp(0, 1)
+        """(b 1 S S) float32 in [0, 1]: `mask_image` clipped, on its device."""
+        return self.mask_image.float().clamp(0, 1)
 
     def check_finite(self) -> None:
         """Raise as `check_finite` for score map, latents and image."""
-        parts = [self.scores.score_map, self.picture]
+        parts = [self.scores.score_map, self.mask_image]
         check_finite(*parts, *([] if self.latents is None else [self.latents]))
 
 

@@ -24,7 +24,7 @@ from diffseg_cli.bench.meters import (
     read_peak,
 )
 from diffseg_cli.bench.random_kandinsky import TINY, random_networks
-from diffseg_cli.bench.subject import draw_pictures, prepare_segmenter, random_segmenter
+from diffseg_cli.bench.subject import draw_images, prepare_segmenter, random_segmenter
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.cli import main
 from diffseg_cli.compute import describe_device, read_time
@@ -46,7 +46,7 @@ def small_kandinsky() -> Segmenter:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures and matrices for a test, not for a measurement."""
-    monkeypatch.setattr("diffseg_cli.bench.subject.PICTURE_HW", (60, 80))
+    monkeypatch.setattr("diffseg_cli.bench.subject.IMAGE_HW", (60, 80))
     monkeypatch.setattr("diffseg_cli.bench.meters.CEILING_SIZES", (64, 128))
 
 
@@ -136,7 +136,7 @@ def test_stages_hold_all_the_work(
         segmenter = Segmenter(
             backbone=small_segmenter.backbone, trained=untrained(), hed=None, head="attention"
         )
-    pairs, queries = draw_pictures(tmp_path, shots=shots, batch_size=batch_size)
+    pairs, queries = draw_images(tmp_path, shots=shots, batch_size=batch_size)
     with FlopCounter() as counter:
         flop = Stages(counter.read)
         metered = replace(segmenter, stage=flop)
@@ -276,7 +276,7 @@ def test_timesteps_reach_random_kandinsky() -> None:
 
 
 def test_pictures_are_photographs_in_size(tmp_path: Path) -> None:
-    pairs, queries = draw_pictures(tmp_path, shots=2, batch_size=1)
+    pairs, queries = draw_images(tmp_path, shots=2, batch_size=1)
     assert [Image.open(path).size[::-1] for path in (*pairs[1], *queries)] == [(60, 80)] * 3
     assert 0.05 < np.mean(np.asarray(Image.open(pairs[0][1])) > 0) < 0.5
 

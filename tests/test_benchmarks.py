@@ -20,7 +20,7 @@ ON_KANDINSKY_SCALE = ("diffseg", "straightforward", "seggpt-l", "dinov2-l+sam-h"
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffseg_cli.bench.subject.PICTURE_HW", (60, 80))
+    monkeypatch.setattr("diffseg_cli.bench.subject.IMAGE_HW", (60, 80))
     monkeypatch.setattr("diffseg_cli.bench.meters.CEILING_SIZES", (64,))
 
 

@@ -32,7 +32,7 @@ from diffseg_cli.results.formats import (
     run_files,
     shapes_of,
 )
-from diffseg_cli.results.outputs import Found, Scene, settle
+from diffseg_cli.results.outputs import ConceptResult, Scene, settle
 from diffseg_cli.results.palette import concept_color, draw_legend, label_map, settle_overlaps, voc_color
 
 HW = (120, 160)
@@ -64,7 +64,7 @@ def scene(image: NDArray[np.uint8]) -> Scene:
     draw = np.random.default_rng(1)
     maps = [draw.random(HW, dtype=np.float32) for _ in range(4)]
     found = [
-        Found(name, mask, maps[i], maps[i + 2], presence)
+        ConceptResult(name, mask, maps[i], maps[i + 2], presence)
         for i, (name, mask, presence) in enumerate(zip(NAMES, MASKS, (0.9, None), strict=True))
     ]
     return Scene(Path("photos/scene.jpg"), image, found, [(image[:50], "weld")])
@@ -227,7 +227,7 @@ def test_readers_of_yolo_and_voc_find_what_belongs_to_an_image(tmp_path: Path, s
 
 
 def test_one_thing_gives_a_plain_mask_and_score(tmp_path: Path, scene: Scene) -> None:
-    one = Scene(scene.picture, scene.image, scene.found[:1])
+    one = Scene(scene.path, scene.image, scene.found[:1])
     assert image_patterns(["heatmap", "json"], NAMES[:1]) == {"heatmap": "*_heatmap.png"}
     for what in ("mask", "score", "heatmap", "sheet"):
         (tmp_path / what).write_bytes(encode_image(what, tmp_path / what, one))
@@ -291,7 +291,7 @@ def test_overlaps_go_to_the_higher_claim_and_slivers_to_no_one() -> None:
 def test_presence_weighs_a_claim() -> None:
     both = drawn("rectangle", 20, 20, 80, 80)
     maps: Any = [np.full(HW, value, dtype=np.float32) for value in (0.9, 0.7)]
-    found = [Found(n, both, p, p, seen) for n, p, seen in zip(NAMES, maps, (0.5, 0.95), strict=True)]
+    found = [ConceptResult(n, both, p, p, seen) for n, p, seen in zip(NAMES, maps, (0.5, 0.95), strict=True)]
     assert [each.mask.any() for each in settle(found)] == [False, True]
     assert found[0].score == pytest.approx(0.45) and settle(found)[0].score == 0
     assert settle(found[:1]) == found[:1]

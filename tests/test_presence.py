@@ -13,7 +13,7 @@ from diffseg_cli.errors import UsageError
 from diffseg_cli.presence import PresenceCalibration, presence_features
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training.feature_cache import FeatureCache
-from diffseg_cli.training.pictures import write_reliability
+from diffseg_cli.training.plots import write_reliability
 from diffseg_cli.training.presence_fit import (
     PresenceSample,
     calibrate,
@@ -80,11 +80,11 @@ def test_features_see_whether_the_region_is_like_the_object(small_segmenter: Seg
     latents = backbone.encode(image)
     output = small_segmenter.forward(latents, None, support)
 
-    right = presence_features(dataclasses.replace(output, picture=mask), latents, support)[0]
-    wrong = presence_features(dataclasses.replace(output, picture=1 - mask), latents, support)[0]
+    right = presence_features(dataclasses.replace(output, mask_image=mask), latents, support)[0]
+    wrong = presence_features(dataclasses.replace(output, mask_image=1 - mask), latents, support)[0]
     assert right[0] == pytest.approx(1, abs=1e-3) and right[0] > wrong[0]
     assert right[2] == pytest.approx(1) and 0 <= right[1] <= 1
-    empty = presence_features(dataclasses.replace(output, picture=0 * mask), latents, support)
+    empty = presence_features(dataclasses.replace(output, mask_image=0 * mask), latents, support)
     assert torch.isfinite(empty).all()
 
 

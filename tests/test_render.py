@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffseg_cli.results.render import heatmap, overlay, write_mask, write_overlay, write_picture
+from diffseg_cli.results.render import heatmap, overlay, write_image, write_mask, write_overlay
 
 
 def test_files_hold_what_was_written(tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_files_hold_what_was_written(tmp_path: Path) -> None:
     score_map = image[..., 1].astype(np.float32) / 255
     write_mask(tmp_path / "new" / "folder" / "m.png", mask)
     write_overlay(tmp_path / "o.png", image, mask)
-    write_picture(tmp_path / "h.png", heatmap(score_map))
+    write_image(tmp_path / "h.png", heatmap(score_map))
     with Image.open(tmp_path / "new" / "folder" / "m.png") as read:
         assert read.mode == "L"
         np.testing.assert_array_equal(np.asarray(read), mask * 255)

@@ -24,7 +24,7 @@ from diffseg_cli.loading import load_compact
 from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.training.jobs import TrainPlan, modules_job
 from diffseg_cli.training.own_classes import hold_out
-from diffseg_cli.training.pictures import BOARD, CURVES
+from diffseg_cli.training.plots import BOARD, CURVES
 from diffseg_cli.training.process_group import ProcessGroup
 from diffseg_cli.training.run_state import LOG, MODULES, STATE, read_log
 from diffseg_cli.weights.checkpoint import read_checkpoint_info
@@ -152,7 +152,7 @@ def test_own_classes_start_from_the_shipped_modules_and_never_end_worse(
     assert log[0]["step"] == 0 and log[-1]["step"] == 3
     info = read_checkpoint_info(tmp_path / MODULES)
     assert info.metrics["all"] == max(record["validation"]["all"] for record in log if record["validation"])
-    assert info.training["init"] == "shipped" and info.training["held_out_pictures"] == 4
+    assert info.training["init"] == "shipped" and info.training["held_out_images"] == 4
     with Image.open(tmp_path / CURVES) as curves:
         assert curves.size[0] > 1000
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -256,7 +256,7 @@ def test_a_fold_of_pascal_is_trained_with_nothing_to_validate_on(tmp_path: Path)
     assert result.exit_code == 0, result.output
     info = read_checkpoint_info(tmp_path / "out" / MODULES)
     assert (info.training["dataset"], info.training["fold"], info.training["step"]) == ("pascal-5i", 0, 2)
-    assert info.training["classes"] == 2 and info.training["held_out_pictures"] == 0
+    assert info.training["classes"] == 2 and info.training["held_out_images"] == 0
     assert load_segmenter(checkpoint=tmp_path / "out" / MODULES, device="cpu").backbone.image_size == 128
 
 

@@ -16,7 +16,7 @@ from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.evaluation.summary import class_groups
 from diffseg_cli.training.feature_cache import FeatureCache
-from diffseg_cli.training.pictures import write_reliability
+from diffseg_cli.training.plots import write_reliability
 from diffseg_cli.training.presence_fit import calibrate, presence_report, reliability, sample_presence
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from diffseg_cli.batch.plan import SUFFIXES, Item, pictures_in
+from diffseg_cli.batch.plan import SUFFIXES, Item, images_in
 from diffseg_cli.errors import InputError, MissingDependency
 
 State = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
@@ -97,7 +97,7 @@ class Arrivals:
                 self._list_at = now + self._rescan
         if listing:
             with suppress(InputError):  # the folder is away for a moment: a network, a removable disk
-                seen |= set(pictures_in(self._folder, self._recursive, self._out))
+                seen |= set(images_in(self._folder, self._recursive, self._out))
         for path in seen | self._waiting.keys():
             self._look(path, now)
         whole = [path for path, pending in self._waiting.items() if now >= pending.ready]

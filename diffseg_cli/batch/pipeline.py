@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from diffseg_cli.batch.plan import Item
-from diffseg_cli.batch.runner import Outcome, Picture, Runner, exact_threads, shares_a_cpu
+from diffseg_cli.batch.runner import DecodedImage, Outcome, Runner, exact_threads, shares_a_cpu
 from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Answer
 from diffseg_cli.reading.image_io import check_image
@@ -47,7 +47,7 @@ class Gate:
 class Segmented:
     """A segmented image on its way to a writer."""
 
-    picture: Picture
+    decoded: DecodedImage
     answer: Answer
 
 
@@ -160,69 +160,69 @@ class Pipeline:
     def _look(self) -> None:
         if shares_a_cpu(self._runner.segmenter):
             torch.set_num_threads(1)  # a thread starts with its own number
-        while pictures := self._take():
+        while images := self._take():
             if self.stopped:
-                for picture in pictures:
-                    self._leave(picture)
+                for decoded in images:
+                    self._leave(decoded)
             else:
-                self._find(pictures)
+                self._find(images)
 
-    def _take(self) -> list[Picture]:
+    def _take(self) -> list[DecodedImage]:
         """What is there, up to a batch; waits for the first."""
         first = self._decoded.get()
         if first is END:
             return []
-        pictures = [first]
-        while len(pictures) < self._batch_size:
+        images = [first]
+        while len(images) < self._batch_size:
             try:
-                picture = self._decoded.get_nowait()
+                decoded = self._decoded.get_nowait()
             except queue.Empty:
                 break
-            if picture is END:
+            if decoded is END:
                 self._decoded.put(END)  # for the next time
                 break
-            pictures.append(picture)
-        return pictures
+            images.append(decoded)
+        return images
 
-    def _find(self, pictures: list[Picture]) -> None:
+    def _find(self, images: list[DecodedImage]) -> None:
         """Segment a batch; one that fails is tried in halves, so that its neighbours do not suffer."""
         try:
-            answers = self._runner.find(pictures)
+            answers = self._runner.find(images)
         except Exception as error:
-            if len(pictures) == 1:
-                self._fail(pictures[0], error)
+            if len(images) == 1:
+                self._fail(images[0], error)
                 return
-            half = len(pictures) // 2
+            half = len(images) // 2
             if isinstance(error, MemoryError | torch.OutOfMemoryError):
                 self._batch_size = min(self._batch_size, half)
                 if self._runner.segmenter.device.type == "cuda":
                     torch.cuda.empty_cache()
-            self._find(pictures[:half])
-            self._find(pictures[half:])
+            self._find(images[:half])
+            self._find(images[half:])
             return
-        for picture, answer in zip(pictures, answers, strict=True):
-            self._found.put(Segmented(picture, answer))
+        for decoded, answer in zip(images, answers, strict=True):
+            self._found.put(Segmented(decoded, answer))
 
     def _write(self) -> None:
         while (found := self._found.get()) is not END:
             if self._lost is not None:
-                self._leave(found.picture)
+                self._leave(found.decoded)
                 continue
             try:
-                outcome = self._runner.write(found.picture, found.answer)
+                outcome = self._runner.write(found.decoded, found.answer)
             except PlaceLost as error:
                 self._lose(error)
-                self._leave(found.picture)
+                self._leave(found.decoded)
                 continue
             except Exception as error:
-                self._fail(found.picture, error)
+                self._fail(found.decoded, error)
                 continue
-            self._leave(found.picture)
+            self._leave(found.decoded)
             self._outcomes.put(outcome)
 
-    def _leave(self, picture: Picture) -> None:
-        self._gate.leave(picture.image.shape[0] * picture.image.shape[1])
+    def _leave(self, decoded: DecodedImage) -> None:
+        self._gate.leave(decoded.image.shape[0] * decoded.image.shape[1])
 
-    def _fail(self, picture: Picture, error: Exception) -> None:
-        self._leave(picture)
-        self._outcomes.put(self._runner.fail(picture.source.item, error))
+    def _fail(self, decoded: DecodedImage, error: Exception) -> None:
+        self._leave(decoded)
+        self._outcomes.put(self._runner.fail(decoded.source.item, error))

@@ -89,7 +89,7 @@ def _items_of(source: str, *, recursive: bool, out: Path, read_stdin: Callable[[
         with reaching(path):
             return _elsewhere(source, path, recursive=recursive, out=out)
     if path.is_dir():
-        return (Item(p, p.relative_to(path).as_posix()) for p in pictures_in(path, recursive, out))
+        return (Item(p, p.relative_to(path).as_posix()) for p in images_in(path, recursive, out))
     if path.suffix.lower() == ".txt":
         try:
             return _listed(path.read_bytes())
@@ -104,7 +104,7 @@ def _items_of(source: str, *, recursive: bool, out: Path, read_stdin: Callable[[
     )
 
 
-def pictures_in(folder: Path, recursive: bool, out: Path) -> Iterable[Path]:
+def images_in(folder: Path, recursive: bool, out: Path) -> Iterable[Path]:
     """Pictures by their suffix; nothing hidden, nothing in the output folder."""
     folders = [folder]
     while folders:

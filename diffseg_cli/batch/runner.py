@@ -60,7 +60,7 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded picture: uint8 (H W 3) and what it was decoded from."""
 
     source: Content
@@ -140,7 +140,7 @@ class Runner:
         stopwatch.mark("read")
         return Content(item, content, source, stopwatch.seconds)
 
-    def decode(self, source: Content) -> Picture:
+    def decode(self, source: Content) -> DecodedImage:
         """Decode a file's content.
 
         Raises:
@@ -149,7 +149,7 @@ class Runner:
         stopwatch = Stopwatch()
         image = read_image(InputFile(str(source.item.path), source.content))
         stopwatch.mark("decode")
-        return Picture(replace(source, content=b"", seconds=source.seconds | stopwatch.seconds), image)
+        return DecodedImage(replace(source, content=b"", seconds=source.seconds | stopwatch.seconds), image)
 
     def _agrees(self, row: Row, item: Item) -> bool:
         """Whether a row was made by the same settings and weights, and its files are as it says."""
@@ -163,19 +163,19 @@ class Runner:
 
     # --- find ---
 
-    def find(self, pictures: Sequence[Picture]) -> list[Answer]:
+    def find(self, images: Sequence[DecodedImage]) -> list[Answer]:
         """Segment pictures at once; call it inside `exact_threads`."""
         stopwatch = Stopwatch()
-        query = self.segmenter.encode_queries([picture.image for picture in pictures])
-        paths = [picture.source.item.path for picture in pictures]
+        query = self.segmenter.encode_queries([decoded.image for decoded in images])
+        paths = [decoded.source.item.path for decoded in images]
         answers = find_in(self.segmenter, query, self.concepts, paths, self.job.answer)
         stopwatch.mark("model")
-        share = stopwatch.seconds["model"] / len(pictures)
+        share = stopwatch.seconds["model"] / len(images)
         return [replace(answer, seconds={**answer.seconds, "model": share}) for answer in answers]
 
     # --- write ---
 
-    def write(self, picture: Picture, answer: Answer) -> Outcome:
+    def write(self, decoded: DecodedImage, answer: Answer) -> Outcome:
         """Write all results of a picture; returns what the manifest is to say of it.
 
         Raises:
@@ -183,7 +183,7 @@ class Runner:
             InputError: these files cannot.
         """
         stopwatch = Stopwatch()
-        item, scene = picture.source.item, answer.scene
+        item, scene = decoded.source.item, answer.scene
         contents = {
             what: thumbnail_jpeg(scene)
             if what == "thumbnail"
@@ -204,13 +204,13 @@ class Runner:
         stopwatch.mark("write")
         row = Row(
             item.key,
-            picture.source.input,
+            decoded.source.input,
             self.signature.settings,
             self.signature.weights,
             written,
             scene_record(scene),
             shapes,
-            _rounded({**picture.source.seconds, "model": answer.seconds["model"], **stopwatch.seconds}),
+            _rounded({**decoded.source.seconds, "model": answer.seconds["model"], **stopwatch.seconds}),
             round(time.time(), 3),
         )
         return Outcome(item, row, notes=tuple(answer.notes))
@@ -246,8 +246,8 @@ class Runner:
                 try:
                     fetched = self.fetch(item)
                     if isinstance(fetched, Content):
-                        picture = self.decode(fetched)
-                        fetched = self.write(picture, self.find([picture])[0])
+                        decoded = self.decode(fetched)
+                        fetched = self.write(decoded, self.find([decoded])[0])
                     outcomes.append(fetched)
                 except PlaceLost:
                     raise

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from diffseg_cli.batch.plan import Item
-from diffseg_cli.batch.runner import Content, Picture, Runner, exact_threads
+from diffseg_cli.batch.runner import Content, DecodedImage, Runner, exact_threads
 from diffseg_cli.finding import Answer
 
 LARGEST = 64
@@ -55,17 +55,17 @@ def choose_batch_size(runner: Runner, wanted: int | None, todo: int) -> int:
 def _is_exact(runner: Runner, size: int, alone: bytes) -> bool:
     """Whether a probe in the first, the middle and the last place of a batch is what it is alone."""
     for place in sorted({0, size // 2, size - 1}):
-        pictures = [_probe(0 if index == place else index + 1) for index in range(size)]
-        if _bytes(runner.find(pictures)[place]) != alone:
+        images = [_probe(0 if index == place else index + 1) for index in range(size)]
+        if _bytes(runner.find(images)[place]) != alone:
             return False
     return True
 
 
 def _pace(runner: Runner, size: int) -> float:
     """Seconds per image."""
-    pictures = [_probe(index) for index in range(size)]
+    images = [_probe(index) for index in range(size)]
     start = time.perf_counter()
-    runner.find(pictures)
+    runner.find(images)
     return (time.perf_counter() - start) / size
 
 
@@ -77,8 +77,8 @@ def _bytes(answer: Answer) -> bytes:
     )
 
 
-def _probe(seed: int) -> Picture:
+def _probe(seed: int) -> DecodedImage:
     """An image of coarse noise."""
     coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     image = coarse.repeat(24, axis=0).repeat(24, axis=1)
-    return Picture(Content(Item(Path("probe"), "probe"), b"", {}, {}), image)
+    return DecodedImage(Content(Item(Path("probe"), "probe"), b"", {}, {}), image)

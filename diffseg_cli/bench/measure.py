@@ -21,13 +21,13 @@ from diffseg_cli.bench.meters import (
     process_peak,
     read_peak,
 )
-from diffseg_cli.bench.subject import PICTURE_HW, draw_pictures
+from diffseg_cli.bench.subject import IMAGE_HW, draw_images
 from diffseg_cli.compute import describe_device, read_time
 from diffseg_cli.files import write_whole
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.prediction import Prediction
 from diffseg_cli.results.formats import DEFAULT, encode_image, image_name, image_patterns
-from diffseg_cli.results.outputs import Found, Scene
+from diffseg_cli.results.outputs import ConceptResult, Scene
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Stage, Stages, unmetered
 from diffseg_cli.version import __version__
@@ -104,7 +104,7 @@ def measure(
                 processor_time=processor_time,
                 folder=Path(temporary),
             )
-    pairs, queries = draw_pictures(folder, shots=shots, batch_size=batch_size)
+    pairs, queries = draw_images(folder, shots=shots, batch_size=batch_size)
     ceiling = measure_ceiling(segmenter.device, segmenter.dtype, processor=processor_time)
     clock = partial(read_time, segmenter.device, processor=processor_time)
     best = max(ceiling.values())
@@ -120,7 +120,7 @@ def measure(
         "format": FORMAT,
         **describe(segmenter),
         "random_weights": random_weights,
-        "picture_hw": list(PICTURE_HW),
+        "image_hw": list(IMAGE_HW),
         "shots": shots,
         "batch_size": batch_size,
         "repeats": repeats,
@@ -193,7 +193,7 @@ def write_predictions(
 ) -> None:
     """Write what `diffseg segment` writes by default for each picture."""
     for index, (query, image, found) in enumerate(zip(queries, images, predictions, strict=True)):
-        segmented = Found("object", found.mask, found.probability, found.score_map, found.presence)
+        segmented = ConceptResult("object", found.mask, found.probability, found.score_map, found.presence)
         for what, pattern in image_patterns(DEFAULT, [segmented.name]).items():
             path = out / image_name(pattern, str(index))
             write_whole(path, encode_image(what, path, Scene(query, image, [segmented])))

@@ -20,7 +20,7 @@ from diffseg_cli.models.kandinsky import KandinskyBackbone
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.trained import Trained
 
-PICTURE_HW = (480, 640)  # most images of COCO
+IMAGE_HW = (480, 640)  # most images of COCO
 SIZE_STEP = 64  # what the size of the model frame must divide by
 
 
@@ -118,15 +118,15 @@ def _random_backbone(
     return KandinskyBackbone(networks, device=device, offload=offload)
 
 
-def draw_pictures(folder: Path, *, shots: int, batch_size: int) -> tuple[list[tuple[Path, Path]], list[Path]]:
+def draw_images(folder: Path, *, shots: int, batch_size: int) -> tuple[list[tuple[Path, Path]], list[Path]]:
     """Write images that take as long to read, refine and write as photographs: soft shapes and noise.
 
     Returns:
-        Support images with their masks, and queries; JPEG and PNG files of `PICTURE_HW`.
+        Support images with their masks, and queries; JPEG and PNG files of `IMAGE_HW`.
     """
     pairs, queries = [], []
     for index in range(shots + batch_size):
-        image, mask = _draw_picture(seed=index)
+        image, mask = _draw_image(seed=index)
         picture = folder / f"picture_{index}.jpg"
         Image.fromarray(image).save(picture, quality=92)
         if index >= shots:
@@ -137,10 +137,10 @@ def draw_pictures(folder: Path, *, shots: int, batch_size: int) -> tuple[list[tu
     return pairs, queries
 
 
-def _draw_picture(seed: int) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], ...]:
+def _draw_image(seed: int) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], ...]:
     """An image uint8 (h w 3) with an ellipse of another colour and grain, and its mask uint8 (h w)."""
     generator = np.random.default_rng(seed)
-    h, w = PICTURE_HW
+    h, w = IMAGE_HW
     coarse = generator.integers(60, 196, (6, 8, 3), dtype=np.uint8)
     image = np.array(Image.fromarray(coarse).resize((w, h), Image.Resampling.BICUBIC), dtype=np.float32)
     y, x = np.mgrid[:h, :w]

@@ -117,16 +117,16 @@ def _write(
 ) -> None:
     """Write the sheets and the arrays."""
     from diffseg_cli.attention_dump import detail_sheet, main_sheet, write_arrays
-    from diffseg_cli.results.render import write_picture
+    from diffseg_cli.results.render import write_image
 
     for what, path in plan.outputs.items():
         heading = f"{plan.query.name} seen by {info['model']}, region: {info['region']}"
         if what == "arrays":
             write_arrays(path, dump.arrays, info)
         elif what == "sheet":
-            write_picture(path, main_sheet(dump, image, area, heading))
+            write_image(path, main_sheet(dump, image, area, heading))
         else:
-            write_picture(path, detail_sheet(dump, image, what, f"{heading}, {what}"))
+            write_image(path, detail_sheet(dump, image, what, f"{heading}, {what}"))
 
 
 def _print(dump: "AttentionDump", plan: inputs.QueryOutputs, info: dict[str, Any], *, as_json: bool) -> None:

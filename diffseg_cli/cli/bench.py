@@ -137,9 +137,9 @@ def _write(record: dict[str, Any], out: Path) -> None:
     from diffseg_cli.bench.chart import draw_chart
     from diffseg_cli.files import write_whole
     from diffseg_cli.results.annotations import json_bytes
-    from diffseg_cli.results.render import write_picture
+    from diffseg_cli.results.render import write_image
 
     write_whole(out / "bench.json", json_bytes(record, indent=2))
-    write_picture(out / "bench.png", draw_chart(record))
+    write_image(out / "bench.png", draw_chart(record))
     for name in ("bench.json", "bench.png"):
         console.say(f"Wrote {out / name}.")

@@ -122,14 +122,14 @@ def _check_sheet(sheet: Path, files: list[Path]) -> None:
 def _draw(files: list[Path], sheet: Path) -> None:
     """Draw the supports of concepts, a row each."""
     from diffseg_cli.results.outputs import support_sheet
-    from diffseg_cli.results.render import write_picture
+    from diffseg_cli.results.render import write_image
     from diffseg_cli.supports.concept import open_concept
 
     named = [
         (saved.name, [(*pair, s.image) for pair, s in zip(saved.thumbnails(), saved.sources, strict=True)])
         for saved in map(open_concept, files)
     ]
-    write_picture(sheet, support_sheet(named))
+    write_image(sheet, support_sheet(named))
 
 
 @concept_app.command(cls=Verb, epilog=CHECK_EXAMPLES)

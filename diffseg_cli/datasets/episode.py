@@ -13,7 +13,7 @@ import numpy as np
 
 from diffseg_cli.errors import InputError
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_folder(
             for folder in sorted(root.iterdir())
             if folder.is_dir()
             for image in sorted(folder.iterdir())
-            if image.suffix.lower() in PICTURE_SUFFIXES[:2] and image.with_suffix(".png").is_file()
+            if image.suffix.lower() in IMAGE_SUFFIXES[:2] and image.with_suffix(".png").is_file()
         ]
     if not samples:
         raise InputError(

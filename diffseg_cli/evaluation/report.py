@@ -29,7 +29,7 @@ COLORS = {
     "seggpt": "#3d78e0",
     "matcher-lite": "#27a077",
 }
-PICTURE_SIDE = 300  # px of the longer side in the page
+IMAGE_SIDE = 300  # px of the longer side in the page
 Pictures = Mapping[str, Sequence[tuple[EpisodeResult, Illustration]]]
 
 STYLE = """
@@ -226,7 +226,7 @@ def _episodes(name: str, shown: Sequence[tuple[EpisodeResult, Illustration]]) ->
 
 def _embed(pixels: NDArray[np.uint8]) -> str:
     """An image small enough for a page, as a data address."""
-    scale = min(1.0, PICTURE_SIDE / max(pixels.shape[:2]))
+    scale = min(1.0, IMAGE_SIDE / max(pixels.shape[:2]))
     size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
     stream = io.BytesIO()
     Image.fromarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)).save(stream, "JPEG", quality=85)

@@ -16,7 +16,7 @@ from diffseg_cli.results.formats import (
     image_patterns,
     shapes_of,
 )
-from diffseg_cli.results.outputs import Found, Scene
+from diffseg_cli.results.outputs import ConceptResult, Scene
 
 FORMATS = ("coco", "yolo", "labelme", "voc", "mask")
 
@@ -70,5 +70,5 @@ def _scene(image: Path, masks: Sequence[Mask], names: Sequence[str], score: floa
     """Masks as something that was found; formats of an export look at nothing else."""
     nothing = np.zeros((*masks[0].shape, 3), dtype=np.uint8)
     sure = np.ones(masks[0].shape, dtype=np.float32)
-    found = [Found(name, mask, sure, sure, score) for name, mask in zip(names, masks, strict=True)]
+    found = [ConceptResult(name, mask, sure, sure, score) for name, mask in zip(names, masks, strict=True)]
     return Scene(image, nothing, found)

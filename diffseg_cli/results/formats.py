@@ -134,7 +134,7 @@ def _coco_format(name: str, file: str, *, polygons: bool) -> Format:
 def _labelme(scene: "Scene", path: "str | Path", _matting: bool) -> bytes:
     from diffseg_cli.results.annotations import labelme_bytes
 
-    return labelme_bytes(path, scene.picture, scene.masks, scene.names)
+    return labelme_bytes(path, scene.path, scene.masks, scene.names)
 
 
 def _yolo(scene: "Scene", *_: Any) -> bytes:

@@ -32,7 +32,7 @@ SHEET_TILE, SHEET_SUPPORTS = 320, 5  # longest side in pixels; supports shown
 
 
 @dataclass(frozen=True)
-class Found:
+class ConceptResult:
     """One concept in one image.
 
     Attributes:
@@ -81,15 +81,15 @@ class Scene:
     """Everything found in one picture.
 
     Attributes:
-        picture: where it was read from.
+        path: where it was read from.
         image: uint8 (H W 3).
         found: of each concept, at least one, in the order of the run.
         supports: small pictures uint8 (h w 3) of what was looked for, with a title each.
     """
 
-    picture: Path
+    path: Path
     image: NDArray[np.uint8]
-    found: list[Found]
+    found: list[ConceptResult]
     supports: Sequence[tuple[NDArray[np.uint8], str]] = ()
 
     @property
@@ -101,7 +101,7 @@ class Scene:
         return [found.name for found in self.found]
 
 
-def settle(found: Sequence[Found]) -> list[Found]:
+def settle(found: Sequence[ConceptResult]) -> list[ConceptResult]:
     """Several concepts without overlaps.
 
     A pixel that two masks claim goes to the concept that is more probably there: its probability is that of
@@ -151,7 +151,7 @@ def scene_sheet(scene: Scene) -> NDArray[np.uint8]:
     tile_hw = tile_size((scene.image.shape[0], scene.image.shape[1]), SHEET_TILE)
     several = len(scene.found) > 1
     tiles = [Tile(_fitted(pixels, tile_hw), title) for pixels, title in scene.supports[:SHEET_SUPPORTS]]
-    tiles.append(Tile(scene.image, "query", scene.picture.name))
+    tiles.append(Tile(scene.image, "query", scene.path.name))
     for each in scene.found:
         title = f"score map, {each.name}" if several else "score map"
         presence = "" if each.presence is None else f"presence {each.presence:.2f}"
@@ -162,7 +162,7 @@ def scene_sheet(scene: Scene) -> NDArray[np.uint8]:
     columns = min(len(tiles), 6)
     return draw_sheet(
         [("", tiles)],
-        heading=f"{' and '.join(scene.names)} in {scene.picture.name}",
+        heading=f"{' and '.join(scene.names)} in {scene.path.name}",
         tile_hw=tile_hw,
         most_columns=columns,
     )

@@ -16,14 +16,14 @@ from diffseg_cli.files import write_whole
 TINT = (255, 45, 85)  # RGB; rare in photographs
 TINT_SHARE = 0.45
 CONTOUR_SHARE = 1 / 300  # of the shorter side: as thick on a large image as on a small one
-PICTURE_SHARE = 0.35  # of the greyed image that shows through a heatmap
+IMAGE_SHARE = 0.35  # of the greyed image that shows through a heatmap
 HEAT = cv2.COLORMAP_INFERNO  # even steps look even, also in print and to colour-blind eyes
 
 
 # --- files ---------------------------------------------------------------------------------------------
 
 
-def write_picture(path: str | Path, pixels: NDArray[np.uint8]) -> None:
+def write_image(path: str | Path, pixels: NDArray[np.uint8]) -> None:
     """Write uint8 (H W 3) RGB or (H W) grey as PNG."""
     write_whole(path, png_bytes(pixels))
 
@@ -37,7 +37,7 @@ def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
 
 def write_mask(path: str | Path, mask: NDArray[np.bool_]) -> None:
     """Write bool (H W) as grey 0 and 255."""
-    write_picture(path, mask_pixels(mask))
+    write_image(path, mask_pixels(mask))
 
 
 def mask_pixels(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -47,7 +47,7 @@ def mask_pixels(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 def write_overlay(path: str | Path, image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
     """Write an image with its mask tinted and outlined; see `overlay`."""
-    write_picture(path, overlay(image, mask))
+    write_image(path, overlay(image, mask))
 
 
 # --- pixels --------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def heatmap(score_map: NDArray[np.float32], image: NDArray[np.uint8] | None = No
     if image is None:
         return colors
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    blended: NDArray[np.uint8] = cv2.addWeighted(colors, 1 - PICTURE_SHARE, grey, PICTURE_SHARE, 0)
+    blended: NDArray[np.uint8] = cv2.addWeighted(colors, 1 - IMAGE_SHARE, grey, IMAGE_SHARE, 0)
     return blended
 
 

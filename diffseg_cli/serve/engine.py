@@ -23,7 +23,7 @@ from diffseg_cli.results.outputs import mask_png
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
 from diffseg_cli.serve.refusals import Refusal
-from diffseg_cli.serve.replies import PNG, Reply, found_record, json_reply, picture_reply
+from diffseg_cli.serve.replies import PNG, Reply, found_record, image_reply, json_reply
 from diffseg_cli.serve.uploads import SupportUpload, Upload, read_picture, read_supports
 from diffseg_cli.supports.concept import UNNAMED, Concept, SupportSet
 from diffseg_cli.supports.mask_making import box_region, mask_from_box
@@ -46,7 +46,7 @@ class FindOrder:
         query: the picture.
         support: what to look for.
         answer: what counts as found.
-        form: "json", or a picture of `picture_reply`.
+        form: "json", or a picture of `image_reply`.
         extras: of `found_record`.
     """
 
@@ -234,7 +234,7 @@ class InferenceEngine:
         if isinstance(answer, Exception):
             return answer
         if order.form != "json":
-            return picture_reply(order.form, answer.scene)
+            return image_reply(order.form, answer.scene)
         record = {
             **found_record(answer.scene.found[0], order.extras),
             "threshold": order.answer.threshold,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from diffseg_cli.results.annotations import coco_shape
 from diffseg_cli.results.formats import encode_image
-from diffseg_cli.results.outputs import Found, Scene
+from diffseg_cli.results.outputs import ConceptResult, Scene
 from diffseg_cli.results.render import png_bytes
 
 PNG, JSON = "image/png", "application/json"
@@ -39,7 +39,7 @@ def json_reply(record: Any) -> Reply:
     return Reply(json.dumps(record).encode(), JSON)
 
 
-def picture_reply(what: str, scene: Scene) -> Reply:
+def image_reply(what: str, scene: Scene) -> Reply:
     """A PNG of the one concept in a scene: "mask", "overlay", "heatmap" or "cutout"."""
     (found,) = scene.found
     headers = {"X-Diffseg-Area": f"{found.mask.mean():.6f}"}
@@ -48,7 +48,7 @@ def picture_reply(what: str, scene: Scene) -> Reply:
     return Reply(encode_image(what, "", scene), PNG, headers)
 
 
-def found_record(found: Found, extras: tuple[str, ...]) -> dict[str, Any]:
+def found_record(found: ConceptResult, extras: tuple[str, ...]) -> dict[str, Any]:
     """What JSON says of a concept in an image.
 
     Args:

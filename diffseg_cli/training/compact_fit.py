@@ -21,7 +21,7 @@ from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.training.feature_cache import FeatureCache
 
-BASIS_PICTURES = 600
+BASIS_IMAGES = 600
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def spread_samples(dataset: FewShotDataset, count: int, seed: int) -> list[int]:
 @torch.inference_mode()
 def fit_basis(backbone: CompactBackbone, dataset: FewShotDataset, *, seed: int = 0) -> Iterator[FitStep]:
     """Channel statistics and principal directions of the normalised features of each tapped block."""
-    indices = spread_samples(dataset, BASIS_PICTURES, seed)
+    indices = spread_samples(dataset, BASIS_IMAGES, seed)
     collected: list[list[Tensor]] = [[] for _ in backbone.latent_groups]
     for step, start in enumerate(range(0, len(indices), 8)):
         images = [read_image(dataset.samples[index].image) for index in indices[start : start + 8]]

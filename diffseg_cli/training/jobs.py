@@ -22,7 +22,7 @@ from diffseg_cli.models.knowledge import FEATURE_KNOWLEDGE
 from diffseg_cli.training.compact_fit import fit_backbone
 from diffseg_cli.training.feature_cache import FeatureCache
 from diffseg_cli.training.own_classes import check_folder, hold_out
-from diffseg_cli.training.pictures import RELIABILITY, Board, write_curves, write_reliability
+from diffseg_cli.training.plots import RELIABILITY, Board, write_curves, write_reliability
 from diffseg_cli.training.presence_fit import calibrate_checkpoint
 from diffseg_cli.training.process_group import ProcessGroup, find_group, local_device
 from diffseg_cli.training.run_state import MODULES
@@ -174,7 +174,7 @@ def _check_model(plan: TrainPlan) -> None:
         raise UsageError(f"No trained modules are shipped for {plan.model}.", "Give --init none or a file.")
 
 
-def read_pictures(plan: TrainPlan) -> tuple[FewShotDataset, FewShotDataset | None]:
+def read_datasets(plan: TrainPlan) -> tuple[FewShotDataset, FewShotDataset | None]:
     """Pictures to train on, and pictures to validate on or None.
 
     Raises:
@@ -221,7 +221,7 @@ def modules_job(plan: TrainPlan) -> Iterator[Progress]:
     config, group = plan.train_config(), find_group()
     group.share(config.batch_size)
     board = Board(plan.out) if plan.tensorboard and group.leads else None
-    dataset, held_out = read_pictures(plan)
+    dataset, held_out = read_datasets(plan)
     device = resolve_device(local_device(plan.device))
     mixed = backbone_kind(plan.model).network.mixed_precision
     dtype = resolve_dtype("float32" if mixed else plan.dtype, device)
@@ -278,7 +278,7 @@ def _make_trainer(
         "split": plan.split,
         "pictures": len(cache.dataset.samples),
         "classes": len(cache.dataset.classes),
-        "held_out_pictures": len(validation.dataset.samples) if validation else 0,
+        "held_out_images": len(validation.dataset.samples) if validation else 0,
         "views": plan.views,
         "processes": group.size,
         "init": Path(plan.start).name if plan.start else None,

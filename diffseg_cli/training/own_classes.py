@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from diffseg_cli.datasets import read_truth
-from diffseg_cli.datasets.episode import PICTURE_SUFFIXES, FewShotDataset, group_by_class
+from diffseg_cli.datasets.episode import IMAGE_SUFFIXES, FewShotDataset, group_by_class
 from diffseg_cli.errors import InputError
 
 HELD_OUT_SHARE = 0.25
@@ -24,7 +24,7 @@ def check_folder(root: Path, dataset: FewShotDataset) -> None:
         InputError: an image without mask, a class of one image, or a mask that cannot be used.
     """
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in PICTURE_SUFFIXES[:2]]
+        pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES[:2]]
         for picture in pictures:
             if not picture.with_suffix(".png").is_file():
                 raise InputError(

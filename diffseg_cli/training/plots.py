@@ -6,7 +6,7 @@ from typing import Any
 
 from diffseg_cli.errors import MissingDependency
 from diffseg_cli.results.chart import Chart, draw_charts
-from diffseg_cli.results.render import write_picture
+from diffseg_cli.results.render import write_image
 from diffseg_cli.training.run_state import read_log
 from diffseg_cli.training.trainer import TrainStep
 
@@ -29,7 +29,7 @@ def write_curves(folder: Path) -> Path | None:
     if not charts:
         return None
     path = folder / CURVES
-    write_picture(path, draw_charts(charts))
+    write_image(path, draw_charts(charts))
     return path
 
 
@@ -44,7 +44,7 @@ def write_reliability(rows: Sequence[tuple[float, float, float]], path: Path) ->
         diagonal=True,
         dots={"measured": [share for _, _, share in rows]},
     )
-    write_picture(path, draw_charts([chart]))
+    write_image(path, draw_charts([chart]))
 
 
 class Board:
