@@ -257,12 +257,12 @@ def detail_sheet(dump: AttentionDump, image: NDArray[np.uint8], kind: str, headi
     return draw_sheet(rows, heading=heading, tile_hw=tile_hw)
 
 
-def _map_tile(values: Floats, picture: NDArray[np.uint8], title: str) -> Tile:
+def _map_tile(values: Floats, image: NDArray[np.uint8], title: str) -> Tile:
     """A map stretched from its smallest to its largest value, over the greyed image."""
     low, high = float(values.min()), float(values.max())
     stretched = (values - low) / max(high - low, 1e-12)
-    large = np.clip(_resized(stretched, (picture.shape[0], picture.shape[1])), 0, 1)
-    return Tile(heatmap(large, picture), title, f"{low:.2g} to {high:.2g}")
+    large = np.clip(_resized(stretched, (image.shape[0], image.shape[1])), 0, 1)
+    return Tile(heatmap(large, image), title, f"{low:.2g} to {high:.2g}")
 
 
 def _resized(array: NDArray[Any], size_hw: GridHW) -> NDArray[Any]:

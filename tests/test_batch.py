@@ -121,7 +121,7 @@ def test_json_streams_a_line_a_picture() -> None:
     assert row["size_hw"] == list(HW) and 0 < row["mask_area"] < 1 and 0 < row["presence"] < 1
     assert {"read", "decode", "model", "draw", "write"} == set(row["seconds"])
     record = json.loads(Path("out/run.json").read_text())
-    assert [picture["query"] for picture in record["pictures"]] == [f"{name}.png" for name in NAMES]
+    assert [image["query"] for image in record["images"]] == [f"{name}.png" for name in NAMES]
     assert record["concepts"][0]["supports"][0]["image"] == "support.png" and record["seed"] == 0
 
 

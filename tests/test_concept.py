@@ -301,7 +301,7 @@ def test_two_concepts_give_one_label_map_and_the_query_is_encoded_once(
     record = json.loads(Path("diffseg_out/run.json").read_text())
     assert [each["concept"] for each in record["concepts"]] == ["dog.dsc", "sofa.dsc"]
     assert record["concepts"][0]["supports"][0]["image"] == "a.png"
-    assert record["pictures"] == [row] and record["refine"] is True
+    assert record["images"] == [row] and record["refine"] is True
 
 
 def test_formats_of_several_queries(attention: Segmenter) -> None:

@@ -197,7 +197,7 @@ def test_every_format_has_a_file_and_leaves_nothing_else(tmp_path: Path, scene: 
     scores = np.load(tmp_path / "scene_score.npy", allow_pickle=False)
     np.testing.assert_array_equal(scores, np.stack([found.probability for found in scene.found]))
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["pictures"] == [{"query": "photos/scene.jpg", "size_hw": [*HW]}] and record["seed"] == 0
+    assert record["images"] == [{"query": "photos/scene.jpg", "size_hw": [*HW]}] and record["seed"] == 0
     assert (tmp_path / "labelmap.txt").read_text().splitlines()[1:] == [
         "background:0,0,0::",
         "bad weld:128,0,0::",

@@ -98,7 +98,7 @@ def account(segmenter: Segmenter, *, batch_size: int, shots: int, offload: bool)
         backbone.movq, segmenter.trained.modules, *([segmenter.hed] if segmenter.hed else [])
     )
     size = backbone.image_size
-    pictures, supports = (torch.empty(n, 3, size, size, device=META) for n in (batch_size, shots))
+    images, supports = (torch.empty(n, 3, size, size, device=META) for n in (batch_size, shots))
     rows: list[Row] = []
 
     def count(stage: str, last_used: int, work: Callable[[], Any]) -> Any:
@@ -108,8 +108,8 @@ def account(segmenter: Segmenter, *, batch_size: int, shots: int, offload: bool)
 
     latents = count("encode supports", unet, lambda: backbone.encode(supports))
     embeds = count("embed supports", clip, lambda: backbone.embed(supports, supports[:, :1]))
-    edges = count("edges", clip, lambda: segmenter.find_edges(pictures))
-    queries = count("encode queries", clip, lambda: backbone.encode(pictures))
+    edges = count("edges", clip, lambda: segmenter.find_edges(images))
+    queries = count("encode queries", clip, lambda: backbone.encode(images))
     grid = torch.empty(1, shots, 1, *latents.shape[-2:], device=META, dtype=latents.dtype)
     support = SupportFeatures.of(backbone, latents[None], grid, embeds[None])
 

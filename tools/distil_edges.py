@@ -4,7 +4,7 @@
     python -m tools.distil_edges --root data/fewshot --more data/backgrounds --work runs/edges --steps 2500 \\
         --lr 1e-3 --init runs/edges/student.safetensors
 
-Pictures come from the `train` split and a folder of photographs without masks, whole and as random crops with
+Images come from the `train` split and a folder of photographs without masks, whole and as random crops with
 changed colours; HED's answers to them are computed once and kept in --work. Prints how near the student comes
 to HED on the `val` split and writes `student.safetensors` there.
 """
@@ -32,11 +32,11 @@ SIZE = CompactConfig.image_size // 2  # as `loading.edge_size`
 PICTURES = 4800
 BATCH = 16
 WARMUP_STEPS = 100
-Source = tuple[Path, Path | None, list[int]]  # picture, mask, seed of its crop (empty: whole)
+Source = tuple[Path, Path | None, list[int]]  # image, mask, seed of its crop (empty: whole)
 
 
 def training_sources(root: Path, more: Path) -> list[Source]:
-    """Every training picture whole, every other one cropped too, three views of each further picture."""
+    """Every training image whole, every other one cropped too, three views of each further image."""
     sources: list[Source] = []
     for index, sample in enumerate(read_folder(root, split="train").samples):
         sources.append((sample.image, sample.mask, []))
@@ -50,7 +50,7 @@ def training_sources(root: Path, more: Path) -> list[Source]:
 
 @torch.inference_mode()
 def ask_hed(sources: list[Source], folder: Path, name: str) -> tuple[Tensor, Tensor]:
-    """Pictures uint8 (r 3 E E) and HED's edges uint8 (r E E), from the folder if they are there."""
+    """Images uint8 (r 3 E E) and HED's edges uint8 (r E E), from the folder if they are there."""
     paths = [folder / f"{name}_{what}.npy" for what in "xy"]
     if not paths[1].is_file():
         hed = load_hed()
@@ -66,26 +66,26 @@ def ask_hed(sources: list[Source], folder: Path, name: str) -> tuple[Tensor, Ten
             pairs.append([(values * 255).round().byte().numpy() for values in (frame[0], hed(frame)[0, 0])])
         for path, values in zip(paths, zip(*pairs, strict=True), strict=True):
             np.save(path, np.stack(values))
-    pictures, edges = (torch.from_numpy(np.load(path)) for path in paths)
-    return pictures, edges
+    images, edges = (torch.from_numpy(np.load(path)) for path in paths)
+    return images, edges
 
 
-def batches(pictures: Tensor, edges: Tensor, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures (16 3 E E) and edges (16 1 E E) in [0, 1], half of them mirrored."""
+def batches(images: Tensor, edges: Tensor, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images (16 3 E E) and edges (16 1 E E) in [0, 1], half of them mirrored."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        rows = torch.randint(len(pictures), (BATCH,), generator=generator)
-        image, edge_map = pictures[rows].float() / 255, edges[rows, None].float() / 255
+        rows = torch.randint(len(images), (BATCH,), generator=generator)
+        image, edge_map = images[rows].float() / 255, edges[rows, None].float() / 255
         if torch.rand((), generator=generator) < 0.5:
             image, edge_map = image.flip(-1), edge_map.flip(-1)
         yield image.contiguous(memory_format=torch.channels_last), edge_map
 
 
-def train(student: HedStudent, pictures: Tensor, edges: Tensor, *, steps: int, lr: float, seed: int) -> None:
+def train(student: HedStudent, images: Tensor, edges: Tensor, *, steps: int, lr: float, seed: int) -> None:
     """AdamW with cosine decay; leaves the moving average of the weights in the student."""
     optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=1e-4)
     average = {name: value.clone() for name, value in student.state_dict().items()}
-    for step, (image, edge_map) in enumerate(batches(pictures, edges, steps, seed)):
+    for step, (image, edge_map) in enumerate(batches(images, edges, steps, seed)):
         rate = lr * min(1, (step + 1) / WARMUP_STEPS) * (0.5 * (1 + math.cos(math.pi * step / steps)) + 0.01)
         optimizer.param_groups[0]["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16):
@@ -104,9 +104,9 @@ def train(student: HedStudent, pictures: Tensor, edges: Tensor, *, steps: int, l
 
 
 @torch.inference_mode()
-def compare(student: HedStudent, pictures: Tensor, edges: Tensor) -> str:
+def compare(student: HedStudent, images: Tensor, edges: Tensor) -> str:
     """How near the student's maps come to HED's."""
-    guessed = torch.cat([student(picture[None].float() / 255)[0] for picture in pictures])
+    guessed = torch.cat([student(image[None].float() / 255)[0] for image in images])
     wanted = edges.float() / 255
     correlation = torch.corrcoef(torch.stack([guessed.flatten(), wanted.flatten()]))[0, 1]
     return f"mean difference {(guessed - wanted).abs().mean():.4f}, correlation {correlation:.4f}"

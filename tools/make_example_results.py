@@ -43,9 +43,9 @@ CASES = [
 
 def save(array: np.ndarray, name: str) -> str:
     """Write a small JPEG; returns its path as README.md names it."""
-    picture = Image.fromarray(array)
-    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-    picture.save(RESULTS / name, quality=85)
+    image = Image.fromarray(array)
+    image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    image.save(RESULTS / name, quality=85)
     return f"results/{name}"
 
 
@@ -54,17 +54,17 @@ def shown(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask[..., None], image, image // 4)
 
 
-def row(pictures: list[np.ndarray], height: int = 260, gap: int = 8) -> Image.Image:
+def row(images: list[np.ndarray], height: int = 260, gap: int = 8) -> Image.Image:
     """Images side by side at one height, on white."""
     scaled = [
         Image.fromarray(p).resize((round(p.shape[1] * height / p.shape[0]), height), Image.Resampling.LANCZOS)
-        for p in pictures
+        for p in images
     ]
     page = Image.new("RGB", (sum(s.width + gap for s in scaled) - gap, height), "white")
     left = 0
-    for picture in scaled:
-        page.paste(picture, (left, 0))
-        left += picture.width + gap
+    for image in scaled:
+        page.paste(image, (left, 0))
+        left += image.width + gap
     return page
 
 

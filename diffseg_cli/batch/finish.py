@@ -23,7 +23,7 @@ def finish(
 ) -> dict[str, Any]:
     """Write the files of the run and the contact sheet.
 
-    They hold every picture of the plan that is done, in the order of the plan, whoever did it and when; so
+    They hold every image of the plan that is done, in the order of the plan, whoever did it and when; so
     the last of several parts writes the same bytes as a single run.
 
     Args:
@@ -95,7 +95,7 @@ class Fault:
 def verify(out: Path) -> Iterator[Fault | None]:
     """Check a finished folder: a fault, or None for something that is right, one after the other.
 
-    A picture that is not where it was is no fault: results may be moved away from their pictures.
+    An image that is not where it was is no fault: results may be moved away from their images.
 
     Raises:
         InputError: there is no manifest.

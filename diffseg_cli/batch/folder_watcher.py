@@ -1,4 +1,4 @@
-"""A batch that never ends: pictures are worked on as they arrive."""
+"""A batch that never ends: images are worked on as they arrive."""
 
 import threading
 import time
@@ -14,14 +14,14 @@ from diffseg_cli.batch.sizing import choose_batch_size
 from diffseg_cli.errors import UsageError
 from diffseg_cli.files import Claims
 
-FINISH_SECONDS = 30  # between two renewals of the files of the run while pictures arrive
+FINISH_SECONDS = 30  # between two renewals of the files of the run while images arrive
 
 
 class FolderWatcher:
     """Follows a folder.
 
     Args:
-        session: open, without pictures.
+        session: open, without images.
         arrivals: open.
         claims: names that are taken.
         workers: threads that read, and threads that write.
@@ -30,7 +30,7 @@ class FolderWatcher:
     def __init__(self, session: Session[Runner], arrivals: Arrivals, claims: Claims, workers: int) -> None:
         self._session, self._arrivals, self._claims, self._workers = session, arrivals, claims, workers
         self._known: dict[str, Item] = {}
-        self._written: dict[str, list[str]] = {}  # files of the pictures that were done
+        self._written: dict[str, list[str]] = {}  # files of the images that were done
         self._pipeline: Pipeline | None = None
         self._stopping = threading.Event()
 
@@ -84,7 +84,7 @@ class FolderWatcher:
                 yield self._noted(outcome)
 
     def _noted(self, outcome: Outcome) -> Outcome:
-        """Write an outcome down; a picture that fails loses what its earlier state gave in this run."""
+        """Write an outcome down; an image that fails loses what its earlier state gave in this run."""
         item, row = outcome.item, outcome.row
         self._known[item.key] = item
         if row.error is not None:

@@ -1,6 +1,6 @@
-"""What was done, a JSON line a picture, so that a stopped run goes on and a finished one can be checked.
+"""What was done, one JSON line per image, so that a stopped run goes on and a finished one can be checked.
 
-`manifest.jsonl`, or `manifest-K-of-N.jsonl` of a part, only ever grows. Of several lines of a picture the
+`manifest.jsonl`, or `manifest-K-of-N.jsonl` of a part, only ever grows. Of several lines of an image the
 latest counts. A line that a killed run left half is cut off when its file is written to again, and skipped by
 readers. Lines stay on disk: in memory is only where they are.
 """
@@ -23,10 +23,10 @@ BUSY = "Wait for it, or share the work: --part 1/2 here, --part 2/2 there."
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one picture.
+    """What became of one image.
 
     Attributes:
-        key: of the picture.
+        key: of the image.
         input: its `path` from the output folder, `sha256` and `bytes`; of a failure the path alone.
         settings: hash of what decided the result.
         weights: hash of what computed it.
@@ -115,7 +115,7 @@ class ManifestReader:
                 places.append((number, offset))
 
     def rows(self, key: str) -> list[Row]:
-        """What is known of a picture, the latest last."""
+        """What is known of an image, the latest last."""
         found = []
         with self._lock:
             for number, offset in self._places.get(key, ()):
@@ -126,7 +126,7 @@ class ManifestReader:
         return sorted(found, key=lambda row: row.time)
 
     def keys(self) -> list[str]:
-        """All pictures, sorted."""
+        """All images, sorted."""
         return sorted(self._places)
 
     def last_record(self, name: str) -> Any:
@@ -171,7 +171,7 @@ class ManifestWriter:
         self._log = LineLog(out / f"{NAME}{tag}.jsonl", BUSY)
 
     def add(self, row: Row) -> None:
-        """Write down what became of a picture."""
+        """Write down what became of an image."""
         self._write(asdict(row))
 
     def add_record(self, record: dict[str, Any]) -> None:

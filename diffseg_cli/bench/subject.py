@@ -127,13 +127,13 @@ def draw_images(folder: Path, *, shots: int, batch_size: int) -> tuple[list[tupl
     pairs, queries = [], []
     for index in range(shots + batch_size):
         image, mask = _draw_image(seed=index)
-        picture = folder / f"picture_{index}.jpg"
-        Image.fromarray(image).save(picture, quality=92)
+        path = folder / f"image_{index}.jpg"
+        Image.fromarray(image).save(path, quality=92)
         if index >= shots:
-            queries.append(picture)
+            queries.append(path)
             continue
         Image.fromarray(mask).save(folder / f"mask_{index}.png")
-        pairs.append((picture, folder / f"mask_{index}.png"))
+        pairs.append((path, folder / f"mask_{index}.png"))
     return pairs, queries
 
 

@@ -172,11 +172,11 @@ def _write_report(
 
     with console.working("Drawing the report"):
         telling = telling_episodes(results, "model", SHOWN)
-        pictures = {
+        illustrations = {
             name: [(result, benchmark.illustrate(result)) for result in chosen]
             for name, chosen in telling.items()
         }
-        write_report(out, record, pictures)
+        write_report(out, record, illustrations)
     console.say(f"Report: {out / REPORT}")
 
 

@@ -107,8 +107,8 @@ def read_fss_truth(sample: Sample) -> Truth:
         InputError: the mask cannot be read.
     """
     try:
-        with Image.open(sample.mask) as picture:
-            grey = np.asarray(picture.convert("L"))
+        with Image.open(sample.mask) as opened:
+            grey = np.asarray(opened.convert("L"))
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{sample.mask} cannot be read as a mask: {error}.", "Unpack it again.") from error
     return Truth(grey >= 128, np.zeros(grey.shape, dtype=bool))

@@ -37,9 +37,9 @@ def read_pair_truth(sample: Sample) -> Truth:
     mask = read_mask(sample.mask)
     ignore = np.zeros(mask.shape, dtype=bool)
     if sample.mask.suffix.lower() == ".png":
-        with Image.open(sample.mask) as picture:
-            if picture.mode == "P":
-                ignore = turn_upright(np.asarray(picture) == IGNORE, sample.mask)
+        with Image.open(sample.mask) as opened:
+            if opened.mode == "P":
+                ignore = turn_upright(np.asarray(opened) == IGNORE, sample.mask)
     return Truth(mask, ignore & ~mask)
 
 
@@ -50,13 +50,13 @@ def read_label_map(path: Path) -> NDArray[np.uint8]:
         InputError: no image, or one in colours.
     """
     try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("P", "L"):
+        with Image.open(path) as opened:
+            if opened.mode not in ("P", "L"):
                 raise InputError(
-                    f"{path} is an image in {picture.mode}, not a label map of class numbers.",
+                    f"{path} is an image in {opened.mode}, not a label map of class numbers.",
                     "Take the palette PNG as published, not a converted or coloured copy.",
                 )
-            return np.array(picture)
+            return np.array(opened)
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"{path} cannot be read as a label map: {error}.", "Unpack it again.") from error
 
@@ -68,6 +68,6 @@ def turn_upright(mask: NDArray[np.bool_], image: Path) -> NDArray[np.bool_]:
         mask: bool (h w).
         image: the image file.
     """
-    with Image.open(image) as picture:
-        turn = TURNS.get(orientation_of(picture))
+    with Image.open(image) as opened:
+        turn = TURNS.get(orientation_of(opened))
     return mask if turn is None else np.array(Image.fromarray(mask).transpose(turn))

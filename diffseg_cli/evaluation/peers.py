@@ -65,9 +65,9 @@ class SegGpt:
             feature_ensemble=len(supports) > 1,
             embedding_type="instance",
         ).pred_masks  # (k 3 2S S): the supports' masks above, the query's below
-        picture = painted[:, :, self.size :].mean(0).cpu()
+        predicted = painted[:, :, self.size :].mean(0).cpu()
         deviation, mean = (torch.tensor(values)[:, None, None] for values in (DEVIATION, MEAN))
-        brightness = (picture * deviation + mean).mean(0)
+        brightness = (predicted * deviation + mean).mean(0)
         return from_frame(brightness, (query.shape[0], query.shape[1])) > 0.5
 
 

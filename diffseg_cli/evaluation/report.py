@@ -30,7 +30,7 @@ COLORS = {
     "matcher-lite": "#27a077",
 }
 IMAGE_SIDE = 300  # px of the longer side in the page
-Pictures = Mapping[str, Sequence[tuple[EpisodeResult, Illustration]]]
+Illustrations = Mapping[str, Sequence[tuple[EpisodeResult, Illustration]]]
 
 STYLE = """
 :root { color-scheme: light; --ink: #1c1d22; --faint: #6a6d78; --line: #e3e4ea; --ours: #fdf0f3; }
@@ -53,13 +53,13 @@ pre { background: #f4f4f7; padding: 12px; overflow-x: auto; font-size: 12px; whi
 """
 
 
-def write_report(out: Path, record: Mapping[str, Any], pictures: Pictures) -> None:
+def write_report(out: Path, record: Mapping[str, Any], illustrations: Illustrations) -> None:
     """Write `report.html`, `per_class.svg` and `record.json`, each whole or not at all.
 
     Args:
         out: the folder.
         record: of `Benchmark.record`.
-        pictures: "best", "median" and "worst" episodes.
+        illustrations: "best", "median" and "worst" episodes.
 
     Raises:
         InputError: the folder cannot be written.
@@ -67,13 +67,13 @@ def write_report(out: Path, record: Mapping[str, Any], pictures: Pictures) -> No
     plot = class_plot(record["methods"])
     for name, text in (
         (PLOT, plot),
-        (REPORT, render_report(record, pictures)),
+        (REPORT, render_report(record, illustrations)),
         (RECORD, json.dumps(record, indent=2) + "\n"),
     ):
         write_whole(out / name, text.encode())
 
 
-def render_report(record: Mapping[str, Any], pictures: Pictures) -> str:
+def render_report(record: Mapping[str, Any], illustrations: Illustrations) -> str:
     """The page as text."""
     title = f"{record['model']} on {record['dataset']}, {record['shots']}-shot"
     parts = [
@@ -87,7 +87,7 @@ def render_report(record: Mapping[str, Any], pictures: Pictures) -> str:
         "<h2>Classes</h2>",
         class_plot(record["methods"]),
         "<h2>Episodes</h2>",
-        *(_episodes(name, shown) for name, shown in pictures.items() if shown),
+        *(_episodes(name, shown) for name, shown in illustrations.items() if shown),
         "<h2>To repeat it</h2>",
         f"<pre>{_text(json.dumps({k: v for k, v in record.items() if k not in _LONG}, indent=2))}</pre>",
     ]
@@ -197,19 +197,19 @@ def class_plot(methods: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _episodes(name: str, shown: Sequence[tuple[EpisodeResult, Illustration]]) -> str:
     parts = [f"<h3>{_text(name.capitalize())}</h3>"]
-    for result, picture in shown:
+    for result, illustration in shown:
         fold = "" if result.fold is None else f", fold {result.fold}"
         others = ", ".join(f"{m} {value:.2f}" for m, value in result.iou.items() if m != "model")
         line = f"{result.class_name}: IoU {result.iou['model']:.2f}" + (f" ({others})" if others else "")
-        image, mask = picture.supports[0]
-        more = f", 1 of {len(picture.supports)}" if len(picture.supports) > 1 else ""
-        truth = overlay(picture.query, picture.truth.mask)
-        truth[picture.truth.ignore] = truth[picture.truth.ignore] // 2 + 100
+        image, mask = illustration.supports[0]
+        more = f", 1 of {len(illustration.supports)}" if len(illustration.supports) > 1 else ""
+        truth = overlay(illustration.query, illustration.truth.mask)
+        truth[illustration.truth.ignore] = truth[illustration.truth.ignore] // 2 + 100
         tiles = (
             (f"support{more}", overlay(image, mask)),
-            ("query", picture.query),
-            ("score map M_a", heatmap(picture.score_map, picture.query)),
-            ("prediction", overlay(picture.query, picture.predicted)),
+            ("query", illustration.query),
+            ("score map M_a", heatmap(illustration.score_map, illustration.query)),
+            ("prediction", overlay(illustration.query, illustration.predicted)),
             ("truth", truth),
         )
         figures = "".join(

@@ -278,10 +278,10 @@ class CompactBackbone(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (b c H W) -> images (b 3 S S)."""
-        pictures: Tensor = self.decoder(latents)
-        return pictures
+        decoded: Tensor = self.decoder(latents)
+        return decoded
 
     def decode_mask(self, latents: Tensor) -> Tensor:
         """latents (b c H W) -> mask images (b 1 S S)."""
-        pictures: Tensor = self.decoder(latents, grey=True)
-        return pictures
+        decoded: Tensor = self.decoder(latents, grey=True)
+        return decoded

@@ -147,8 +147,8 @@ class KandinskyBackbone:
     def decode(self, latents: Tensor) -> Tensor:
         """latents (b c H W) -> images (b 3 S S), about [0, 1]; differentiable in the latents."""
         pieces = self._pieces(latents.to(self.dtype))
-        pictures = torch.cat([self.movq.decode(piece, force_not_quantize=True).sample for piece in pieces])
-        return (pictures + 1) / 2
+        decoded = torch.cat([self.movq.decode(piece, force_not_quantize=True).sample for piece in pieces])
+        return (decoded + 1) / 2
 
     def decode_mask(self, latents: Tensor) -> Tensor:
         """latents (b c H W) -> mask images (b 1 S S); differentiable in the latents."""
@@ -168,8 +168,8 @@ class KandinskyBackbone:
         """
         self._bring(self.image_encoder)
         size: int = self.image_encoder.config.image_size
-        pictures = crop_supports(images.float(), masks.float(), margin=self.support_crop, size=size)
-        pixels = (pictures.to(self.device) - self.pixel_mean) / self.pixel_std
+        crops = crop_supports(images.float(), masks.float(), margin=self.support_crop, size=size)
+        pixels = (crops.to(self.device) - self.pixel_mean) / self.pixel_std
         embeds: Tensor = self.image_encoder(pixels.to(self.dtype)).image_embeds
         return embeds[:, None]
 

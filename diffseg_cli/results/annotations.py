@@ -34,7 +34,7 @@ def box_xywh(mask: NDArray[np.bool_]) -> list[int]:
 
 def run_json(record: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
     """The record of a run and a row per image."""
-    return json_bytes({"version": __version__, **record, "pictures": rows}, indent=2)
+    return json_bytes({"version": __version__, **record, "images": rows}, indent=2)
 
 
 def coco_shape(mask: NDArray[np.bool_], *, polygons: bool) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def coco_shape(mask: NDArray[np.bool_], *, polygons: bool) -> dict[str, Any]:
 
 
 def coco_objects(masks: Masks, scores: Sequence[float], *, polygons: bool) -> list[dict[str, Any]]:
-    """COCO's annotations of one picture, without the numbers that `CocoFile` gives them.
+    """COCO's annotations of one image, without the numbers that `CocoFile` gives them.
 
     Args:
         masks: (H W) of each concept.
@@ -91,7 +91,7 @@ class CocoFile:
         }
 
     def add(self, file_name: str, size_hw: Sequence[int], objects: Sequence[dict[str, Any]]) -> None:
-        """Add a picture and what `coco_objects` says of it."""
+        """Add an image and what `coco_objects` says of it."""
         images, annotations = self._record["images"], self._record["annotations"]
         h, w = size_hw
         images.append({"id": len(images) + 1, "file_name": file_name, "height": h, "width": w})
@@ -99,16 +99,16 @@ class CocoFile:
             annotations.append({"id": len(annotations) + 1, "image_id": len(images), **each})
 
     def content(self) -> bytes:
-        """The file with all pictures added so far."""
+        """The file with all images added so far."""
         return json_bytes(self._record)
 
 
-def labelme_bytes(path: str | Path, picture: Path, masks: Masks, names: Sequence[str]) -> bytes:
-    """Outlines for LabelMe, which finds the picture beside the file by a relative path.
+def labelme_bytes(path: str | Path, image: Path, masks: Masks, names: Sequence[str]) -> bytes:
+    """Outlines for LabelMe, which finds the image beside the file by a relative path.
 
     Args:
         path: where the JSON file will be.
-        picture: the photograph.
+        image: the photograph.
         masks: (H W) of each concept, as a viewer shows the image.
         names: of the concepts.
     """
@@ -130,7 +130,7 @@ def labelme_bytes(path: str | Path, picture: Path, masks: Masks, names: Sequence
         "version": "5.5.0",  # of LabelMe, whose fields these are
         "flags": {},
         "shapes": shapes,
-        "imagePath": relative_path(folder, picture),
+        "imagePath": relative_path(folder, image),
         "imageData": None,
         "imageHeight": masks[0].shape[0],
         "imageWidth": masks[0].shape[1],

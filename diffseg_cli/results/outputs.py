@@ -78,13 +78,13 @@ class ConceptResult:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything found in one picture.
+    """Everything found in one image.
 
     Attributes:
         path: where it was read from.
         image: uint8 (H W 3).
         found: of each concept, at least one, in the order of the run.
-        supports: small pictures uint8 (h w 3) of what was looked for, with a title each.
+        supports: small images uint8 (h w 3) of what was looked for, with a title each.
     """
 
     path: Path
@@ -158,7 +158,7 @@ def scene_sheet(scene: Scene) -> NDArray[np.uint8]:
         tiles.append(Tile(heatmap(each.score_map, scene.image), title, presence))
     share = float(np.logical_or.reduce(scene.masks).mean())
     found = overlay_concepts(scene.image, scene.masks, scene.names)
-    tiles.append(Tile(found, "result", f"{share:.1%} of the picture"))
+    tiles.append(Tile(found, "result", f"{share:.1%} of the image"))
     columns = min(len(tiles), 6)
     return draw_sheet(
         [("", tiles)],
@@ -187,7 +187,7 @@ def support_sheet(
 
 
 def _fitted(pixels: NDArray[np.uint8], tile_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """A picture of another shape in the middle of a tile, not stretched."""
+    """An image of another shape in the middle of a tile, not stretched."""
     h, w = pixels.shape[:2]
     scale = min(tile_hw[0] / h, tile_hw[1] / w)
     size_hw = max(1, round(h * scale)), max(1, round(w * scale))

@@ -1,4 +1,4 @@
-"""What was found in a picture, as the body of a response."""
+"""What was found in an image, as the body of a response."""
 
 import base64
 import json
@@ -27,7 +27,7 @@ class Reply:
     Attributes:
         content: all of it.
         media_type: of it.
-        headers: what a picture cannot say.
+        headers: what an image cannot say.
     """
 
     content: bytes

@@ -307,11 +307,11 @@ def _thumbnails(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[byte
     """JPEG of an image and PNG of its mask, both small."""
     scale = min(1.0, THUMBNAIL / max(mask.shape))
     size_wh = max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale))
-    picture, outline = io.BytesIO(), io.BytesIO()
-    Image.fromarray(image).resize(size_wh, Image.Resampling.BOX).save(picture, "JPEG", quality=90)
+    jpeg, outline = io.BytesIO(), io.BytesIO()
+    Image.fromarray(image).resize(size_wh, Image.Resampling.BOX).save(jpeg, "JPEG", quality=90)
     covered = Image.fromarray(mask.astype(np.uint8) * 255).resize(size_wh, Image.Resampling.BOX)
     covered.point([0] * 128 + [255] * 128, "1").save(outline, "PNG")
-    return picture.getvalue(), outline.getvalue()
+    return jpeg.getvalue(), outline.getvalue()
 
 
 def _decode(content: "Tensor", kind: str) -> Image.Image:

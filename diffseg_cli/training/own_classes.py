@@ -24,14 +24,14 @@ def check_folder(root: Path, dataset: FewShotDataset) -> None:
         InputError: an image without mask, a class of one image, or a mask that cannot be used.
     """
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES[:2]]
-        for picture in pictures:
-            if not picture.with_suffix(".png").is_file():
+        images = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES[:2]]
+        for image in images:
+            if not image.with_suffix(".png").is_file():
                 raise InputError(
-                    f"{picture} has no mask: {picture.with_suffix('.png').name} is not beside it.",
+                    f"{image} has no mask: {image.with_suffix('.png').name} is not beside it.",
                     "Make one with `diffseg mask`, or move the image away.",
                 )
-        if len(pictures) == 1:
+        if len(images) == 1:
             raise InputError(
                 f"{folder} holds a single image, and learning a class takes a support and a query.",
                 "Add an image with its mask, or move the folder away.",

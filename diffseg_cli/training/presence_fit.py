@@ -46,7 +46,7 @@ def draw_presence_episode(
     That it is absent is what the data set knows: neither the query's class nor a label of its `present`.
 
     Returns:
-        The episode and whether its query holds the object. An odd episode of a source with no such picture is
+        The episode and whether its query holds the object. An odd episode of a source with no such image is
         given as an ordinary one.
     """
     episode = draw_episode(dataset, index // 2, shots=shots, seed=seed)
@@ -113,7 +113,7 @@ def fit_calibration(features: Tensor, present: Tensor) -> PresenceCalibration:
 
 
 def roc_auc(scores: Tensor, present: Tensor) -> float:
-    """Probability that a picture with the object scores above one without; ties count half."""
+    """Probability that an image with the object scores above one without; ties count half."""
     with_it, without = scores[present > 0], scores[present <= 0]
     above = (with_it[:, None] > without[None]).double().mean()
     level = (with_it[:, None] == without[None]).double().mean()
@@ -195,7 +195,7 @@ def calibrate_checkpoint(
     if head == "pam" and classes >= ENOUGH_CLASSES:
         plain = segmenter.with_trained(replace(trained, mask_gamma=1.0))
         segmenter = segmenter.with_trained(replace(trained, mask_gamma=fit_gamma(plain, cache)))
-    episodes = min(EPISODES, 4 * len(cache.dataset.samples))  # more would repeat the same few pictures
+    episodes = min(EPISODES, 4 * len(cache.dataset.samples))  # more would repeat the same few images
     sample = sample_presence(segmenter, cache, episodes=episodes)
     if sample.present.all():
         return {}, []
