@@ -119,6 +119,11 @@ def test_crowds_are_left_out_of_other_files_when_asked() -> None:
     assert found == H * W - 5500
 
 
+def test_many_objects_of_a_large_image_are_not_all_drawn() -> None:
+    document = coco(*[ring()] * 300, height=10_000, width=9_000)
+    assert "holds 300 such objects, 27 billion pixels to draw" in refused(document)
+
+
 def test_a_bad_entry_does_not_spoil_the_file() -> None:
     document = coco(ring(), ring(S, image_id=8))
     document["images"] += [None, {"id": 8}, {"file_name": "cat.jpg"}, {"id": 9, "file_name": "cat.jpg"}]

@@ -321,6 +321,9 @@ def test_sizes_that_are_only_claimed_reserve_nothing(tmp_path: Path) -> None:
         "claim.npy": b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header.encode() + b"none",
         "counts.json": json.dumps({"size": [10_000, 10_000], "counts": [1] * 1000}).encode(),
         "brackets.json": b'{"shapes": [' + b"[]," * 2_000_000 + b"[]]}",
+        "more brackets.json": b'{"shapes": [' + b"[]," * 20_000_000 + b"[]]}",
+        "attributes.xml": b"<annotations><image " + b'a="" ' * 10_000_000 + b"/></annotations>",
+        "numbers.txt": b"0 " * 30_000_000,
     }
     for name, content in claims.items():
         (tmp_path / name).write_bytes(content)

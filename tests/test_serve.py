@@ -368,6 +368,27 @@ def test_what_is_too_large_is_refused(finder: Segmenter) -> None:
             assert answer.json()["error"] == wanted
 
 
+def test_small_uploads_that_unfold_are_refused(finder: Segmenter) -> None:
+    """However few bytes: an array, brackets, many supports."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, mask=np.zeros((300, 300), dtype=np.uint8))
+    assert len(stream.getvalue()) < 1000
+    brackets = b'{"shapes": [' + b"[]," * 7_000_000 + b"[]]}"
+    with serve(finder, pixels=5_000) as client:
+        for mask, said in (
+            (stream.getvalue(), "mask 1 holds an array of 300 x 300"),
+            (brackets, "mask 1 would take 0."),
+        ):
+            answer = client.post("/v1/segment", files=parts(support=SUPPORT, mask=mask, query=QUERY))
+            assert answer.status_code == 422 and said in answer.json()["error"]
+        many = parts(support=[SUPPORT] * 4, mask=[MASK] * 4, query=QUERY)
+        answer = client.post("/v1/segment", files=many)
+        assert (
+            answer.status_code == 422
+            and "The supports have 0.0123 megapixels together" in answer.json()["error"]
+        )
+
+
 class Slow(InferenceEngine):
     """An engine that works when it is let."""
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffseg_cli.errors import InputError
@@ -19,17 +19,17 @@ from diffseg_cli.reading.yolo_text import read_yolo
 
 MOST_BYTES = 64_000_000  # of a file
 MOST_PARSED = 600_000_000  # bytes of memory a parsed file may take
-LIST_BYTES, DICT_BYTES, VALUE_BYTES = (
-    60,
-    230,
-    36,
-)  # of memory: an empty list, a dictionary, a number in a list
+# Bytes of memory that a mark in the text stands for: an empty list takes 24 times its brackets.
+JSON_COSTS = {"[": 60, "{": 230, ",": 36}
+XML_COSTS = {"<": 300, "=": 150}
+YOLO_COSTS = {" ": 80, "\t": 80, "\n": 80}
 HEAD = 1024  # bytes that tell the format
 YOLO_LINE = re.compile(r"\d+(\.\d*)?(\s|$)")  # how its first line begins
 CVAT_ROOT = "<annotation"  # Pascal VOC's has no plural, and is told apart later
 NOT_UTF8 = ("gb18030", "cp1252")  # what Windows programs write where they were made
 BROKEN = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
 READ_HERE = "COCO, SA-1B, LabelMe, VIA, Label Studio, CVAT for images or YOLO"
+SMALLER = "Cut it down to the images that are needed, or save one mask as PNG."
 AS_COCO = "Export it as COCO (instances); a mask as PNG is always understood."
 
 # Formats that are known and not read: keys of the document, or of its first entry; what it is; what to do.
@@ -60,21 +60,16 @@ def read_document(file: InputFile) -> AnnotationFile:
     Raises:
         InputError: the file is damaged, too large, or of no format that is read here.
     """
-    content = file.read(MOST_BYTES, "Cut it down to the images that are needed, or save one mask as PNG.")
+    content = file.read(MOST_BYTES, SMALLER)
     try:
         text, encoding = _decode(content)
         if encoding in NOT_UTF8:
             note(f"{file.name} is not UTF-8 and was read as {encoding.upper()}.")
         start = text[:HEAD].lstrip()
-        if _is_xml(start):
-            return read_cvat(text)
-        if start[:1] not in ("{", "["):
-            return read_yolo(text)
-        if _parsed_bytes(text) > MOST_PARSED:
-            raise InputError(
-                f"{file.name} would take {_parsed_bytes(text) / 1e9:.1f} GB of memory to read.",
-                "Cut it down to the images that are needed, or save one mask as PNG.",
-            )
+        is_json = start[:1] in ("{", "[")
+        _check_cost(file.name, text, JSON_COSTS if is_json else XML_COSTS if _is_xml(start) else YOLO_COSTS)
+        if not is_json:
+            return read_cvat(text) if _is_xml(start) else read_yolo(text)
         document = json.loads(text)
         return _reader_of(document)(document)
     except UnreadFormat as error:
@@ -113,10 +108,11 @@ def _decode(content: bytes, errors: str = "strict") -> tuple[str, str]:
     return content.decode(NOT_UTF8[-1], "replace"), NOT_UTF8[-1]
 
 
-def _parsed_bytes(text: str) -> int:
-    """Memory that JSON takes once it is parsed, from above: brackets take 24 times their length."""
-    parts = ((LIST_BYTES, "["), (DICT_BYTES, "{"), (VALUE_BYTES, ","))
-    return sum(each * text.count(mark) for each, mark in parts)
+def _check_cost(name: str, text: str, costs: Mapping[str, int]) -> None:
+    """Refuse what would take too much memory once it is parsed, however small its file is."""
+    cost = sum(each * text.count(mark) for mark, each in costs.items())
+    if cost > MOST_PARSED:
+        raise InputError(f"{name} would take {cost / 1e9:.1f} GB of memory to read.", SMALLER)
 
 
 def _reader_of(document: Any) -> Callable[[Any], AnnotationFile]:

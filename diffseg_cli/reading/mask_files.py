@@ -28,6 +28,7 @@ from diffseg_cli.reading.mask_shapes import listed, plain, whole_number
 from diffseg_cli.reading.notes import note
 
 MOST_JOINED = 2_000  # objects in one mask
+MOST_DRAWN = 200  # objects as large as an image may be; drawing one takes time with every pixel
 BY_ID = "id:"  # before a class number in --category
 CHOOSE = "Choose one of these."
 
@@ -77,6 +78,11 @@ def draw_mask(
     if ignore_crowd:
         objects = [replace(each, ignored=CROWD) if each.is_crowd else each for each in objects]
     same = choose(objects, where, label=label, category=category, annotation=annotation)
+    if (number := len(same) * h * w) > MOST_DRAWN * most_pixels:
+        raise AmbiguousMask(
+            f"{where} holds {len(same)} such objects, {number / 1e9:.0f} billion pixels to draw.",
+            "Choose one with --annotation.",
+        )
     drawn, left_out = _draw(same, size_hw, where, keep_ignored=annotation is not None)
     if parts := [*document.left_out, *left_out]:
         note(f"{name}: left out: {listed(parts)}.")

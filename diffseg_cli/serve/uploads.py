@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffseg_cli.choices import MaskChoice
-from diffseg_cli.reading.image_io import read_image, read_pairs
+from diffseg_cli.errors import InputError
+from diffseg_cli.reading.image_io import check_image, read_image, read_pairs
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.reading.notes import collected_notes
 from diffseg_cli.supports.concept import Pair
+
+SUPPORT_SHARE = 2  # of the largest image: what all supports of a request may have together
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,20 @@ def read_supports(support: SupportUpload, most_pixels: int) -> tuple[list[Pair],
         The pairs, and how masks were understood where that is worth knowing.
 
     Raises:
-        InputError: one cannot be used, or a mask has another size than its picture.
+        InputError: one cannot be used, a mask has another size than its image, or all are too large together.
         UsageError: two choices that exclude each other.
     """
     images = [
         InputFile(f"support {number}", each.content, each.name or None)
         for number, each in enumerate(support.images, start=1)
     ]
+    total = sum(check_image(image, most_pixels) for image in images)
+    if total > SUPPORT_SHARE * most_pixels:
+        raise InputError(
+            f"The supports have {total / 10**6:.3g} megapixels together: more than "
+            f"{SUPPORT_SHARE * most_pixels / 10**6:g}.",
+            "Scale them down first.",
+        )
     masks = [InputFile(f"mask {number}", each.content) for number, each in enumerate(support.masks, start=1)]
     with collected_notes() as notes:
         pairs = read_pairs(images, masks, support.choice, most_pixels)
