@@ -96,7 +96,7 @@ def markdown(record: dict[str, Any]) -> str:
         f"{record['device']}, {record['dtype']}, batch {record['batch_size']}, ceiling "
         f"{form_flop(record['ceiling_flop_per_second'])}/s, torch {record['versions']['torch']}",
         "",
-        "| | time a query | ratio | FLOP a query | of ceiling | peak memory | ratio | time a support |",
+        "| | time per query | ratio | FLOP per query | of ceiling | peak memory | ratio | time per support |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in record["contenders"].items():

@@ -106,7 +106,7 @@ def computed(configs: KandinskyConfigs = FULL_SIZE, batch_size: int = 1) -> dict
 
 
 def floor_table(batch_size: int = 1, configs: KandinskyConfigs = FULL_SIZE) -> list[dict[str, Any]]:
-    """A row a part: what it must take, what it takes, and their ratio; parts beside the floor have none."""
+    """A row per part: what it must take, what it takes, and their ratio; parts beside the floor have none."""
     must, takes = floor(configs), computed(configs, batch_size)
     query = ("encode", "look", "decode")
     beside = [name for name in takes if name not in must]

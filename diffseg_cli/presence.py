@@ -50,7 +50,7 @@ class PresenceCalibration:
     """Logistic function of `presence_features`.
 
     Attributes:
-        weights: one a feature.
+        weights: one per feature.
         bias: log odds when every feature is zero.
     """
 

@@ -67,7 +67,7 @@ def test_a_folder_of_classes(folder: Path, tmp_path: Path) -> None:
     assert code == 0
     assert "1-shot, 4 episodes of 2 classes, seed 0" in text and "Published" not in text
     assert "\nprototype, threshold 0.15\n" in text and "\nattention, threshold 0.5\n" in text
-    assert "boundary IoU all" in text and "(95 %: " in text and "time an episode" in text
+    assert "boundary IoU all" in text and "(95 %: " in text and "time per episode" in text
     assert f"Report: {out / 'report.html'}" in log
     files = {"episodes.jsonl", "per_class.svg", "record.json", "report.html"}
     assert {path.name for path in out.iterdir()} == files

@@ -266,7 +266,7 @@ INTRODUCTION = """\
 
 The paper's tables 3 to 6 on the compact model. Mean IoU over held-out classes with 95 % intervals by
 bootstrap; the differences are paired, both rows on the same episodes with the same draws. Every row: {steps}
-steps of {batch_size} episodes at {image_size} px, seed {seed}, and {episodes} episodes a class of the
+steps of {batch_size} episodes at {image_size} px, seed {seed}, and {episodes} episodes per class of the
 sources {val_sources} counted at half the model's size. Nothing is chosen on these classes: the averaged
 weights after the last step are measured. The paper's figures are of PASCAL-5i with Kandinsky and say only
 which way a row moved. Those of tables 3, 4 and 6 are images in our copy and cannot be quoted; in

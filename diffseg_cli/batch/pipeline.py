@@ -1,7 +1,7 @@
 """A batch on one machine: reading, the model and writing overlap, with bounded queues between them.
 
-Readers decode ahead, one model thread (on a CPU one a core) takes what is there, writers follow. However fast
-the readers are, only so many pixels are in the pipeline at once. Results come as they are ready.
+Readers decode ahead, one model thread (on a CPU one per core) takes what is there, writers follow. However
+fast the readers are, only so many pixels are in the pipeline at once. Results come as they are ready.
 """
 
 import queue

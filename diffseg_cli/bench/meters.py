@@ -84,7 +84,7 @@ def process_peak() -> float:
 
 
 def measure_ceiling(device: torch.device, dtype: torch.dtype, *, processor: bool = False) -> dict[int, float]:
-    """FLOP a second of products of square matrices: what no stage can exceed. Arguments as of `read_time`.
+    """FLOP per second of products of square matrices: what no stage can exceed. Arguments as of `read_time`.
 
     Returns:
         Side -> best rate of a few runs.

@@ -230,7 +230,7 @@ def _deviation(values: list[float]) -> float:
 def _costs(costs: dict[str, float | None]) -> list[tuple[str, str]]:
     """Time and memory, where they were measured."""
     forms = (
-        ("seconds_per_episode", "time an episode", "{:.2f} s"),
+        ("seconds_per_episode", "time per episode", "{:.2f} s"),
         ("weights_mib", "weights", "{:.0f} MiB"),
         ("device_mib", "GPU memory", "{:.0f} MiB"),
     )

@@ -100,7 +100,7 @@ def read_folder(
         InputError: no such folder, no pair in it, or a split asked of a folder without an index.
     """
     if not root.is_dir():
-        raise InputError(f"{root} is not a folder.", "Give the folder that holds one folder a class.")
+        raise InputError(f"{root} is not a folder.", "Give the folder that holds one folder per class.")
     index = root / "index.csv"
     if index.is_file():
         samples = _read_index(root, index, split, sources)

@@ -46,7 +46,7 @@ class EvaluationPlan:
         folds: 0 to 3, or (None,) where the data set has none.
         split: part of the data set, or None for its default.
         sources: of a folder with `index.csv`.
-        shots: supports an episode.
+        shots: supports per episode.
         runs: repetitions with other episodes.
         seed: of the first run.
         episodes_per_class: in each run.

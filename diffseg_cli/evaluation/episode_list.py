@@ -46,7 +46,7 @@ def draw_tasks(
 
     Args:
         datasets: by fold, or {None: the data set}; only classes with enough images take part.
-        shots: supports an episode.
+        shots: supports per episode.
         seed: of the first run.
         runs: repetitions.
         episodes_per_class: in each run.

@@ -47,7 +47,7 @@ def read_ledgers(out: Path, key: dict[str, Any]) -> dict[tuple[int, int, int], E
 
 
 class Ledger:
-    """A file that grows by a whole line an episode; use it in a `with` block.
+    """A file that grows by a whole line per episode; use it in a `with` block.
 
     Args:
         out: its folder.

@@ -63,7 +63,7 @@ def summarise(results: Iterable[EpisodeResult]) -> dict[str, dict[str, Any]]:
 
     Returns:
         method -> "mean_iou" and "boundary_iou" (group of classes -> figure), "fb_iou", "per_class",
-        "per_class_boundary", "per_fold" (fold -> mean IoU), "mean_iou_runs" (one a run) and "intervals"
+        "per_class_boundary", "per_fold" (fold -> mean IoU), "mean_iou_runs" (one per run) and "intervals"
         (95 %, as `metrics.Intervals`, over the episodes of all runs; None where a class has one episode).
     """
     ordered = sorted(results, key=lambda result: result.place)
@@ -118,7 +118,7 @@ def _summarise_method(results: Sequence[EpisodeResult], method: str) -> dict[str
 
 
 def summarise_costs(results: Sequence[EpisodeResult]) -> dict[str, dict[str, float | None]]:
-    """Each method's median seconds an episode, and most MiB on a CUDA device (None elsewhere)."""
+    """Each method's median seconds per episode, and most MiB on a CUDA device (None elsewhere)."""
     methods = list(results[0].counts) if results else []
     costs: dict[str, dict[str, float | None]] = {}
     for method in methods:

@@ -64,7 +64,7 @@ def split_head_mean(mean: Tensor, image_tokens: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class AttentionMaps:
-    """Running sums over the layers (and timesteps) of a look, one entry a scale.
+    """Running sums over the layers (and timesteps) of a look, one entry per scale.
 
     Attributes:
         cross: (h, w) -> (b n) sum of `cross` over the layers of that scale.

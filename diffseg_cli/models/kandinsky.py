@@ -38,7 +38,7 @@ class KandinskyNetworks:
     Attributes:
         unet, movq, image_encoder: frozen by the backbone, not here.
         scheduler: for its noise levels.
-        pixel_mean, pixel_std: CLIP's preprocessing, a number a channel.
+        pixel_mean, pixel_std: CLIP's preprocessing, a number per channel.
         fingerprint: of the weights: names and shapes of all tensors and the first values of each, rounded to
             float16. Any training moves values in nearly every tensor, and a float32 file and its float16 copy
             agree; reading gigabytes to hash them would take longer than to load them.

@@ -28,7 +28,7 @@ MODES = ("attention", "conv", "none")
 
 
 def sine_cosine_positions(grid_hw: tuple[int, int], channels: int, *, like: Tensor) -> Tensor:
-    """(h*w channels) positions of a grid over the unit square, half the channels an axis, in [-1, 1]."""
+    """(h*w channels) positions of a grid over the unit square, half the channels per axis, in [-1, 1]."""
     # From half a wave to eight across the image: finer ones would alias on the coarser grid of the keys.
     frequencies = math.pi * 2.0 ** torch.linspace(0, 4, channels // 4, device=like.device)
     axes = []

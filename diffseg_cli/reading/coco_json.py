@@ -26,7 +26,7 @@ def read_coco(document: Any) -> AnnotationFile:
         document = [{"segmentation": document}]
     if isinstance(document, list):
         return _results(document, {})
-    if "image" in document:  # SA-1B: a file an image, and no classes
+    if "image" in document:  # SA-1B: a file per image, and no classes
         image = document["image"]
         return AnnotationFile("SA-1B", [_image(image, _names(image), document["annotations"], {}, False)])
     is_official = _is_official(document.get("info"))

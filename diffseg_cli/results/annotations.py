@@ -139,7 +139,7 @@ def labelme_bytes(path: str | Path, image: Path, masks: Masks, names: Sequence[s
 
 
 def yolo_bytes(masks: Masks) -> bytes:
-    """A line a part, `class x y x y ...` in shares of width and height; nothing for no part."""
+    """A line per part, `class x y x y ...` in shares of width and height; nothing for no part."""
     h, w = masks[0].shape
     lines = [
         f"{number} " + " ".join(f"{value:.6f}" for value in (one_ring(rings) / (w, h)).ravel())

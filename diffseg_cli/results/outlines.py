@@ -23,7 +23,7 @@ def outlines(mask: NDArray[np.bool_], tolerance: float = TOLERANCE) -> list[list
         tolerance: how far a simplified outline may stray, in pixels; 0 for the exact one.
 
     Returns:
-        A list a part, in reading order: its outer ring, then those of its holes.
+        A list per part, in reading order: its outer ring, then those of its holes.
     """
     labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[1]
     parts: defaultdict[int, list[Ring]] = defaultdict(list)

@@ -1,6 +1,6 @@
 """What is random in a training step: a pure function of (seed, step), the same for any number of processes.
 
-Letters: b episodes a step, k supports.
+Letters: b episodes per step, k supports.
 """
 
 from dataclasses import dataclass
