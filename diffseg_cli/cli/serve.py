@@ -1,7 +1,8 @@
 """diffseg serve."""
 
 from functools import partial
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,13 +11,18 @@ from diffseg_cli.choices import ModelChoice
 from diffseg_cli.cli import console, inputs
 from diffseg_cli.errors import ExitCode, MissingDependency, UsageError
 
+if TYPE_CHECKING:
+    from diffseg_cli.labelling.project import Project
+
 EXAMPLES = """Examples:
 
   diffseg serve
 
-  diffseg serve --port 8080 --concept dog.dsc --concept sofa.dsc"""
+  diffseg serve --port 8080 --concept dog.dsc --concept sofa.dsc
 
-SERVER, LIMITS = "Server", "Limits"  # panels of the help
+  diffseg serve --queries photos/ --out labels/ --class dog"""
+
+SERVER, LABELLING, LIMITS = "Server", "Labelling", "Limits"  # panels of the help
 TOKEN_VARIABLE = "DIFFSEG_TOKEN"
 SHORTEST_TOKEN = 16
 GPU_BATCH = 8
@@ -46,6 +52,31 @@ def serve(
         ),
     ] = None,
     *,
+    queries: Annotated[
+        Path | None,
+        typer.Option(
+            "--queries", "-q", metavar="DIR", help="Folder of images to label.", rich_help_panel=LABELLING
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Folder for their masks and what was decided.",
+            rich_help_panel=LABELLING,
+        ),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="NAME",
+            help="Class to label; repeat it for several. Default: the concepts' names.",
+            rich_help_panel=LABELLING,
+        ),
+    ] = None,
     concept: choices.Concept = (),
     model: ModelChoice,
     batch_size: Annotated[
@@ -102,6 +133,7 @@ def serve(
         ) from error
     _check_token(token, None if is_loopback(host) else host)
     saved = inputs.open_concepts(concept)
+    project = _open_project(queries, out, classes or [each.name for each in saved])
     opened = open_socket(host, port)
     with console.working("Loading the model"):
         from diffseg_cli.assembly import load_chosen
@@ -119,7 +151,7 @@ def serve(
         concepts=max(max_concepts, len(concepts)),
         batch_size=batch_size or (GPU_BATCH if segmenter.device.type == "cuda" else 1),
     )
-    app = create_app(segmenter, concepts, limits, token)
+    app = create_app(segmenter, concepts, limits, token, project)
     names = [each.name for each in saved]
     ready = {"url": address_of(opened), "model": segmenter.model, "concepts": names}
     if run_server(app, opened, max_seconds, partial(_say_ready, ready, as_json=json)):
@@ -133,6 +165,17 @@ def _say_ready(ready: dict[str, Any], *, as_json: bool) -> None:
     else:
         console.result(ready["url"])
     console.say("Ready; Ctrl-C ends it.")
+
+
+def _open_project(queries: Path | None, out: Path | None, classes: list[str]) -> "Project | None":
+    """The folder to be labelled, where one is named."""
+    if queries is None and out is None:
+        return None
+    if queries is None or out is None:
+        raise UsageError("--queries and --out go together.", "Name the folder of images and one for masks.")
+    from diffseg_cli.labelling.project import Project
+
+    return Project(queries, out, classes or None)
 
 
 def _check_token(token: str | None, wide_host: str | None) -> None:

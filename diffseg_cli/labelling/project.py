@@ -138,6 +138,14 @@ class Project:
         """The last decision about every image, in the order of their paths."""
         return [self.review(key) for key in self._items]
 
+    def reviews_since(self, version: int) -> tuple[int, list[Review]]:
+        """The present version of the log, and what was decided since another; everything since -1."""
+        self._log.refresh()
+        present, changed = self._log.changed_since(version)
+        if changed is None:
+            return present, self.reviews()
+        return present, [self.review(key) for key in self._items if key in changed]
+
     def mask_path(self, key: str) -> Path:
         """Where the mask of an image is, or will be."""
         return self.out / self._items[key].outputs(self._patterns)["mask"]

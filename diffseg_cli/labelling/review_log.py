@@ -99,6 +99,7 @@ class ReviewLog:
         self.path = path
         self.project: dict[str, Any] = {}
         self._reviews: dict[str, Review] = {}
+        self._decided: list[str] = []  # the image of each line
         self._lock = threading.RLock()
         self._read_to, self._inode = 0, -1
         self.refresh()
@@ -107,6 +108,12 @@ class ReviewLog:
         """The last decision about an image; state UNTOUCHED, revision 0 before any."""
         with self._lock:
             return self._reviews.get(image) or Review(image)
+
+    def changed_since(self, version: int) -> tuple[int, set[str] | None]:
+        """The present version, and the images decided about since another one; None if that is unknown."""
+        with self._lock:
+            present = len(self._decided)
+            return present, set(self._decided[version:]) if 0 <= version <= present else None
 
     def refresh(self) -> None:
         """Read what other processes have written since.
@@ -119,7 +126,7 @@ class ReviewLog:
                 with self.path.open("rb") as stream:
                     status = os.fstat(stream.fileno())
                     if status.st_ino != self._inode or status.st_size < self._read_to:  # edited by hand
-                        self._reviews, self.project, self._read_to = {}, {}, 0
+                        self._reviews, self._decided, self.project, self._read_to = {}, [], {}, 0
                         self._inode = status.st_ino
                     stream.seek(self._read_to)
                     for _, line in whole_lines(stream):
@@ -168,6 +175,7 @@ class ReviewLog:
             self.project = record["project"]
         elif review := _parse(record):
             self._reviews[review.image] = review
+            self._decided.append(review.image)
 
 
 def now() -> str:

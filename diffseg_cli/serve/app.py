@@ -1,19 +1,16 @@
 """The HTTP interface: routes, and what their fields mean."""
 
 import asyncio
-import base64
-import hashlib
-import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from http import HTTPStatus
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, File, Form, UploadFile
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,13 +18,26 @@ from starlette.types import ASGIApp
 
 from diffseg_cli.choices import AnswerChoice, MaskChoice
 from diffseg_cli.errors import DiffsegError, UsageError
+from diffseg_cli.labelling.growing import ClickGrower
+from diffseg_cli.labelling.project import Project
 from diffseg_cli.serve.bodies import ConceptBody, ConceptsBody, ErrorBody, FoundBody, HealthBody, ModelBody
-from diffseg_cli.serve.engine import ConceptOrder, FindOrder, InferenceEngine, MaskOrder, Order, key_of
+from diffseg_cli.serve.engine import (
+    CallOrder,
+    ConceptOrder,
+    FindOrder,
+    InferenceEngine,
+    MaskOrder,
+    Order,
+    key_of,
+)
 from diffseg_cli.serve.guard import Guard
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
+from diffseg_cli.serve.pages import add_pages
+from diffseg_cli.serve.project_routes import add_project
 from diffseg_cli.serve.refusals import Refusal, refusal_response
 from diffseg_cli.serve.replies import Reply
+from diffseg_cli.serve.teaching_job import TeachingJob
 from diffseg_cli.serve.uploads import SupportUpload, Upload
 from diffseg_cli.serve.worker import Worker
 from diffseg_cli.supports.concept import Concept, check_name
@@ -36,12 +46,6 @@ from diffseg_cli.version import __version__
 if TYPE_CHECKING:
     from diffseg_cli.segmenter import Segmenter
 
-PAGE = Path(__file__).with_name("page.html")
-# Of the page: its own script and styles, pictures it made itself, requests to this server, and nothing else.
-POLICY = (
-    "default-src 'none'; script-src {script}; style-src {style}; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": what}
     for status, what in (
@@ -62,6 +66,7 @@ LOOK_UP = 0.5  # seconds after which to see whether somebody still waits for an 
 CLOSED = 499  # as other servers call it in their counts: the client went away
 PICTURE = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
 
+Answered = Callable[[Request, Order], Awaitable[Response]]
 Share = Annotated[float, Form(ge=0, le=1, allow_inf_nan=False)]
 Files = Annotated[list[UploadFile], File(default_factory=list)]
 Short = Annotated[str | None, Form(max_length=200)]
@@ -115,6 +120,7 @@ def create_app(
     concepts: Sequence[Concept] = (),
     limits: Limits | None = None,
     token: str | None = None,
+    project: Project | None = None,
 ) -> ASGIApp:
     """The server as an ASGI application; its worker ends when the application shuts down.
 
@@ -123,15 +129,21 @@ def create_app(
         concepts: to keep from the start.
         limits: of requests.
         token: that requests must carry, or None to answer this machine alone.
+        project: a folder to be labelled, or None.
     """
     limits = limits or Limits()
     metrics = Metrics()
     engine = InferenceEngine(segmenter, concepts, limits, metrics)
-    worker = Worker[Order, Reply](engine.work, key_of, limits.batch_size)
+    worker = Worker[Order, Any](engine.work, key_of, limits.batch_size)
+    job = None
+    if project is not None:
+        job = TeachingJob(segmenter, project, concepts, lambda run: worker.submit(CallOrder(run)))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        if job is not None:
+            await asyncio.to_thread(job.cancel)
         await asyncio.to_thread(worker.close)
 
     app = FastAPI(
@@ -144,7 +156,16 @@ def create_app(
         responses=REFUSALS,
     )
     _add_error_handlers(app)
-    _add_work(app, engine, worker, limits)
+    answered = _answerer(worker)
+    _add_work(app, engine, answered, limits)
+    if project is not None and job is not None:
+        grower = ClickGrower(segmenter)
+
+        async def called(request: Request, run: Callable[[], Reply]) -> Response:
+            return await answered(request, CallOrder(run))
+
+        add_project(app, project, job, grower, called, limits.pixels)
+    add_pages(app, labelling=project is not None)
     _add_status(app, engine, limits, metrics)
     return Guard(app, limits, metrics, token)
 
@@ -181,8 +202,8 @@ def _add_error_handlers(app: FastAPI) -> None:
         )
 
 
-def _add_work(app: FastAPI, engine: InferenceEngine, worker: Worker[Order, Reply], limits: Limits) -> None:
-    """Routes that the worker answers."""
+def _answerer(worker: Worker[Order, Any]) -> Answered:
+    """Sends an order to the worker, and takes it back where whoever asked goes away before its turn."""
 
     async def answered(request: Request, order: Order) -> Response:
         future = asyncio.wrap_future(worker.submit(order))
@@ -194,6 +215,12 @@ def _add_work(app: FastAPI, engine: InferenceEngine, worker: Worker[Order, Reply
             future.cancel()  # where it has not begun, it never will
         reply = future.result()
         return Response(reply.content, 200, reply.headers, reply.media_type)
+
+    return answered
+
+
+def _add_work(app: FastAPI, engine: InferenceEngine, answered: Answered, limits: Limits) -> None:
+    """Routes that the worker answers."""
 
     def checked(supports: SupportUpload) -> SupportUpload:
         if len(supports.images) > limits.supports:
@@ -265,8 +292,7 @@ def _add_work(app: FastAPI, engine: InferenceEngine, worker: Worker[Order, Reply
 
 
 def _add_status(app: FastAPI, engine: InferenceEngine, limits: Limits, metrics: Metrics) -> None:
-    """The page, and routes that tell what is there."""
-    page, policy = _read_page()
+    """Routes that tell what is there."""
 
     @app.get("/v1/concepts", response_model=ConceptsBody)
     async def list_concepts() -> Response:
@@ -287,6 +313,7 @@ def _add_status(app: FastAPI, engine: InferenceEngine, limits: Limits, metrics: 
             {**facts, "has_presence": segmenter.trained.presence is not None, "limits": asdict(limits)}
         )
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", response_model=HealthBody)
     async def health() -> Response:
         """Whether the server answers."""
@@ -296,19 +323,3 @@ def _add_status(app: FastAPI, engine: InferenceEngine, limits: Limits, metrics: 
     async def metrics_text() -> Response:
         """Counters for Prometheus."""
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> Response:
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
-
-
-def _read_page() -> tuple[str, str]:
-    """The page, and the policy that lets a browser run its script and styles and no others."""
-    page = PAGE.read_text(encoding="utf-8")
-    allowed = {}
-    for tag in ("script", "style"):
-        found = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        content = found[1] if found else ""
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode("ascii")
-        allowed[tag] = f"'sha256-{digest}'"
-    return page, POLICY.format(**allowed)

@@ -79,7 +79,14 @@ class ConceptOrder:
     support: SupportUpload
 
 
-Order = FindOrder | MaskOrder | ConceptOrder
+@dataclass(frozen=True)
+class CallOrder:
+    """Anything that is to run in the thread that owns the model; what it returns is the answer."""
+
+    run: Callable[[], Any]
+
+
+Order = FindOrder | MaskOrder | ConceptOrder | CallOrder
 
 
 def key_of(order: Order) -> Hashable:
@@ -107,7 +114,7 @@ class InferenceEngine:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="diffseg-pictures")
         metrics.add("diffseg_concepts", len(self.concepts))
 
-    def work(self, orders: Sequence[Order]) -> list[Reply | Exception]:
+    def work(self, orders: Sequence[Order]) -> list[Any]:
         """Answer orders of one key; what a user did wrong is the answer of that order."""
         finds = [order for order in orders if isinstance(order, FindOrder)]
         if finds:
@@ -155,7 +162,9 @@ class InferenceEngine:
         except DiffsegError as error:
             return error
 
-    def _make(self, order: MaskOrder | ConceptOrder) -> Reply:
+    def _make(self, order: MaskOrder | ConceptOrder | CallOrder) -> Any:
+        if isinstance(order, CallOrder):
+            return order.run()
         if isinstance(order, ConceptOrder):
             return json_reply(self.record(self._keep(order)))
         image = read_picture(order.image, "image", self._limits.pixels)

@@ -18,7 +18,8 @@ from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
 from diffseg_cli.serve.refusals import Refusal, refusal_response
 
-OPEN_PATHS = ("/", "/healthz")  # the page asks for the token itself
+OPEN_PATHS = ("/", "/search", "/healthz")  # the pages ask for the token themselves
+OPEN_FOLDER = "/page/"  # their scripts and styles
 IN_HAND = "diffseg_requests_in_hand"
 SAFE_HEADERS = {
     "cache-control": "no-store",
@@ -87,7 +88,7 @@ class Guard:
     def _check(self, headers: Headers, path: str, *, works: bool) -> None:
         if self._token is None:
             _check_same_machine(headers)
-        elif path not in OPEN_PATHS:
+        elif path not in OPEN_PATHS and not path.startswith(OPEN_FOLDER):
             _check_token(headers.get("authorization", ""), self._token)
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > self._limits.body_bytes:

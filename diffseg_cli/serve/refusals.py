@@ -6,6 +6,7 @@ from http import HTTPStatus
 from starlette.responses import JSONResponse
 
 from diffseg_cli.errors import DiffsegError, InputError, MissingDependency, UsageError
+from diffseg_cli.labelling.review_log import Outdated
 
 OPTION = re.compile(r"--([a-z][a-z-]+)")
 
@@ -31,6 +32,8 @@ def status_of(error: DiffsegError) -> int:
     """Bad input is 422, bad use 400; what the caller cannot mend is 500."""
     if isinstance(error, Refusal):
         return error.status
+    if isinstance(error, Outdated):
+        return HTTPStatus.CONFLICT
     if isinstance(error, InputError):
         return HTTPStatus.UNPROCESSABLE_ENTITY
     if isinstance(error, UsageError):

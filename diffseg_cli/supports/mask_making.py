@@ -128,7 +128,7 @@ def belonging_to(segmenter: Segmenter, image: Image, region: Bools) -> Floats:
     Returns:
         float32 (h w) in [0, 1], 0.5 where both look alike.
     """
-    look = _look_at_itself(segmenter, image, region)
+    look = look_at_itself(segmenter, image, region)
     grid_hw = (look.scores.score_map.shape[2], look.scores.score_map.shape[3])
     frame = mask_to_frame(region, segmenter.backbone.image_size)[None].to(segmenter.device)
     inside = torch.nn.functional.interpolate(frame, size=grid_hw, mode="area")[0]  # (1 H W)
@@ -139,12 +139,12 @@ def belonging_to(segmenter: Segmenter, image: Image, region: Bools) -> Floats:
 
 def score_from(segmenter: Segmenter, image: Image, region: Bools) -> Floats:
     """The score map of an image with a region of itself as support, float32 (h w) in [0, 1]."""
-    look = _look_at_itself(segmenter, image, region)
+    look = look_at_itself(segmenter, image, region)
     return from_frame(look.scores.score_map[0, 0], look.image_hw)
 
 
 @torch.inference_mode()
-def _look_at_itself(segmenter: Segmenter, image: Image, region: Bools) -> Look:
+def look_at_itself(segmenter: Segmenter, image: Image, region: Bools) -> Look:
     """A look at an image with a region of it as support, seen whole: its background is the query's."""
     size = segmenter.backbone.image_size
     mask = mask_to_frame(region, size)[None].to(segmenter.device)
@@ -153,18 +153,19 @@ def _look_at_itself(segmenter: Segmenter, image: Image, region: Bools) -> Look:
     )
 
 
-def grabcut(image: Image, hints: NDArray[np.uint8]) -> Bools:
+def grabcut(image: Image, hints: NDArray[np.uint8], longest: int = GRABCUT_SIZE) -> Bools:
     """OpenCV's GrabCut on an image shrunk to a bearable size.
 
     Args:
         image: (h w 3).
         hints: (h w) of cv2.GC_BGD, GC_FGD (both are kept), GC_PR_BGD, GC_PR_FGD.
+        longest: side in pixels it is shrunk to.
 
     Returns:
         bool (h w).
     """
     h, w = hints.shape
-    scale = min(1.0, GRABCUT_SIZE / max(h, w))
+    scale = min(1.0, longest / max(h, w))
     small_wh = (max(1, round(w * scale)), max(1, round(h * scale)))
     small = cv2.cvtColor(cv2.resize(image, small_wh, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
     labels = cv2.resize(hints, small_wh, interpolation=cv2.INTER_NEAREST)

@@ -1,0 +1,90 @@
+/** Requests to the server: the token, a server that is busy or gone, and errors as sentences. */
+
+export class Problem extends Error {
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
+}
+
+const $ = (id) => document.getElementById(id);
+const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
+let token = sessionStorage.getItem("diffseg-token");
+
+/** Send a request. A busy server is asked again, one that is gone once somebody presses Retry. */
+export async function call(path, options = {}) {
+  for (;;) {
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers: token ? { Authorization: `Bearer ${token}` } : {} });
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      if (options.quiet) throw new Problem("The server does not answer.");
+      await gone();
+      continue;
+    }
+    if (response.ok) return response;
+    if (response.status === 503) {
+      await pause(Number(response.headers.get("Retry-After")) || 2);
+      continue;
+    }
+    if (response.status === 401) {
+      await askToken();
+      continue;
+    }
+    const body = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
+    throw new Problem([body.error, body.hint].filter(Boolean).join(" "), response.status);
+  }
+}
+
+export const get = async (path, parameters = {}) => call(`${path}?${new URLSearchParams(parameters)}`);
+
+export async function post(path, fields = {}, options = {}) {
+  const body = new FormData();
+  for (const [name, value] of Object.entries(fields)) body.append(name, value);
+  return call(path, { method: "POST", body, ...options });
+}
+
+let waiting = null;
+/** Wait until the person presses Retry; requests that wait go on together. */
+function gone() {
+  waiting ??= new Promise((done) => {
+    tell("The server does not answer. What you drew is kept here; start the server again, then retry.");
+    $("retry").hidden = false;
+    $("retry").onclick = () => {
+      $("retry").hidden = $("problem").hidden = true;
+      waiting = null;
+      done();
+    };
+  });
+  return waiting;
+}
+
+let asking = null;
+function askToken() {
+  asking ??= new Promise((done) => {
+    $("ask-help").textContent = token ? "That was not the right one." : "Whoever started it has it.";
+    $("ask").showModal();
+    $("ask").oncancel = (event) => event.preventDefault();
+    $("ask-form").onsubmit = (event) => {
+      event.preventDefault();
+      token = $("token").value.trim();
+      sessionStorage.setItem("diffseg-token", token);
+      $("ask").close();
+      asking = null;
+      done();
+    };
+  });
+  return asking;
+}
+
+/** Say what went wrong, until it is closed. */
+export function complain(error) {
+  if (error.name === "AbortError" || error.name === "TimeoutError") return;
+  tell(error instanceof Problem ? error.message : `Something went wrong here: ${error.message}`);
+}
+export function tell(text) {
+  $("problem").querySelector("span").textContent = text;
+  $("problem").hidden = false;
+}
+$("close-problem").onclick = () => { if (!waiting) $("problem").hidden = true; };

@@ -1,0 +1,319 @@
+/** One image, large: its mask, and the tools that change it. */
+
+import { Problem, complain, get, post, tell } from "./api.js";
+import { Mask, greysOf } from "./mask.js";
+import { decide, project } from "./state.js";
+import { View } from "./view.js";
+
+const $ = (id) => document.getElementById(id);
+const canvas = $("canvas"), context = canvas.getContext("2d"), view = new View(canvas);
+const pointers = new Map();
+let key = null, bitmap = null, mask = null, layer = null, tint = null, opening = 0;
+let tool = "brush", label = 1, hidden = false, waiting = 0;
+let stroke = null, cursor = null, corner = null, points = [], pinch = null, dragged = null;
+let leave = () => {}, onMove = () => {};
+
+export const current = () => key;
+
+export function setUp(onLeave, onNeighbour) {
+  [leave, onMove] = [onLeave, onNeighbour];
+  new ResizeObserver(() => { if (bitmap) { view.fit(); draw(); } }).observe($("stage"));
+  $("classes").replaceChildren(...project.classes.map(({ name, color }, index) => {
+    const choice = document.createElement("label"), swatch = Object.assign(document.createElement("span"), { className: "swatch" });
+    swatch.style.background = color;
+    const input = Object.assign(document.createElement("input"), { type: "radio", name: "class", checked: index === 0 });
+    input.onchange = () => { label = index + 1; };
+    choice.append(input, swatch, name);
+    choice.title = `Key ${index + 1}`;
+    return choice;
+  }));
+  $("classes").hidden = project.classes.length < 2;
+  for (const input of document.querySelectorAll("input[name=tool]")) input.onchange = () => pickTool(input.value);
+  const buttons = { undo, redo, clear, hide, back: () => leaveTo(null), save, nothing: () => finish("nothing"), reopen: () => finish("reopen", 0), in: () => zoom(1.4), out: () => zoom(1 / 1.4), fit, previous: () => step(-1), next: () => step(1) };
+  for (const [id, act] of Object.entries(buttons)) $(id).onclick = () => { act(); canvas.focus({ preventScroll: true }); };
+  $("size").oninput = draw;
+}
+
+const colors = () => project.classes.map(({ color }) => [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16)));
+const radius = () => (Number($("size").value) / 100) ** 1.5 * 0.2 * Math.max(mask.width, mask.height) + 1;
+
+/** Open an image; what was drawn on another one is kept before. */
+export async function open(next) {
+  if (!(await keep())) return;
+  const mine = ++opening;
+  key = next;
+  bitmap = mask = null;
+  points = [];
+  corner = cursor = stroke = null;
+  $("editor").hidden = false;
+  $("overview").hidden = true;
+  describe();
+  canvas.focus({ preventScroll: true });
+  draw();
+  try {
+    const [image, labels] = await Promise.all([get("/v1/project/image", { image: key }), get("/v1/project/mask", { image: key })]);
+    const decoded = await createImageBitmap(await image.blob());
+    const greys = labels.status === 204 ? null : await greysOf(await labels.blob());
+    if (mine !== opening) return;
+    bitmap = decoded;
+    mask = new Mask(bitmap.width, bitmap.height, greys);
+    layer = new OffscreenCanvas(bitmap.width, bitmap.height);
+    tint = layer.getContext("2d").createImageData(bitmap.width, bitmap.height);
+    view.fit(bitmap.width, bitmap.height);
+    repaint();
+    post("/v1/project/look", { image: key }).catch(() => {}); // so that the first click is answered at once
+  } catch (error) {
+    if (mine === opening) complain(error);
+  }
+}
+
+/** Save what was drawn; false where it could not be kept and the image stays open. */
+async function keep() {
+  if (!key || !mask?.changed) return true;
+  try {
+    await decide(key, "correct", await mask.png());
+    mask.markSaved();
+    return true;
+  } catch (error) {
+    if (error instanceof Problem && error.status === 409) tell(`${key} was changed meanwhile (${project.images.get(key).state}). Press Enter to put yours in its place, or Ctrl Z until it is as it was.`);
+    else complain(error);
+    return false;
+  }
+}
+export async function leaveTo(next) {
+  if (!(await keep())) return;
+  const last = key;
+  if (next !== null) return open(next);
+  key = bitmap = mask = null;
+  opening++;
+  $("editor").hidden = true;
+  $("overview").hidden = false;
+  leave(last);
+}
+const step = (by) => { const next = onMove(key, by); if (next !== null) leaveTo(next); };
+
+/** Enter: what was drawn is a correction, what was not is accepted; then the next image. */
+async function save() {
+  if (!mask) return;
+  if (mask.changed) {
+    if (!(await keep())) return;
+  } else if (!(await attempt("accept"))) return;
+  const next = onMove(key, 1);
+  if (next === null) describe();
+  else leaveTo(next);
+}
+async function finish(decision, by = 1) {
+  if (!(await attempt(decision))) return;
+  mask?.markSaved();
+  const next = by ? onMove(key, by) : null;
+  open(next ?? key);
+}
+const attempt = (decision) => decide(key, decision).then(() => true, (error) => { complain(error); return false; });
+
+function describe() {
+  const row = project.images.get(key), changed = mask?.changed;
+  $("editor-name").textContent = key;
+  const presence = Object.entries(row.presence ?? {}).map(([name, value]) => `${project.classes.length > 1 ? `${name} ` : ""}presence ${value.toFixed(2)}`);
+  $("editor-state").textContent = [row.state, ...presence, changed ? "changed" : ""].filter(Boolean).join(", ");
+  $("save").textContent = changed ? "Save correction" : "Accept";
+  $("undo").disabled = !mask?.undos.length;
+  $("redo").disabled = !mask?.redos.length;
+}
+export const refresh = (changed) => { if (key && changed.includes(key)) describe(); };
+export const isChanged = () => Boolean(mask?.changed);
+
+// --- drawing ------------------------------------------------------------------------------------------
+
+function repaint(area = null) {
+  mask.paint(tint, colors(), area);
+  const { left, top, right, bottom } = area ?? { left: 0, top: 0, right: mask.width, bottom: mask.height }, border = 20; // of a stroke's white line
+  layer.getContext("2d").putImageData(tint, 0, 0, left - border, top - border, right - left + 2 * border, bottom - top + 2 * border);
+  describe();
+  draw();
+}
+let drawing = false;
+function draw() {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => { drawing = false; drawNow(); });
+}
+function drawNow() {
+  const sharp = devicePixelRatio, width = Math.round(canvas.clientWidth * sharp), height = Math.round(canvas.clientHeight * sharp);
+  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+  context.setTransform(1, 0, 0, 1, 0, 0);
+  context.clearRect(0, 0, width, height);
+  if (!bitmap) return;
+  context.setTransform(view.zoom * sharp, 0, 0, view.zoom * sharp, view.x * sharp, view.y * sharp);
+  context.imageSmoothingEnabled = view.zoom < 3;
+  context.drawImage(bitmap, 0, 0);
+  if (!hidden) context.drawImage(layer, 0, 0);
+  const shape = new Path2D(), at = cursor, unit = 1 / view.zoom;
+  if (at && (tool === "brush" || tool === "eraser")) shape.arc(at.x, at.y, radius(), 0, 2 * Math.PI);
+  else if (at) for (const [x, y] of [[1, 0], [0, 1]]) { shape.moveTo(at.x - 12 * x * unit, at.y - 12 * y * unit); shape.lineTo(at.x + 12 * x * unit, at.y + 12 * y * unit); }
+  if (corner && at) shape.rect(corner.x, corner.y, at.x - corner.x, at.y - corner.y);
+  [...points, ...(points.length && at ? [at] : [])].forEach((point, index) => shape[index ? "lineTo" : "moveTo"](point.x, point.y));
+  for (const [color, dash] of [["#000", []], ["#fff", [6 * unit, 5 * unit]]]) {
+    Object.assign(context, { strokeStyle: color, lineWidth: 1.6 * unit });
+    context.setLineDash(dash);
+    context.stroke(shape);
+  }
+}
+
+// --- tools --------------------------------------------------------------------------------------------
+
+function pickTool(name) {
+  tool = name;
+  document.querySelector(`input[name=tool][value=${name}]`).checked = true;
+  $("size-label").hidden = !["brush", "eraser"].includes(name);
+  points = [];
+  corner = null;
+  draw();
+}
+function use(from, to, first) {
+  if (first) mask.begin();
+  repaint(mask.stroke(from, to, radius(), tool === "eraser" ? 0 : label));
+}
+function closePolygon() {
+  if (points.length > 2) {
+    mask.begin();
+    mask.polygon(points, label);
+  }
+  points = [];
+  repaint();
+}
+/** A region the server finds, from a click or a box. */
+async function ask(path, fields, remove = false) {
+  const mine = key, asked = label;
+  $("stage").classList.toggle("waiting", ++waiting > 0);
+  try {
+    const greys = await greysOf(await (await post(path, { image: mine, ...fields })).blob());
+    if (mine !== key || !mask) return;
+    if (!greys.some((grey) => grey > 127)) throw new Problem("Nothing was found there. Try another place, or paint it.");
+    mask.begin();
+    mask.region(greys.map((grey) => Number(grey > 127)), asked, remove);
+    repaint();
+  } catch (error) {
+    complain(error);
+  } finally {
+    $("stage").classList.toggle("waiting", --waiting > 0);
+  }
+}
+function press(at) {
+  if (tool === "polygon") {
+    const near = points.length > 2 && Math.hypot(at.x - points[0].x, at.y - points[0].y) * view.zoom < 10;
+    if (near) return closePolygon();
+    points.push(at);
+  } else if (tool === "box") {
+    if (!corner) corner = at;
+    else useBox(at);
+  } else if (tool === "add" || tool === "remove") ask("/v1/project/click", { x: at.x / mask.width, y: at.y / mask.height }, tool === "remove");
+  else use(at, at, true);
+  draw();
+}
+function useBox(at) {
+  const box = { x: Math.min(corner.x, at.x) / mask.width, y: Math.min(corner.y, at.y) / mask.height, width: Math.abs(at.x - corner.x) / mask.width, height: Math.abs(at.y - corner.y) / mask.height };
+  corner = null;
+  if (box.width * mask.width > 3 && box.height * mask.height > 3) ask("/v1/project/box", box);
+}
+function undo() { if (points.length) points.pop(); else mask?.undo(); if (mask) repaint(); }
+function redo() { mask?.redo(); if (mask) repaint(); }
+function clear() { if (mask) { mask.begin(); mask.clear(); repaint(); } }
+function hide() { hidden = !hidden; $("hide").setAttribute("aria-pressed", String(hidden)); draw(); }
+function zoom(factor) { view.zoomAt(factor); draw(); }
+function fit() { view.fit(); draw(); }
+
+// --- pointers -----------------------------------------------------------------------------------------
+
+canvas.onpointerdown = (event) => {
+  if (!mask) return;
+  event.preventDefault();
+  canvas.focus({ preventScroll: true });
+  canvas.setPointerCapture(event.pointerId);
+  pointers.set(event.pointerId, event);
+  if (pointers.size === 2) { // two fingers zoom and pan; what the first one drew is taken back
+    if (stroke) mask.undo();
+    stroke = corner = null;
+    pinch = spread();
+    return repaint();
+  }
+  if (event.button === 1 || event.button === 2) { dragged = event; return; }
+  cursor = view.place(event);
+  press(cursor);
+  if (tool === "brush" || tool === "eraser") stroke = cursor;
+};
+const spread = () => {
+  const [a, b] = [...pointers.values()];
+  return { x: (a.clientX + b.clientX) / 2, y: (a.clientY + b.clientY) / 2, size: Math.hypot(a.clientX - b.clientX, a.clientY - b.clientY) || 1 };
+};
+canvas.onpointermove = (event) => {
+  if (!mask) return;
+  if (pointers.has(event.pointerId)) pointers.set(event.pointerId, event);
+  if (pinch && pointers.size === 2) {
+    const now = spread(), box = canvas.getBoundingClientRect();
+    view.pan(now.x - pinch.x, now.y - pinch.y);
+    view.zoomAt(now.size / pinch.size, now.x - box.left, now.y - box.top);
+    pinch = now;
+  } else if (dragged) {
+    view.pan(event.clientX - dragged.clientX, event.clientY - dragged.clientY);
+    dragged = event;
+  } else {
+    cursor = view.place(event);
+    if (stroke)
+      for (const part of event.getCoalescedEvents?.() ?? [event]) {
+        const next = view.place(part);
+        use(stroke, next, false);
+        stroke = next;
+      }
+  }
+  draw();
+};
+canvas.onpointerup = canvas.onpointercancel = (event) => {
+  pointers.delete(event.pointerId);
+  if (pointers.size < 2) pinch = null;
+  dragged = null;
+  if (corner && tool === "box" && mask) {
+    const at = view.place(event);
+    if (Math.hypot(at.x - corner.x, at.y - corner.y) * view.zoom > 6) useBox(at);
+  }
+  stroke = null;
+  draw();
+};
+canvas.onpointerleave = () => { if (!stroke && !corner && !points.length) { cursor = null; draw(); } };
+canvas.ondblclick = () => { if (tool === "polygon" && points.length > 2) { points.pop(); closePolygon(); } };
+canvas.oncontextmenu = (event) => event.preventDefault();
+canvas.onwheel = (event) => {
+  event.preventDefault();
+  if (!mask) return;
+  const box = canvas.getBoundingClientRect();
+  view.zoomAt(1.0015 ** -event.deltaY, event.clientX - box.left, event.clientY - box.top);
+  draw();
+};
+
+// --- keys ---------------------------------------------------------------------------------------------
+
+const TOOLS = { b: "brush", e: "eraser", p: "polygon", x: "box", c: "add", v: "remove" };
+
+/** Use a key; whether it meant something here. */
+export function useKey(event) {
+  const name = event.key.toLowerCase();
+  if (event.ctrlKey || event.metaKey) {
+    if (name !== "z" && name !== "y") return false;
+    (name === "y" || event.shiftKey ? redo : undo)();
+    return true;
+  }
+  const acts = { escape: () => (points.length || corner ? (points = [], corner = null, draw()) : leaveTo(null)), enter: () => (points.length > 2 ? closePolygon() : save()), n: () => finish("nothing"), r: () => finish("reopen", 0), pageup: () => step(-1), pagedown: () => step(1), h: hide, "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: fit, "[": () => resize(-5), "]": () => resize(5), " ": () => { if (cursor) press(cursor); } };
+  const classes = document.querySelectorAll("input[name=class]");
+  if (name in TOOLS) pickTool(TOOLS[name]);
+  else if (/^[1-9]$/.test(name) && classes[name - 1]) { classes[name - 1].checked = true; label = Number(name); }
+  else if (name.startsWith("arrow") && mask) moveCursor(name, event.shiftKey);
+  else if (name in acts && (mask || ["escape", "pageup", "pagedown"].includes(name))) acts[name]();
+  else return false;
+  return true;
+}
+function resize(by) { $("size").value = Number($("size").value) + by; draw(); }
+function moveCursor(name, fine) {
+  const by = fine ? 1 : Math.max(2, radius() / 2), moves = { arrowleft: [-by, 0], arrowright: [by, 0], arrowup: [0, -by], arrowdown: [0, by] };
+  cursor ??= { x: mask.width / 2, y: mask.height / 2 };
+  cursor = view.clamp({ x: cursor.x + moves[name][0], y: cursor.y + moves[name][1] });
+  draw();
+}

@@ -1,0 +1,261 @@
+"""Routes of a labelling project: images with their states, masks, decisions, learning, exports."""
+
+import io
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+import cv2
+import numpy as np
+from fastapi import FastAPI, File, Form, Query, UploadFile
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from numpy.typing import NDArray
+from PIL import Image
+from starlette.requests import Request
+
+from diffseg_cli.errors import InputError, UsageError
+from diffseg_cli.labelling.export import exported
+from diffseg_cli.labelling.growing import ClickGrower
+from diffseg_cli.labelling.project import Mask, Project
+from diffseg_cli.labelling.review_log import Review
+from diffseg_cli.labelling.thumbnails import Thumbnails
+from diffseg_cli.reading.image_io import read_image
+from diffseg_cli.reading.input_files import InputFile
+from diffseg_cli.results.outputs import mask_png
+from diffseg_cli.results.palette import concept_color, label_map
+from diffseg_cli.results.render import png_bytes
+from diffseg_cli.serve.replies import JSON, PNG, Reply
+from diffseg_cli.serve.teaching_job import TeachingJob
+from diffseg_cli.supports.mask_making import box_region, mask_from_box
+
+JPEG = "image/jpeg"
+LONGEST = 2048  # side in pixels of an image in the editor; larger ones are corrected at this size
+QUALITY = 90
+CHUNK = 2**20
+
+# Runs something in the thread that owns the model, while somebody waits for the answer.
+Answered = Callable[[Request, Callable[[], Reply]], Awaitable[Response]]
+Key = Annotated[str, Query(max_length=4096, description="An image's path below the folder of images.")]
+KeyField = Annotated[str, Form(max_length=4096, description="An image's path below the folder of images.")]
+Share = Annotated[float, Form(ge=0, le=1, allow_inf_nan=False)]
+
+
+def add_project(
+    app: FastAPI,
+    project: Project,
+    job: TeachingJob,
+    grower: ClickGrower,
+    answered: Answered,
+    most_pixels: int,
+) -> None:
+    """Add the routes of a project to a server."""
+    _add_looking(app, project, job)
+    _add_deciding(app, project, most_pixels)
+    _add_helping(app, project, job, grower, answered)
+
+
+def _add_looking(app: FastAPI, project: Project, job: TeachingJob) -> None:
+    thumbnails = Thumbnails(project)
+
+    @app.get("/v1/project")
+    def overview() -> Response:
+        """Classes, how many images are in each state, and what learning is at."""
+        project.refresh()
+        states = Counter(review.state.value for review in project.reviews())
+        classes = [
+            {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*concept_color(index))}
+            for index, name in enumerate(project.classes)
+        ]
+        return JSONResponse({"classes": classes, "states": states, "learning": job.progress})
+
+    @app.get("/v1/project/images")
+    def images(
+        since: Annotated[int, Query(ge=-1, description="A version to tell what changed since it.")] = -1,
+    ) -> Response:
+        """Images with state, revision, presence and doubt; with `since` only those decided about later."""
+        version, reviews = project.reviews_since(since)
+        rows = [_record(review) for review in reviews]
+        return JSONResponse({"version": version, "images": rows, "learning": job.progress})
+
+    @app.get("/v1/project/thumbnail", response_class=Response)
+    def thumbnail(image: Key) -> Response:
+        """A small JPEG of an image with its mask."""
+        return Response(thumbnails.get(image), media_type=JPEG)
+
+    @app.get("/v1/project/image", response_class=Response)
+    def image(image: Key) -> Response:
+        """An image, upright, as a JPEG of 2048 pixels at most."""
+        pixels = read_image(project.item(image).path)
+        stream = io.BytesIO()
+        Image.fromarray(_shrunk(pixels, cv2.INTER_AREA)).save(stream, "JPEG", quality=QUALITY)
+        return Response(stream.getvalue(), media_type=JPEG)
+
+    @app.get("/v1/project/mask", response_class=Response)
+    def mask(image: Key) -> Response:
+        """The masks of an image as a grey PNG of its size in the editor: 0, or a class's number from 1."""
+        project.item(image)
+        masks = project.masks(image)
+        if masks is None:
+            return Response(status_code=204)
+        labels = _shrunk(label_map(masks), cv2.INTER_NEAREST)
+        return Response(png_bytes(labels), media_type=PNG)
+
+
+def _add_deciding(app: FastAPI, project: Project, most_pixels: int) -> None:
+    @app.post("/v1/project/decide")
+    def decide(
+        image: KeyField,
+        revision: Annotated[int, Form(ge=0, description="Of the image when it was looked at.")],
+        decision: Annotated[Literal["accept", "correct", "nothing", "reopen"], Form()],
+        mask: Annotated[UploadFile | None, File(description="With correct: as GET /v1/project/mask.")] = None,
+    ) -> Response:
+        """Decide about an image; 409 where it is no longer at that revision."""
+        if decision == "accept":
+            review = project.accept(image, revision)
+        elif decision == "nothing":
+            review = project.say_nothing(image, revision)
+        elif decision == "reopen":
+            review = project.reopen(image, revision)
+        elif mask is None:
+            raise UsageError("mask: a correction needs one.", "Send a PNG with the values of classes.")
+        else:
+            labels = _read_labels(mask.file.read(), len(project.classes), most_pixels)
+            review = project.correct(image, revision, _at_full_size(project, image, labels))
+        return JSONResponse(_record(review))
+
+    @app.post("/v1/project/export", response_class=StreamingResponse)
+    def export(
+        form: Annotated[Literal["coco", "yolo", "labelme", "voc", "mask"], Form(alias="format")],
+        everything: Annotated[bool, Form(alias="all", description="Proposals as well.")] = False,
+    ) -> Response:
+        """What was decided as a ZIP of files for other tools."""
+        packed = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has been sent
+        try:
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, content in exported(project, form, project.out / "export", everything=everything):
+                    archive.writestr(name.encode("utf-8", "replace").decode(), content)
+        except BaseException:
+            packed.close()
+            raise
+        packed.seek(0)
+        name = f'attachment; filename="labels-{form}.zip"'
+        return StreamingResponse(
+            _chunks(packed), media_type="application/zip", headers={"Content-Disposition": name}
+        )
+
+
+def _add_helping(
+    app: FastAPI, project: Project, job: TeachingJob, grower: ClickGrower, answered: Answered
+) -> None:
+    @app.post("/v1/project/learn")
+    def learn() -> Response:
+        """Learn from what was decided and propose masks for the rest, in the background."""
+        job.start()
+        return JSONResponse(job.progress)
+
+    @app.delete("/v1/project/learn")
+    def cancel() -> Response:
+        """Stop learning and proposing."""
+        job.cancel()
+        return JSONResponse(job.progress)
+
+    @app.post("/v1/project/click", response_class=Response)
+    async def click(request: Request, image: KeyField, x: Share, y: Share) -> Response:
+        """The region of a click (shares of width and height) as a PNG of the image's size in the editor."""
+        path = project.item(image).path
+
+        def grow() -> Reply:
+            pixels = read_image(path)
+            h, w = pixels.shape[:2]
+            at = min(int(x * w), w - 1), min(int(y * h), h - 1)
+            return _mask_reply(grower.grow(image, pixels, *at))
+
+        return await answered(request, grow)
+
+    @app.post("/v1/project/look", status_code=204)
+    async def look(request: Request, image: KeyField) -> Response:
+        """Look at an image that was opened in an editor, so that the first click is answered at once."""
+        path = project.item(image).path
+
+        def look_now() -> Reply:
+            grower.look(image, read_image(path))
+            return Reply(b"{}", JSON)
+
+        return await answered(request, look_now)
+
+    @app.post("/v1/project/box", response_class=Response)
+    async def box(
+        request: Request, image: KeyField, x: Share, y: Share, width: Share, height: Share
+    ) -> Response:
+        """What fills a box (shares of width and height) as a PNG of the image's size in the editor."""
+        path = project.item(image).path
+
+        def cut_out() -> Reply:
+            pixels = read_image(path)
+            h, w = pixels.shape[:2]
+            region = box_region((x * w, y * h, width * w, height * h), (h, w))
+            return _mask_reply(mask_from_box(grower.segmenter, pixels, region))
+
+        return await answered(request, cut_out)
+
+
+# --- masks on their way --------------------------------------------------------------------------------
+
+
+def _record(review: Review) -> dict[str, Any]:
+    return {name: value for name, value in asdict(review).items() if name != "mask_sha256"}
+
+
+def _mask_reply(mask: Mask) -> Reply:
+    return Reply(mask_png([_shrunk(mask.astype(np.uint8), cv2.INTER_NEAREST) > 0]), PNG)
+
+
+def _shrunk(pixels: NDArray[np.uint8], how: int) -> NDArray[np.uint8]:
+    """At most as large as an image in the editor: (H W ...) -> (h w ...)."""
+    scale = LONGEST / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    size_wh = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+    shrunk: NDArray[np.uint8] = cv2.resize(pixels, size_wh, interpolation=how)
+    return shrunk
+
+
+def _read_labels(content: bytes, classes: int, most_pixels: int) -> NDArray[np.uint8]:
+    """Labels (h w) of a correction.
+
+    Raises:
+        InputError: as `read_image`, or it holds numbers of no class.
+    """
+    labels = read_image(InputFile("mask", content), most_pixels)[:, :, 0]
+    if labels.max() > classes:
+        raise InputError(f"mask holds the value {labels.max()}, and there are {classes} classes.")
+    return labels
+
+
+def _at_full_size(project: Project, key: str, labels: NDArray[np.uint8]) -> list[Mask]:
+    """Labels (h w) of the editor as masks (H W) of the image's own size.
+
+    Where the editor shows an image smaller than it is, what was not changed there keeps its exact border.
+    """
+    size_hw = read_image(project.item(key).path).shape[:2]
+    stored = project.masks(key)
+    before = np.zeros(size_hw, dtype=np.uint8) if stored is None else label_map(stored)
+    shown = _shrunk(before, cv2.INTER_NEAREST)
+    if labels.shape != shown.shape:
+        raise InputError(
+            f"mask has {labels.shape[1]} x {labels.shape[0]} pixels.",
+            f"In the editor {key} has {shown.shape[1]} x {shown.shape[0]}.",
+        )
+    changed = cv2.resize((labels != shown).astype(np.uint8), size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+    drawn = cv2.resize(labels, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+    full = np.where(changed > 0, drawn, before)
+    return [full == number for number in range(1, len(project.classes) + 1)]
+
+
+def _chunks(stream: Any) -> Iterator[bytes]:
+    with stream:
+        while chunk := stream.read(CHUNK):
+            yield chunk

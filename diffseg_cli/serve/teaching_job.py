@@ -1,0 +1,109 @@
+"""Learning and proposing in the background, one image at a time, so that a person's requests come between."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from diffseg_cli.errors import DiffsegError
+from diffseg_cli.labelling.project import Project
+from diffseg_cli.labelling.review_log import Outdated
+from diffseg_cli.labelling.teaching import Taught, TeachStep, propose, teach_steps
+from diffseg_cli.supports.concept import Concept
+
+if TYPE_CHECKING:
+    from diffseg_cli.segmenter import Segmenter
+
+Submit = Callable[[Callable[[], Any]], "Future[Any]"]  # runs something in the thread that owns the model
+
+
+class TeachingJob:
+    """At most one run at a time; every method may be called from any thread.
+
+    Args:
+        segmenter: that learns.
+        project: that it learns from and proposes for.
+        given: concepts to begin with.
+        submit: of the worker.
+    """
+
+    def __init__(
+        self, segmenter: "Segmenter", project: Project, given: Sequence[Concept], submit: Submit
+    ) -> None:
+        self._segmenter, self._project, self._given, self._submit = segmenter, project, given, submit
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._progress: dict[str, Any] = {"stage": "idle"}
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """Stage (idle, learning, proposing, done, cancelled, failed), done, total, seconds_left, error."""
+        with self._lock:
+            return dict(self._progress)
+
+    def start(self) -> None:
+        """Learn and propose again, unless it is at it already."""
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                return
+            self._stop.clear()
+            self._progress = {"stage": "learning"}
+            self._thread = threading.Thread(target=self._run, name="diffseg-teaching", daemon=True)
+            self._thread.start()
+
+    def cancel(self) -> None:
+        """Stop after the image in hand, and wait for that."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            taught = self._learn()
+            if taught is not None:
+                self._propose(taught)
+        except DiffsegError as error:
+            self._say(stage="failed", error=" ".join(filter(None, (error.message, error.hint))))
+        except RuntimeError:  # the worker is closed
+            self._say(stage="cancelled")
+        except Exception as error:
+            self._say(stage="failed", error=f"{type(error).__name__}: this should not happen.")
+
+    def _learn(self) -> Taught | None:
+        """Learn step by step; None where it was cancelled."""
+        steps = teach_steps(self._segmenter, self._project, self._given)
+        began, step = time.monotonic(), None
+        while step is None or step.taught is None:
+            if self._stop.is_set():
+                self._say(stage="cancelled")
+                return None
+            step = cast(TeachStep, self._submit(lambda: next(steps)).result())
+            left = (time.monotonic() - began) / step.step * (step.steps - step.step)
+            self._say(stage="learning", done=step.step, total=step.steps, seconds_left=round(left, 1))
+        return step.taught
+
+    def _propose(self, taught: Taught) -> None:
+        """Images nobody decided about: those that are waited for most, the most doubtful, before others."""
+        self._project.refresh()
+        open_ones = [review for review in self._project.reviews() if not review.is_reviewed]
+        open_ones.sort(key=lambda review: -(review.doubt or 0.0))
+        began, total = time.monotonic(), len(open_ones)
+        for done, review in enumerate(open_ones):
+            spent = time.monotonic() - began
+            left = round(spent / done * (total - done), 1) if done else None
+            self._say(stage="proposing", done=done, total=total, seconds_left=left, supports=taught.supports)
+            if self._stop.is_set():
+                self._say(stage="cancelled", done=done, total=total)
+                return
+            try:
+                self._submit(partial(propose, self._project, taught, review.image)).result()
+            except Outdated:  # somebody decided meanwhile, and that stands
+                continue
+        self._say(stage="done", done=total, total=total, supports=taught.supports)
+
+    def _say(self, **progress: Any) -> None:
+        with self._lock:
+            self._progress = progress

@@ -1,0 +1,267 @@
+"""A labelling project over HTTP: states, masks, decisions that collide, learning, exports, who may ask."""
+
+import io
+import json
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_swift_segmenter
+from numpy.typing import NDArray
+from PIL import Image
+from starlette.testclient import TestClient
+
+from diffseg_cli.labelling.project import HIDDEN, Project
+from diffseg_cli.labelling.teaching import support_keys
+from diffseg_cli.labelling.thumbnails import Thumbnails
+from diffseg_cli.results.render import png_bytes
+from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.serve.app import create_app
+
+HW = (48, 64)
+TOKEN = "a-token-of-some-length"
+KEYS = ["a.png", "b.png", "day1/c.png"]
+
+
+def labels(left: int = 20) -> NDArray[np.uint8]:
+    mask = np.zeros(HW, dtype=np.uint8)
+    mask[10:35, left : left + 30] = 1
+    return mask
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    photos = tmp_path / "photos"
+    (photos / "day1").mkdir(parents=True)
+    for seed, key in enumerate(KEYS):
+        coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize(HW[::-1], Image.Resampling.BICUBIC).save(photos / key)
+    return Project(photos, tmp_path / "labels", ["bird"])
+
+
+@pytest.fixture
+def client(small_segmenter: Segmenter, project: Project) -> Iterator[TestClient]:
+    app = create_app(make_swift_segmenter(small_segmenter), project=project)
+    with TestClient(app, base_url="http://localhost") as client:
+        yield client
+
+
+def decide(client: TestClient, image: str, revision: int, decision: str, mask: Any = None) -> Any:
+    files = {} if mask is None else {"mask": ("mask.png", png_bytes(mask), "image/png")}
+    data = {"image": image, "revision": str(revision), "decision": decision}
+    return client.post("/v1/project/decide", data=data, files=files or None)
+
+
+def states(client: TestClient) -> dict[str, str]:
+    rows = client.get("/v1/project/images").json()["images"]
+    return {row["image"]: row["state"] for row in rows}
+
+
+def learn(client: TestClient) -> dict[str, Any]:
+    assert client.post("/v1/project/learn").status_code == 200
+    for _ in range(600):
+        progress: dict[str, Any] = client.get("/v1/project").json()["learning"]
+        if progress["stage"] not in ("learning", "proposing"):
+            return progress
+        time.sleep(0.1)
+    raise AssertionError(progress)
+
+
+def test_a_project_is_listed_with_its_states(client: TestClient) -> None:
+    overview = client.get("/v1/project").json()
+    assert overview["classes"] == [{"name": "bird", "color": "#ff2d55"}]
+    assert overview["states"] == {"untouched": 3} and overview["learning"] == {"stage": "idle"}
+    listed = client.get("/v1/project/images").json()
+    assert [row["image"] for row in listed["images"]] == KEYS
+    assert {row["revision"] for row in listed["images"]} == {0}
+    version = listed["version"]
+    decide(client, "b.png", 0, "nothing")
+    later = client.get("/v1/project/images", params={"since": version}).json()
+    assert [(row["image"], row["state"]) for row in later["images"]] == [("b.png", "nothing here")]
+    assert client.get("/v1/project/images", params={"since": later["version"]}).json()["images"] == []
+
+
+def test_a_correction_comes_back_as_it_was_drawn(client: TestClient, project: Project) -> None:
+    assert client.get("/v1/project/mask", params={"image": "a.png"}).status_code == 204
+    answer = decide(client, "a.png", 0, "correct", labels())
+    assert answer.json()["state"] == "corrected" and answer.json()["revision"] == 1
+    sent = client.get("/v1/project/mask", params={"image": "a.png"})
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(sent.content))), labels())
+    on_disk = np.asarray(Image.open(project.out / "a_mask.png"))
+    np.testing.assert_array_equal(on_disk, labels() * 255)
+
+
+def test_the_second_decision_about_one_revision_is_refused(client: TestClient) -> None:
+    assert decide(client, "a.png", 0, "correct", labels()).status_code == 200
+    answer = decide(client, "a.png", 0, "nothing")
+    assert answer.status_code == 409 and "a.png is corrected at revision 1" in answer.json()["error"]
+    assert states(client)["a.png"] == "corrected"
+    assert decide(client, "a.png", 1, "reopen").json()["state"] == "proposed"
+    assert decide(client, "a.png", 2, "accept").json()["state"] == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("image", "decision", "mask", "status", "error"),
+    [
+        ("../labels/review.jsonl", "nothing", None, 422, "No image of this project is called"),
+        ("a.png", "accept", None, 400, "no mask that could be accepted"),
+        ("a.png", "correct", None, 400, "a correction needs one"),
+        ("a.png", "correct", np.zeros((4, 4), dtype=np.uint8), 422, "mask has 4 x 4 pixels"),
+        ("a.png", "correct", labels() * 2, 422, "mask holds the value 2"),
+        ("a.png", "guess", None, 400, "decision"),
+    ],
+)
+def test_what_cannot_be_decided_is_a_sentence(
+    client: TestClient, image: str, decision: str, mask: Any, status: int, error: str
+) -> None:
+    answer = decide(client, image, 0, decision, mask)
+    assert answer.status_code == status and error in answer.json()["error"], answer.text
+    assert set(states(client).values()) == {"untouched"}
+
+
+@pytest.mark.parametrize("route", ["thumbnail", "image", "mask"])
+def test_no_file_beside_the_images_is_sent(client: TestClient, project: Project, route: str) -> None:
+    secret = project.images.parent / "secret.png"
+    Image.fromarray(labels()).save(secret)
+    for image in ("../secret.png", str(secret), "day1/../../secret.png", "a.png/../../secret.png"):
+        answer = client.get(f"/v1/project/{route}", params={"image": image})
+        assert answer.status_code == 422 and "No image of this project" in answer.json()["error"]
+
+
+def test_images_and_thumbnails_are_small_jpegs(client: TestClient, project: Project) -> None:
+    wide = np.zeros((1000, 3000, 3), dtype=np.uint8)
+    Image.fromarray(wide).save(project.images / "a.png")
+    for route, most in (("image", 2048), ("thumbnail", 256)):
+        answer = client.get(f"/v1/project/{route}", params={"image": "a.png"})
+        assert answer.headers["content-type"] == "image/jpeg"
+        assert Image.open(io.BytesIO(answer.content)).size == (most, round(most / 3))
+
+
+def test_a_large_image_keeps_the_border_that_was_not_redrawn(client: TestClient, project: Project) -> None:
+    """Its editor shows it smaller; only what changed there is drawn at that size."""
+    Image.fromarray(np.zeros((1000, 4096, 3), dtype=np.uint8)).save(project.images / "a.png")
+    fine = np.zeros((1000, 4096), dtype=bool)
+    fine[101:301, 101:301] = True  # odd corners, which half the size cannot hold
+    project.correct("a.png", 0, [fine])
+    shown = np.asarray(
+        Image.open(io.BytesIO(client.get("/v1/project/mask", params={"image": "a.png"}).content))
+    ).copy()
+    assert shown.shape == (500, 2048)
+    shown[400:450, 1500:1600] = 1
+    assert decide(client, "a.png", 1, "correct", shown).status_code == 200
+    masks = project.masks("a.png")
+    assert masks is not None
+    np.testing.assert_array_equal(masks[0][:700, :2000], fine[:700, :2000])
+    assert masks[0][800:900, 3000:3200].all() and masks[0].sum() == fine.sum() + 100 * 200
+
+
+def test_learning_proposes_for_everything_that_is_open(client: TestClient, project: Project) -> None:
+    (project.images / "b.png").write_bytes(b"no image at all")
+    assert learn(client)["stage"] == "failed"
+    assert "nothing to learn from yet" in client.get("/v1/project").json()["learning"]["error"]
+    decide(client, "a.png", 0, "correct", labels())
+    assert learn(client) == {"stage": "done", "done": 2, "total": 2, "supports": 1}
+    assert states(client) == dict(zip(KEYS, ("corrected", "failed", "proposed"), strict=True))
+    rows = {row["image"]: row for row in client.get("/v1/project/images").json()["images"]}
+    assert 0 <= rows["day1/c.png"]["doubt"] <= 1 and 0 <= rows["day1/c.png"]["presence"]["bird"] <= 1
+    assert str(project.images) not in json.dumps(rows["b.png"]) and "b.png" in rows["b.png"]["error"]
+    masks = project.masks("a.png")
+    assert masks is not None and (masks[0] == (labels() > 0)).all()
+
+
+def test_learning_can_be_cancelled(client: TestClient) -> None:
+    decide(client, "a.png", 0, "correct", labels())
+    client.post("/v1/project/learn")
+    assert client.delete("/v1/project/learn").json()["stage"] in ("cancelled", "done")
+
+
+def test_corrections_teach_before_accepted_ones(project: Project) -> None:
+    mask = labels() > 0
+    for key in KEYS[:2]:
+        project.propose(key, 0, [mask], {}, 0.5)
+    project.accept("a.png", 1)
+    project.correct("b.png", 1, [mask])
+    project.say_nothing("day1/c.png", 0)
+    assert support_keys(project, 0) == ["b.png", "a.png"]
+
+
+def test_a_click_becomes_a_region_that_holds_it(client: TestClient) -> None:
+    assert client.post("/v1/project/look", data={"image": "a.png"}).status_code == 200
+    answer = client.post("/v1/project/click", data={"image": "a.png", "x": "0.5", "y": "0.5"})
+    region = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert region.shape == HW and region[24, 32] == 255
+    box = {"x": "0.2", "y": "0.2", "width": "0.5", "height": "0.5"}
+    answer = client.post("/v1/project/box", data={"image": "a.png", **box})
+    assert np.asarray(Image.open(io.BytesIO(answer.content))).shape == HW
+    answer = client.post("/v1/project/click", data={"image": "a.png", "x": "1.5", "y": "0.5"})
+    assert answer.status_code == 400
+
+
+def test_an_export_is_a_zip_of_its_files(client: TestClient) -> None:
+    answer = client.post("/v1/project/export", data={"format": "yolo"})
+    assert answer.status_code == 422 and "accepted, corrected or known to be empty" in answer.json()["error"]
+    decide(client, "day1/c.png", 0, "correct", labels())
+    answer = client.post("/v1/project/export", data={"format": "yolo"})
+    assert answer.headers["content-disposition"] == 'attachment; filename="labels-yolo.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert sorted(archive.namelist()) == ["data.yaml", "labels/day1/c.txt"]
+        assert archive.read("labels/day1/c.txt").startswith(b"0 ")
+
+
+def test_thumbnails_stay_within_their_bound(project: Project) -> None:
+    thumbnails = Thumbnails(project, most_bytes=2500)
+    sizes = [len(thumbnails.get(key)) for key in KEYS * 2]
+    kept = list((project.out / HIDDEN / "thumbnails").glob("*.jpg"))
+    assert 0 < sum(path.stat().st_size for path in kept) <= 2500 + max(sizes)
+
+
+def test_a_thumbnail_is_made_once_for_a_mask(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    thumbnails = Thumbnails(project)
+    first = thumbnails.get("a.png")
+    with monkeypatch.context() as patched:
+        patched.setattr(Thumbnails, "_draw", lambda *_: pytest.fail("drawn again"))
+        assert thumbnails.get("a.png") == first
+    project.correct("a.png", 0, [labels() > 0])
+    assert thumbnails.get("a.png") != first
+
+
+def test_everything_of_a_project_asks_for_the_token(small_segmenter: Segmenter, project: Project) -> None:
+    app = create_app(make_swift_segmenter(small_segmenter), token=TOKEN, project=project)
+    with TestClient(app, base_url="http://localhost") as client:
+        paths = list(client.get("/openapi.json", headers=_mine()).json()["paths"])
+        own = [path for path in paths if path.startswith("/v1/project")]
+        assert len(own) >= 10
+        for path in own:
+            for method in ("GET", "POST", "DELETE"):
+                assert client.request(method, path).status_code == 401, (method, path)
+        assert client.get("/").status_code == 200
+        assert client.get("/v1/project", headers=_mine()).status_code == 200
+
+
+def _mine() -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKEN}"}
+
+
+def test_pages_of_other_servers_cannot_decide(client: TestClient) -> None:
+    data = {"image": "a.png", "revision": "0", "decision": "nothing"}
+    answer = client.post("/v1/project/decide", data=data, headers={"Origin": "http://evil.example"})
+    assert answer.status_code == 403 and states(client)["a.png"] == "untouched"
+
+
+def test_the_page_loads_from_this_server_alone(client: TestClient) -> None:
+    page = client.get("/")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "script-src 'self';" in policy
+    assert "http" not in policy and "unsafe" not in policy
+    assert client.get("/page/../app.py").status_code == 404
+    assert client.get("/page/none.js").status_code == 404
+    assert client.get("/search").status_code == 200
+
+
+def test_alive_can_be_asked_without_a_body(client: TestClient) -> None:
+    answer = client.head("/healthz")
+    assert answer.status_code == 200 and answer.content == b""
