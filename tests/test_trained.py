@@ -10,10 +10,10 @@ import tiny_kandinsky as tiny
 import torch
 
 from diffseg_cli.config import SegmentConfig
-from diffseg_cli.models.kandinsky import load_kandinsky
 from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.trained import untrained
+from diffseg_cli.weights.kandinsky import load_kandinsky
 
 
 @pytest.mark.parametrize(
