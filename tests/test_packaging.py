@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import pytest
 from repository import REPOSITORY, tracked_files
+
+from tools.lowest_versions import LOWEST
 
 BUILD = """
 import sys
@@ -68,6 +71,13 @@ def test_metadata_names_every_licence_and_carries_its_text(wheel: Path, metadata
             assert text in metadata.get_all("License-File", [])
             name = next(name for name in archive.namelist() if name.endswith(f"dist-info/licenses/{text}"))
             assert archive.read(name) == (REPOSITORY / text).read_bytes()
+
+
+def test_the_environment_of_lowest_versions_is_what_the_metadata_allows(metadata: Message) -> None:
+    needs = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
+    bounds = dict(re.fullmatch(r"([\w-]+).*>=([\d.]+).*", text).groups() for text in needs)  # type: ignore[union-attr]
+    assert bounds.keys() == LOWEST.keys()
+    assert all(f"{LOWEST[name]}.".startswith(f"{bound}.") for name, bound in bounds.items())
 
 
 def test_package_page_needs_no_repository(metadata: Message) -> None:
