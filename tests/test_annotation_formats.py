@@ -76,7 +76,7 @@ COCO: dict[str, tuple[Any, int, str]] = {
     "an outline": (coco(ring()), R_AREA, ""),
     "a brush mask marked as a crowd": (coco(BRUSHED), 2000, ""),
     "the same beside an outline": (coco(ring(), BRUSHED), 5500, "2 objects of 'dog' together"),
-    "a crowd of COCO's own": (coco(ring(), BRUSHED) | OFFICIAL, R_AREA, "left out: 2 (a crowd)"),
+    "a crowd of COCO's own": (coco(ring(), BRUSHED) | OFFICIAL, R_AREA, "left out: annotation 2 (a crowd)"),
     "a flat outline": (coco(ring(R[0])), R_AREA, ""),
     "height -1": (coco(ring(), height=-1, width=-1), R_AREA, ""),
     "height null": (coco(ring(), height=None, width=None), R_AREA, ""),
@@ -85,10 +85,10 @@ COCO: dict[str, tuple[Any, int, str]] = {
     "no outlines beside a good one": (
         coco(ring([]), ring(), ring(None)),
         R_AREA,
-        "left out: 1 (no outline), 3",
+        "left out: annotation 1 (no outline), annotation 3",
     ),
     "an outline of no points": (coco(ring([[]]), ring()), R_AREA, "1 (no outline)"),
-    "a stray point": (coco(ring([*R, [5, 5]])), R_AREA, "1 (1 of its 2 outlines, of 1 points)"),
+    "a stray point": (coco(ring([*R, [5, 5]])), R_AREA, "1 (1 of its 2 outlines, with fewer than 3 points)"),
     "a line": (coco(ring(), ring([[1, 1, 9, 9]])), R_AREA, "2 (2 points, which enclose nothing)"),
     "a box beside an outline": (
         coco(ring(), ring([], bbox=[1, 2, 3, 4])),
@@ -112,7 +112,7 @@ def test_coco(case: str) -> None:
 
 def test_crowds_are_left_out_of_other_files_when_asked() -> None:
     found, notes = area(coco(ring(), BRUSHED), ignore_crowd=True)
-    assert found == R_AREA and "left out: 2 (a crowd)" in notes
+    assert found == R_AREA and "left out: annotation 2 (a crowd)" in notes
     assert "only as a crowd" in refused(coco(BRUSHED) | OFFICIAL)
     assert area(coco(BRUSHED) | OFFICIAL, annotation="1")[0] == 2000
     found, _ = area(coco(ring(), BRUSHED), ignore_crowd=True, invert=True)
@@ -224,7 +224,7 @@ LABELME: dict[str, tuple[Any, int, str]] = {
     "a point of the same class": (
         labelme(shape("point", [[1, 1]]), shape()),
         INSIDE,
-        "1 (a point, which has no",
+        "annotation 1 (no area: point)",
     ),
     "an AI mask over the border": (
         labelme(shape("mask", [[100, 70], [169, 119]], mask=stamp(np.ones((50, 70), dtype=bool)))),
@@ -279,7 +279,7 @@ YOLO: dict[str, tuple[str, int, str]] = {
         "the confidence and the track number",
     ),
     "a last corner on the lower border": ("0 0.25 0.5 0.75 0.5 0.75 1 0.25 1", SQUARE_AREA, ""),
-    "a box beside it": (f"0 {BOX}\n0 {SQUARE}", SQUARE_AREA, "left out: 1 (a box and no outline)"),
+    "a box beside it": (f"0 {BOX}\n0 {SQUARE}", SQUARE_AREA, "left out: annotation 1 (a box and no outline)"),
     "a box with a confidence beside it": (
         f"0 {BOX} 0.5\n0 {SQUARE} 0.5",
         SQUARE_AREA,
@@ -377,7 +377,7 @@ OTHERS: dict[str, tuple[Any, int, str]] = {
             {"name": "point", "cx": 1, "cy": 1},
         ),
         R_AREA,
-        "left out: 2 (a box and no outline), 3 (a point, which has no area)",
+        "left out: annotation 2 (a box and no outline), annotation 3 (no area: point)",
     ),
     "CVAT": (cvat(CVAT_RING), R_AREA, ""),
     "CVAT in UTF-16": (
@@ -390,7 +390,7 @@ OTHERS: dict[str, tuple[Any, int, str]] = {
     "CVAT with a polyline": (
         cvat(CVAT_RING, "<polyline label='dog' points='1,1;2,2'/>", "<points label='dog' points='1,1'/>"),
         R_AREA,
-        "left out: 2 (a polyline, which has no area), 3 (a points",
+        "left out: annotation 2 (no area: polyline), annotation 3 (no area: points)",
     ),
     "Label Studio": (label_studio(LS_RING), R_AREA, ""),
     "Label Studio, a local file": (label_studio(LS_RING, image="/data/local-files/?d=a/dog.jpg"), R_AREA, ""),
@@ -400,7 +400,7 @@ OTHERS: dict[str, tuple[Any, int, str]] = {
     "Label Studio with a brush": (
         label_studio(LS_RING, LS_BRUSH),
         R_AREA,
-        "left out: brushlabels-1 (a brush mask",
+        "left out: annotation brushlabels-1 (a brush mask",
     ),
 }
 

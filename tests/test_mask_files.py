@@ -204,7 +204,7 @@ def test_labelme_shapes(save: Any) -> None:
     np.testing.assert_array_equal(read_mask(path, annotation=4), blob())
     assert not read_mask(path, category="box", invert=True)[:4, :4].any()
     assert "only as an ignored area" in refused(path, category="__ignore__")
-    assert "annotation 5 has a point, which has no area" in refused(path, annotation=5)
+    assert "annotation 5 has no area: point" in refused(path, annotation=5)
     sizeless = save(labelme(shape("dog", "circle", [[9, 9], [9, 12]]), imageHeight=None))
     assert read_mask(sizeless, target=DOG).shape == HW
     assert "does not say how large its image is" in refused(sizeless, Target())

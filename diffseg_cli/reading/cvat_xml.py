@@ -111,5 +111,5 @@ def _drawing(kind: str, shape: Attributes) -> tuple[Callable[[HW], Bools], str]:
         if len(ring) < 3:
             return draw, f"{len(ring)} points, which enclose nothing"
     elif kind not in ("mask", "ellipse", "box"):
-        return draw, f"a {kind}, which has no area"
+        return draw, f"no area: {kind}"
     return draw, ""

@@ -62,7 +62,7 @@ def _object(shape: dict[str, Any], number: int) -> MarkedObject:
     if kind == "mask":
         lacks = "" if shape.get("mask") else "no bitmap"
     elif kind not in SHAPES:
-        lacks = f"a {kind}, which has no area"
+        lacks = f"no area: {kind}"
     elif point_count(shape.get("points")) < SHAPES[kind][1]:
         lacks = f"{point_count(shape.get('points'))} points, which enclose nothing"
     ignored = "an ignored area" if label == IGNORE else ""

@@ -294,7 +294,7 @@ def _draw(
     if not drawable:
         raise _undrawable(chosen, size_hw, where)
     left_out = [
-        f"{plain(each.id)} ({each.lacks or each.ignored or 'a box and no outline'})"
+        f"annotation {plain(each.id)} ({each.lacks or each.ignored or 'a box and no outline'})"
         for each in chosen
         if each not in drawable
     ]
@@ -302,7 +302,7 @@ def _draw(
     for each in drawable:
         drawn = _drawn(each, size_hw, where)
         if each.dropped or not drawn.any():
-            left_out.append(f"{plain(each.id)} ({each.dropped or 'no pixel inside the image'})")
+            left_out.append(f"annotation {plain(each.id)} ({each.dropped or 'no pixel inside the image'})")
         mask |= drawn
     if len(drawable) > 1:
         key = class_text(drawable[0].class_name, drawable[0].class_id)

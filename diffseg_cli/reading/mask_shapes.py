@@ -199,7 +199,7 @@ def sort_rings(raw: Any) -> tuple[list[Any], str]:
     if len(good) == len(rings):
         return good, ""
     if good:
-        return good, f"{len(rings) - len(good)} of its {len(rings)} outlines, of {min(counts)} points"
+        return good, f"{len(rings) - len(good)} of its {len(rings)} outlines, with fewer than 3 points"
     return [], f"{max(counts)} points, which enclose nothing" if max(counts) else "no outline"
 
 

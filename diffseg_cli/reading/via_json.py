@@ -62,7 +62,7 @@ def _object(region: dict[str, Any], number: int) -> MarkedObject:
 
         return MarkedObject(str(number), class_name, None, draw_round)
     if kind != "polygon":
-        return MarkedObject(str(number), class_name, None, _nothing, lacks=f"a {kind}, which has no area")
+        return MarkedObject(str(number), class_name, None, _nothing, lacks=f"no area: {kind}")
     return MarkedObject(str(number), class_name, None, *_outline(shape))
 
 
