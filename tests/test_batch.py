@@ -347,6 +347,18 @@ def test_a_bad_picture_stops_no_other() -> None:
     assert sorted(states(batch("--json")).values()) == ["done"] * 2 + ["skipped"] * 4
 
 
+def test_pipes_and_devices_are_refused_instead_of_waited_for() -> None:
+    os.mkfifo("photos/pipe.png")
+    Path("list.txt").write_text("photos/pipe.png\nphotos/a.png\n")
+    result = batch("-f", "mask", code=0)
+    assert "photos/pipe.png was left out: not a regular file." in result.stderr
+    listed = run("-q", "list.txt", "-o", "listed", "-f", "mask")
+    assert listed.exit_code == 5 and "photos/pipe.png is not a regular file." in listed.stderr
+    for arguments in (("-q", "photos/pipe.png"), ("-q", "photos/a.png", "-s", "photos/pipe.png", "-m", "x")):
+        alone = CliRunner().invoke(main.app, ["segment", *THING, *arguments])
+        assert alone.exit_code in (2, 3), alone.output
+
+
 def test_on_error_stop_ends_early_and_loses_nothing() -> None:
     for index in range(30):
         save(f"photos/more/{index:02}.png", index)
@@ -447,7 +459,7 @@ def test_a_model_that_breaks_on_a_picture_is_a_failure_of_that_picture(
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("-q", "none"), 3, "none is no folder, picture, pattern or list."),
+        (("-q", "none"), 3, "none is no folder, image, pattern or list."),
         ((), 2, "There is nothing to search."),
         (("-q", "photos", "--part", "3/2"), 2, "is not k/n"),
         (("-q", "photos", "--batch-size", "0"), 2, "is not auto or a number"),

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffseg_cli.batch.plan import Item, Part, check_outputs, find_items, masks_among, without
+from diffseg_cli.batch.plan import Item, Part, check_outputs, masks_among, without
+from diffseg_cli.batch.search import SearchNote, find_items
 from diffseg_cli.errors import InputError, UsageError
 
 PATTERNS = {"mask": "*_mask.png"}
@@ -71,6 +72,76 @@ def test_lists_keep_the_folders_they_name(tmp_path: Path) -> None:
     assert keys("-", stdin=f"{tmp_path}/other/f.jpg\n".encode()) == ["f.jpg"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+def test_lists_of_windows_are_read(encoding: str) -> None:
+    Path("photos/caf\u00e9.jpg").write_bytes(b"")
+    content = "photos/caf\u00e9.jpg\r\nother/f.jpg\r\n".encode(encoding)
+    assert keys("-", stdin=content) == ["other/f.jpg", "photos/caf\u00e9.jpg"]
+
+
+@pytest.mark.parametrize("out", ["link", "photos/day1/../out", "photos/out", "alias/out"])
+@pytest.mark.parametrize("source", ["photos", "alias", "photos/**/*", "other/../photos"])
+def test_results_are_not_searched_whatever_their_folder_is_called(source: str, out: str) -> None:
+    Path("photos/out/day1").mkdir(parents=True)
+    Path("photos/out/b_mask.png").write_bytes(b"")
+    Path("photos/out/day1/c_mask.png").write_bytes(b"")
+    Path("photos/one.png").symlink_to("out/b_mask.png")
+    Path("link").symlink_to("photos/out")
+    Path("alias").symlink_to("photos")
+    assert keys(source, recursive=True, out=out) == ["a.PNG", "b.jpg", "day1/c.webp", "day1/deep/d.jpeg"]
+
+
+@pytest.mark.parametrize("source", ["photos", "photos/*.jpg", "alias"])
+@pytest.mark.parametrize("out", ["photos", "alias", "photos/day1/.."])
+def test_results_among_the_images_are_refused(source: str, out: str) -> None:
+    Path("alias").symlink_to("photos")
+    with pytest.raises(UsageError, match="is the searched folder itself"):
+        keys(source, out=out)
+
+
+def test_results_may_lie_above_the_images() -> None:
+    assert keys("photos", out=".") == keys("photos/*.*", out=".") == ["a.PNG", "b.jpg"]
+
+
+def test_what_cannot_be_entered_or_is_no_file_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("photos/loop").symlink_to("loop")
+    os.mkfifo("photos/pipe.jpg")
+    Path("photos/zero.png").symlink_to("/dev/zero")
+    Path("photos/lost+found").mkdir()
+    real = os.scandir
+
+    def scandir(path: Path) -> object:
+        if Path(path).name == "lost+found":  # root may list everything
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.warns(SearchNote) as notes:
+        found = keys("photos", recursive=True)
+    assert found == ["a.PNG", "b.jpg", "day1/c.webp", "day1/deep/d.jpeg"]
+    assert sorted(str(note.message) for note in notes) == [
+        "photos/loop was left out: Too many levels of symbolic links.",
+        "photos/lost+found was left out: Permission denied.",
+        "photos/pipe.jpg was left out: not a regular file.",
+        "photos/zero.png was left out: not a regular file.",
+    ]
+
+
+def test_a_link_that_leads_nowhere_is_no_silent_loss(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "gone.jpg").symlink_to("nowhere")
+    items = find_items(["photos"], recursive=False, out=Path("out"), read_stdin=bytes)
+    assert [item.key for item in items] == ["a.PNG", "b.jpg", "gone.jpg"]
+
+
+def test_a_bracket_in_a_name_is_told_how_to_be_written() -> None:
+    Path("p[2024] trip").mkdir()
+    Path("p[2024] trip/x.jpg").write_bytes(b"")
+    with pytest.raises(InputError) as caught:
+        keys("p[2024] trip/*.jpg")
+    assert "[[]" in str(caught.value.hint)
+    assert keys("p[[]2024] trip/*.jpg") == ["p[2024] trip/x.jpg"]
+
+
 def test_results_of_an_earlier_run_are_not_searched() -> None:
     Path("photos/out/sub").mkdir(parents=True)
     Path("photos/out/sub/x_mask.png").write_bytes(b"")
@@ -81,10 +152,10 @@ def test_results_of_an_earlier_run_are_not_searched() -> None:
 @pytest.mark.parametrize(
     ("sources", "says"),
     [
-        (("none",), "none is no folder, picture, pattern or list."),
+        (("none",), "none is no folder, image, pattern or list."),
         (("empty.txt",), "empty.txt cannot be read"),
-        (("photos/*.gif",), "There are no pictures in photos/*.gif."),
-        (("-",), "There are no pictures in -."),
+        (("photos/*.gif",), "There are no images in photos/*.gif."),
+        (("-",), "There are no images in -."),
     ],
 )
 def test_nothing_to_do_is_an_error(sources: tuple[str, ...], says: str) -> None:

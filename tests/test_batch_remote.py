@@ -170,7 +170,7 @@ def test_stores_that_cannot_be_used_are_named(store: str, monkeypatch: pytest.Mo
         remote.to_path("gs://bucket/photos")
     assert "gcsfs" in caught.value.message and "'diffseg[cloud]'" in str(caught.value.hint)
     said = run("-q", f"{store}/none", code=3).stderr
-    assert f"{store}/none is no folder, picture, pattern or list." in said
+    assert f"{store}/none is no folder, image, pattern or list." in said
     Path("list.txt").write_text(f"{store}/photos/b.png\nphotos/a.png\n")
     assert "several file systems" in run("-q", "list.txt", code=2).stderr
     said = run("-q", f"{store}/photos", "-o", f"{store}/out", "--engine", "ray", code=2).stderr

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from diffseg_cli.batch.plan import SUFFIXES, Item, images_in
+from diffseg_cli.batch.plan import Item
+from diffseg_cli.batch.search import SUFFIXES, FolderSearch
 from diffseg_cli.errors import InputError, MissingDependency
 
 State = tuple[int, int]  # size in bytes, time of the last change in nanoseconds
@@ -56,8 +57,8 @@ class Arrivals:
     """
 
     def __init__(self, folder: Path, *, recursive: bool, out: Path, settle: float, rescan: float) -> None:
-        self._folder, self._recursive, self._out = folder, recursive, out.absolute()
-        self._skip = self._out if folder.absolute() in self._out.parents else None
+        self._folder = folder
+        self._search = FolderSearch(folder, recursive=recursive, out=out)
         self._settle, self._rescan = settle, rescan
         self._waiting: dict[Path, Pending] = {}
         self._taken: dict[Path, Pending] = {}  # as they were when they were handed out
@@ -97,7 +98,7 @@ class Arrivals:
                 self._list_at = now + self._rescan
         if listing:
             with suppress(InputError):  # the folder is away for a moment: a network, a removable disk
-                seen |= set(images_in(self._folder, self._recursive, self._out))
+                seen |= set(self._search.images())
         for path in seen | self._waiting.keys():
             self._look(path, now)
         whole = [path for path, pending in self._waiting.items() if now >= pending.ready]
@@ -137,8 +138,7 @@ class Arrivals:
         with self._lock:
             for path in paths:
                 below = path.relative_to(self._folder) if path.is_relative_to(self._folder) else Path()
-                whole = path.absolute()
-                if self._skip in (whole, *whole.parents) or any(part[0] == "." for part in below.parts):
+                if any(part[0] == "." for part in below.parts) or self._search.holds_result(path):
                     continue
                 if path.suffix.lower() in SUFFIXES:
                     self._heard.add(path)

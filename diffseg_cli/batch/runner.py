@@ -7,6 +7,7 @@ threads (`exact_threads`, `sizing.py`).
 
 import hashlib
 import io
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Answer, find_in, scene_record
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
-from diffseg_cli.remote import read_whole, relative_path
+from diffseg_cli.remote import is_remote, read_whole, relative_path
 from diffseg_cli.results.formats import FORMATS, encode_image, shapes_of
 from diffseg_cli.results.outputs import Scene
 from diffseg_cli.results.palette import overlay_concepts
@@ -326,7 +327,10 @@ def thumbnail_jpeg(scene: Scene) -> bytes:
 
 def _read_file(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not is_remote(path) and not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise InputError(f"{path} is not a regular file.", "Save the image to a file first.")
+        size = status.st_size
         if size > MOST_BYTES:
             raise InputError(
                 f"{path} is too large: {size // 10**6} MB of at most {MOST_BYTES // 10**6}.", "Scale it down."

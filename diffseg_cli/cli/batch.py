@@ -38,6 +38,7 @@ EXAMPLES = """Examples:
 def _place(name: str | Path) -> Path:
     from diffseg_cli.remote import to_path
 
+    options.check_named(name)
     return to_path(str(name))
 
 
@@ -179,10 +180,13 @@ def batch(
     size = None if batch_size == "auto" else int(batch_size)
     stop = on_error == "stop"
     ray = ray_options(engine, address, gpus_per_worker, workers, size, stop_on_error=stop)
+    from diffseg_cli.batch.store import check_place
+
     if dry_run:
         with open_session(job, items, share, out, resume=resume, dry=True) as looking:
             _list(looking, as_json=json)
         return
+    check_place(out)
     if ray is None:
         with open_session(job, items, share, out, resume=resume) as session:
             pipeline = _pipeline(session, size, workers, stop_on_error=stop)
@@ -202,16 +206,8 @@ def _plan(
     """All images, checked against losing anything, and this run's share of them."""
     from diffseg_cli.batch.finish import INDEX
     from diffseg_cli.batch.manifest import NAME
-    from diffseg_cli.batch.plan import (
-        MASK_ENDING,
-        STREAM,
-        Part,
-        check_outputs,
-        find_items,
-        masks_among,
-        without,
-    )
-    from diffseg_cli.batch.store import check_place
+    from diffseg_cli.batch.plan import MASK_ENDING, Part, check_outputs, masks_among, without
+    from diffseg_cli.batch.search import STREAM, find_items
 
     if not queries:
         raise UsageError("There is nothing to search.", "Give --queries with a folder, a pattern or a list.")
@@ -230,7 +226,6 @@ def _plan(
     taken = [*job.run_files.values(), INDEX, f"{NAME}{share.tag}.jsonl"]
     read = [path for each in job.concepts for path in each.files]
     check_outputs(items, job.patterns, out, taken=taken, read=read)
-    check_place(out)
     return items, share
 
 

@@ -20,8 +20,24 @@ DATASET_HELP = (
     "NAME.jpg and its mask NAME.png."
 )
 
+
+def check_named(name: str | Path) -> Path:
+    """Refuse an empty name, such as that of a variable which is not set: it would be the current folder."""
+    if isinstance(name, str) and not name.strip():
+        raise typer.BadParameter("the name is empty; . is the current folder.")
+    return Path(name)
+
+
 Out = Annotated[
-    Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the results.", rich_help_panel=OUTPUT)
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="DIR",
+        parser=check_named,
+        help="Folder for the results.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object per image.", rich_help_panel=OUTPUT)

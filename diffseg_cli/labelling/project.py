@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffseg_cli.batch.plan import REVIEW_LOG, Item, find_items
+from diffseg_cli.batch.plan import REVIEW_LOG, Item
+from diffseg_cli.batch.search import find_items
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.files import Claims, check_folder, write_whole
 from diffseg_cli.labelling.review_log import Outdated, Review, ReviewLog, State, now

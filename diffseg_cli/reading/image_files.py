@@ -77,6 +77,8 @@ def open_image(file: InputFile, most_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         if isinstance(file.content, Path) and file.content.is_dir():
             raise InputError(f"{name} is a folder, not an image.", "Name one image in it.")
+        if file.is_special:
+            raise InputError(f"{name} is not a regular file.", "Save the image to a file first.")
         image = _open(file)
     except FileNotFoundError as error:
         raise InputError(

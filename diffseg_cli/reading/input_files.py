@@ -1,5 +1,6 @@
 """A file to read, wherever its bytes are: what every reader of this folder takes."""
 
+import errno
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,18 @@ class InputFile:
     file_name: str | None = None
 
     def open(self) -> BinaryIO:
-        """Its bytes from the start. Raises as `Path.open`."""
-        return io.BytesIO(self.content) if isinstance(self.content, bytes) else self.content.open("rb")
+        """Its bytes from the start. Raises OSError: it cannot be opened, or is no regular file."""
+        if isinstance(self.content, bytes):
+            return io.BytesIO(self.content)
+        if self.is_special:
+            raise OSError(errno.EINVAL, "not a regular file")
+        return self.content.open("rb")
+
+    @property
+    def is_special(self) -> bool:
+        """A pipe, a device or the like: opening one may wait for ever."""
+        path = self.content
+        return isinstance(path, Path) and path.exists() and not (path.is_file() or path.is_dir())
 
     def head(self, count: int) -> bytes:
         """Its first bytes; none of a file that cannot be read, so that its reader says why."""
