@@ -464,7 +464,7 @@ def test_a_batch_holds_what_waits_for_one_thing(finder: Segmenter, slow: type[Sl
         assert first.result().status_code == 200
         assert [each.result().status_code for each in rest] == [200, 200, 200, 422]
         counted = client.get("/metrics").text
-    assert "diffseg_pictures_total 4\n" in counted and "diffseg_batches_total 2\n" in counted
+    assert "diffseg_images_total 4\n" in counted and "diffseg_batches_total 2\n" in counted
 
 
 def test_requests_with_other_options_are_no_batch(finder: Segmenter, slow: type[Slow]) -> None:
@@ -524,7 +524,7 @@ def test_the_order_of_a_client_that_went_away_is_not_worked_on(
                 pass
             slow.go.set()
             assert stays.recv(1000).startswith(b"HTTP/1.1 200")
-        assert "diffseg_pictures_total 1\n" in counted() and 'status="499"' in counted()
+        assert "diffseg_images_total 1\n" in counted() and 'status="499"' in counted()
 
 
 def test_an_upload_that_stalls_is_ended(client: TestClient, finder: Segmenter) -> None:

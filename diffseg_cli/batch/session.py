@@ -1,4 +1,4 @@
-"""A batch with its files open: what an engine needs before, while and after it works on pictures."""
+"""A batch with its files open: what an engine needs before, while and after it works on images."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -56,7 +56,7 @@ class Session(Generic[M]):
         dry: write nothing.
 
     Attributes:
-        own: pictures of this share.
+        own: images of this share.
         store: where results go.
         runner: the model.
 
@@ -101,7 +101,7 @@ class Session(Generic[M]):
             self._writer.add_record({**named, "what": signature.record, "time": round(time.time(), 3)})
 
     def record(self, outcome: Outcome) -> None:
-        """Write down what became of a picture, unless an earlier run did.
+        """Write down what became of an image, unless an earlier run did.
 
         Raises:
             InputError: the manifest cannot be written; the run must stop.

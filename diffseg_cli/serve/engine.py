@@ -234,7 +234,7 @@ class InferenceEngine:
         query = self.segmenter.encode_queries(images)
         answers = find_in(self.segmenter, query, [concept], [Path("query")] * len(images), order.answer)
         self._metrics.add("diffseg_batches_total")
-        self._metrics.add("diffseg_pictures_total", len(images))
+        self._metrics.add("diffseg_images_total", len(images))
         for answer in answers:
             self._metrics.add_seconds(answer.seconds)
         return answers

@@ -74,7 +74,7 @@ class Guard:
                 raise Refusal(
                     HTTPStatus.GATEWAY_TIMEOUT,
                     f"This took longer than {self._limits.seconds:g} seconds.",
-                    "Send smaller pictures, or try again when the server has less to do.",
+                    "Send smaller images, or try again when the server has less to do.",
                 )
         except Refusal as refusal:
             if not status:
@@ -119,13 +119,13 @@ class Guard:
         return Refusal(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             f"The request is larger than {self._limits.body_bytes / 10**6:g} MB.",
-            "Send smaller pictures.",
+            "Send smaller images.",
         )
 
     def _wait(self) -> int:
         """Seconds after which half of the queue should be done."""
-        pictures = self._metrics.total("diffseg_pictures_total")
-        each = self._metrics.total("diffseg_stage_seconds_total") / max(pictures, 1)
+        images = self._metrics.total("diffseg_images_total")
+        each = self._metrics.total("diffseg_stage_seconds_total") / max(images, 1)
         return max(1, min(round(each * self._limits.requests / 2), 60))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 HELP = {
     "diffseg_requests_total": ("counter", "Requests answered, by path and status."),
     "diffseg_requests_in_hand": ("gauge", "Requests with work to do that are not answered yet."),
-    "diffseg_pictures_total": ("counter", "Queries segmented."),
+    "diffseg_images_total": ("counter", "Queries segmented."),
     "diffseg_batches_total": ("counter", "Batches they were segmented in."),
     "diffseg_stage_seconds_total": ("counter", "Wall time of the worker, by stage."),
     "diffseg_concepts": ("gauge", "Concepts kept."),

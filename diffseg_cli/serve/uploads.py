@@ -1,4 +1,4 @@
-"""Uploaded pictures and masks, read as `diffseg segment` reads files.
+"""Uploaded images and masks, read as `diffseg segment` reads files.
 
 Messages call them "query", "support 1" or "mask 1". A client's file name is text to compare with names in an
 annotation file, and never a path.
@@ -44,7 +44,7 @@ class SupportUpload:
     """Supports of a request.
 
     Attributes:
-        images: at least one picture.
+        images: at least one image.
         masks: one each.
         choice: how the masks are read.
     """
@@ -61,7 +61,7 @@ class SupportUpload:
 
 
 def read_picture(upload: Upload, name: str, most_pixels: int) -> NDArray[np.uint8]:
-    """Read a picture as uint8 (H W 3); its size is checked before it is decoded.
+    """Read an image as uint8 (H W 3); its size is checked before it is decoded.
 
     Args:
         upload: its file.
@@ -75,7 +75,7 @@ def read_picture(upload: Upload, name: str, most_pixels: int) -> NDArray[np.uint
 
 
 def read_supports(support: SupportUpload, most_pixels: int) -> tuple[list[Pair], list[str]]:
-    """Read pictures and their masks.
+    """Read images and their masks.
 
     Returns:
         The pairs, and how masks were understood where that is worth knowing.

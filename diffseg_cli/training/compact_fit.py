@@ -68,7 +68,7 @@ def fit_basis(backbone: CompactBackbone, dataset: FewShotDataset, *, seed: int =
 def train_decoder(
     backbone: CompactBackbone, cache: FeatureCache, *, steps: int, seed: int = 0
 ) -> Iterator[FitStep]:
-    """Decoder of latents to pictures: half photographs, half mask pictures, mean absolute error."""
+    """Decoder of latents to images: half photographs, half mask images, mean absolute error."""
     decoder = backbone.decoder.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=2e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
@@ -77,9 +77,9 @@ def train_decoder(
         generator = np.random.Generator(np.random.PCG64([seed, step]))
         rows = [int(generator.choice(rows_of[generator.integers(len(rows_of))])) for _ in range(8)]
         batch = cache.read(rows)
-        pictures = torch.stack([cache.load_view(row)[0] for row in rows[:4]]).to(backbone.device)
+        images = torch.stack([cache.load_view(row)[0] for row in rows[:4]]).to(backbone.device)
         masks = torch.stack([cache.load_view(row)[1] for row in rows[4:]]).to(backbone.device)
-        wanted = torch.cat([pictures, masks.expand(-1, 3, -1, -1)])
+        wanted = torch.cat([images, masks.expand(-1, 3, -1, -1)])
         torch.manual_seed(seed * 1_000_003 + step)
         # A mask's latents reach the decoder through PAM, which is never exact: train on inexact ones.
         noisy = batch.targets[4:] + 0.05 * torch.randn_like(batch.targets[4:]) * generator.random()
@@ -110,7 +110,7 @@ def fit_backbone(
         backbone: with its ImageNet encoder loaded; fitted in place.
         dataset: training classes.
         folder: where the feature cache and the result go.
-        decoder_steps: of 8 pictures.
+        decoder_steps: of 8 images.
         seed: of every draw.
     """
     yield from fit_basis(backbone, dataset, seed=seed)

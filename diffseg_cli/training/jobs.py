@@ -1,4 +1,4 @@
-"""The two training runs from pictures to weights, as generators of progress."""
+"""The two training runs from images to weights, as generators of progress."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -55,7 +55,7 @@ class TrainPlan:
         fold: of the data set, where it has folds.
         split: part to train on; None: "train", or all of a folder.
         val_split: part to validate on; None: "val" where the protocol has one, of a folder without index.csv
-            a quarter of each class's pictures, elsewhere nothing.
+            a quarter of each class's images, elsewhere nothing.
         val_sources: of a folder with index.csv, validate on these sources only.
         model: "compact", "kandinsky-2-2" or a folder that holds it.
         modules: which modules, and what they read.
@@ -66,7 +66,7 @@ class TrainPlan:
         lr: highest, of the default recipe; None as `steps`.
         batch_size: episodes a step, of all processes together.
         seed: of every draw.
-        views: cached views a picture.
+        views: cached views per image.
         save_every: steps between states; None as `TrainConfig`.
         validate_every: None as `steps`.
         precision: of autocast, "bf16" or "fp32"; see `compute.autocast_for`.
@@ -102,7 +102,7 @@ class TrainPlan:
 
     @property
     def own_classes(self) -> bool:
-        """Whether the pictures are a folder of one's own, without an index of splits."""
+        """Whether the images are a folder of one's own, without an index of splits."""
         return self.dataset == "folder" and not (self.root / "index.csv").is_file()
 
     @property
@@ -149,7 +149,7 @@ def check_plan(plan: TrainPlan) -> None:
         )
     if plan.val_sources and not (plan.val_split or "val" in PROTOCOLS[plan.dataset].splits):
         raise UsageError(
-            "--val-sources chooses among the pictures of --val-split, which is missing.",
+            "--val-sources chooses among the images of --val-split, which is missing.",
             "Add it, for instance --val-split val.",
         )
     folds = PROTOCOLS[plan.dataset].folds
@@ -175,7 +175,7 @@ def _check_model(plan: TrainPlan) -> None:
 
 
 def read_datasets(plan: TrainPlan) -> tuple[FewShotDataset, FewShotDataset | None]:
-    """Pictures to train on, and pictures to validate on or None.
+    """Images to train on, and images to validate on or None.
 
     Raises:
         InputError: they are not there, or cannot be used.
@@ -213,7 +213,7 @@ def modules_job(plan: TrainPlan) -> Iterator[Progress]:
 
     Raises:
         UsageError: the plan contradicts itself.
-        InputError: pictures that cannot be used, or a folder that holds another run.
+        InputError: images that cannot be used, or a folder that holds another run.
         WeightsError: weights that are missing or do not fit.
         MissingDependency: accelerate or tensorboard is needed and not installed.
     """
