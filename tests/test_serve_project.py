@@ -21,6 +21,7 @@ from diffseg_cli.labelling.thumbnails import Thumbnails
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve.app import create_app
+from tools.simulate_labelling import simulate
 
 HW = (48, 64)
 TOKEN = "a-token-of-some-length"
@@ -265,3 +266,14 @@ def test_the_page_loads_from_this_server_alone(client: TestClient) -> None:
 def test_alive_can_be_asked_without_a_body(client: TestClient) -> None:
     answer = client.head("/healthz")
     assert answer.status_code == 200 and answer.content == b""
+
+
+def test_a_person_is_simulated(small_segmenter: Segmenter, project: Project) -> None:
+    segmenter = make_swift_segmenter(small_segmenter)
+    truths = {key: labels() > 0 for key in KEYS}
+    rows = list(
+        simulate(segmenter, project.images, truths, order="doubt", adapt=False, milestones=(1, 2), seed=0)
+    )
+    assert [row["corrected"] for row in rows] == [1, 2]
+    for row in rows:  # what is corrected counts with 1, the rest as it was found
+        assert row["folder"] == pytest.approx((row["corrected"] + (3 - row["corrected"]) * row["open"]) / 3)

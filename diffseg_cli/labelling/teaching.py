@@ -51,7 +51,7 @@ class TeachStep:
     taught: Taught | None = None
 
 
-def support_keys(project: Project, index: int) -> list[str]:
+def support_keys(project: Project, index: int, most: int = MOST_SUPPORTS) -> list[str]:
     """Images to learn a class from: corrected before accepted ones, new before old ones.
 
     What was corrected holds what the model did not know.
@@ -59,6 +59,7 @@ def support_keys(project: Project, index: int) -> list[str]:
     Args:
         project: what was decided.
         index: of the class.
+        most: images.
     """
     told = [review for review in project.reviews() if review.state in (State.CORRECTED, State.ACCEPTED)]
     told.sort(key=lambda review: (review.state is State.CORRECTED, review.time), reverse=True)
@@ -67,13 +68,18 @@ def support_keys(project: Project, index: int) -> list[str]:
         masks = project.masks(review.image)
         if masks is not None and masks[index].any() and not masks[index].all():
             keys.append(review.image)
-        if len(keys) == MOST_SUPPORTS:
+        if len(keys) == most:
             break
     return keys
 
 
 def teach_steps(
-    segmenter: "Segmenter", project: Project, given: Sequence[Concept] = (), *, adapt: bool = True
+    segmenter: "Segmenter",
+    project: Project,
+    given: Sequence[Concept] = (),
+    *,
+    adapt: bool = True,
+    most_supports: int = MOST_SUPPORTS,
 ) -> Iterator[TeachStep]:
     """Learn the classes of a project from the images a person accepted or corrected.
 
@@ -82,6 +88,7 @@ def teach_steps(
         project: what was decided.
         given: concepts to begin with, by the names of classes.
         adapt: the trained modules as well, where there are any; else the images are supports and no more.
+        most_supports: of each class.
 
     Yields:
         Every step; the last one carries what was learned.
@@ -90,7 +97,7 @@ def teach_steps(
         UsageError: there is nothing to learn from yet.
         InputError: an image or mask cannot be read any more.
     """
-    keys = [support_keys(project, index) for index in range(len(project.classes))]
+    keys = [support_keys(project, index, most_supports) for index in range(len(project.classes))]
     start = {concept.name: concept for concept in given}
     adapts = adapt and segmenter.head == "pam"
     steps = sum(AdaptConfig.steps if adapts and each else 1 for each in keys)

@@ -4,7 +4,7 @@ import { get } from "./api.js";
 import { project } from "./state.js";
 
 const grid = document.getElementById("grid"), spacer = document.getElementById("spacer");
-const GAP = 8, LEAST_WIDTH = 170, KEPT = 800, PARALLEL = 6, SPARE_ROWS = 2;
+const GAP = 8, LEAST_WIDTH = 150, KEPT = 800, PARALLEL = 6, SPARE_ROWS = 2;
 
 let keys = [], columns = 1, width = LEAST_WIDTH, height = 160;
 const tiles = new Map(); // key -> element
@@ -53,7 +53,8 @@ export function move(key) {
 }
 
 function layOut() {
-  columns = Math.max(grid.clientWidth < 400 ? 2 : 1, Math.floor((grid.clientWidth - GAP) / (LEAST_WIDTH + GAP)));
+  const least = LEAST_WIDTH + grid.clientWidth / 40; // larger on larger screens
+  columns = Math.max(grid.clientWidth < 450 ? 2 : 1, Math.floor((grid.clientWidth - GAP) / (least + GAP)));
   width = Math.floor((grid.clientWidth - GAP) / columns) - GAP;
   height = Math.round(width * 0.75) + 26;
   spacer.style.height = `${Math.ceil(keys.length / columns) * (height + GAP) + GAP}px`;
@@ -112,8 +113,9 @@ function fill(tile, key) {
   tile.dataset.state = row.state;
   const [name, state] = tile.querySelectorAll(".what span");
   name.textContent = key;
-  state.textContent = row.state === "proposed" && row.doubt != null ? `proposed, doubt ${row.doubt.toFixed(2)}` : row.state;
-  tile.setAttribute("aria-label", `${key}: ${row.error ?? state.textContent}`);
+  const doubtful = row.state === "proposed" && row.doubt != null;
+  state.textContent = doubtful ? `doubt ${row.doubt.toFixed(2)}` : row.state;
+  tile.setAttribute("aria-label", `${key}: ${row.error ?? (doubtful ? `proposed, ${state.textContent}` : row.state)}`);
   tile.title = row.error ?? key;
   if (row.state !== "failed") want(`${row.revision}:${key}`, key, tile.querySelector("img"));
 }

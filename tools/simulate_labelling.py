@@ -1,0 +1,160 @@
+"""How fast a folder gets labelled: IoU of all its masks against the number of images that were corrected.
+
+    python -m tools.simulate_labelling FOLDER --classes voc/cat voc/aeroplane --images 100 --runs 3
+
+FOLDER is laid out as for `diffseg evaluate`. The true masks play the person, who corrects one image, lets the
+model learn and propose, then corrects the images that come first: by doubt, as the page orders them, or at
+random. Corrected images count with the IoU of their true mask, 1. For comparison: as many supports drawn at
+random as `--baseline` says, without adaptation.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffseg_cli.assembly import load_segmenter
+from diffseg_cli.datasets.episode import Sample, read_folder
+from diffseg_cli.labelling.doubt import by_doubt
+from diffseg_cli.labelling.project import Mask, Project
+from diffseg_cli.labelling.review_log import State
+from diffseg_cli.labelling.teaching import propose, teach_steps
+from diffseg_cli.reading.image_io import read_pair
+from diffseg_cli.segmenter import Segmenter
+
+MILESTONES = (1, 3, 5, 10)  # corrections after which the model learns
+WAYS = (("doubt", True), ("random", True), ("doubt", False), ("random", False))  # order, adapted
+
+
+def iou(found: Mask, truth: Mask) -> float:
+    """Of two masks (H W); 1 where both are empty."""
+    either = int((found | truth).sum())
+    return int((found & truth).sum()) / either if either else 1.0
+
+
+def learn(segmenter: Segmenter, project: Project, *, adapt: bool, most_supports: int) -> None:
+    """Learn from everything that is corrected, and propose for the rest."""
+    taught = None
+    for step in teach_steps(segmenter, project, adapt=adapt, most_supports=most_supports):
+        taught = step.taught
+    if taught is not None:
+        for review in project.reviews():
+            propose(project, taught, review.image)
+
+
+def figures(project: Project, truths: dict[str, Mask]) -> dict[str, float]:
+    """Mean IoU of the whole folder, and of the images nobody corrected."""
+    found = {
+        key: iou((project.masks(key) or [np.zeros_like(truth)])[0], truth) for key, truth in truths.items()
+    }
+    still_open = [found[review.image] for review in project.reviews() if not review.is_reviewed]
+    return {"folder": float(np.mean(list(found.values()))), "open": float(np.mean(still_open))}
+
+
+def next_images(project: Project, order: str, count: int, generator: np.random.Generator) -> list[str]:
+    """What the person looks at next."""
+    waiting = [each for each in by_doubt(project.reviews()) if each.state is not State.CORRECTED]
+    if order == "random":
+        waiting = [waiting[index] for index in generator.permutation(len(waiting))]
+    return [each.image for each in waiting[:count]]
+
+
+def simulate(
+    segmenter: Segmenter,
+    images: Path,
+    truths: dict[str, Mask],
+    *,
+    order: str,
+    adapt: bool,
+    milestones: Sequence[int],
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """One person at work on one folder: a row for each milestone."""
+    generator, corrected = np.random.default_rng(seed), 0
+    with tempfile.TemporaryDirectory() as out:
+        project = Project(images, Path(out), ["object"])
+        for milestone in milestones:
+            # The first choice is the same for every way: nothing was proposed yet.
+            way = order if corrected else "random"
+            for key in next_images(project, way, milestone - corrected, generator):
+                project.correct(key, project.review(key).revision, [truths[key]])
+            corrected = milestone
+            learn(segmenter, project, adapt=adapt, most_supports=max(10, milestone))
+            yield {"order": order, "adapt": adapt, "corrected": corrected, **figures(project, truths)}
+
+
+def prepare(samples: Sequence[Sample], folder: Path) -> dict[str, Mask]:
+    """Copy the images of a class into a folder; the true mask of each."""
+    truths = {}
+    for number, sample in enumerate(samples):
+        key = f"{number:04}{sample.image.suffix}"
+        shutil.copy(sample.image, folder / key)
+        truths[key] = read_pair(sample.image, sample.mask)[1]
+    return truths
+
+
+def simulate_class(
+    segmenter: Segmenter, samples: Sequence[Sample], baseline: int, runs: int
+) -> Iterator[dict[str, Any]]:
+    """Every way to label the images of one class, and the baseline."""
+    ways = [(order, adapt, MILESTONES) for order, adapt in WAYS] + [("random", False, (baseline,))]
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder)
+        truths = prepare(samples, images)
+        for seed in range(runs):
+            for order, adapt, milestones in ways:
+                if milestones[-1] < len(truths):
+                    yield from (
+                        {"seed": seed, "images": len(truths), **row}
+                        for row in simulate(
+                            segmenter,
+                            images,
+                            truths,
+                            order=order,
+                            adapt=adapt,
+                            milestones=milestones,
+                            seed=seed,
+                        )
+                    )
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Means over classes and runs."""
+    print(f"\n{'order':8} {'adapted':8} {'corrected':>9} {'folder':>7} {'open':>6}")
+    for kind in dict.fromkeys((row["order"], row["adapt"], row["corrected"]) for row in rows):
+        same = [row for row in rows if (row["order"], row["adapt"], row["corrected"]) == kind]
+        folder, still_open = (np.mean([row[what] for row in same]) for what in ("folder", "open"))
+        print(f"{kind[0]:8} {kind[1]!s:8} {kind[2]:>9} {folder:>7.3f} {still_open:>6.3f}")
+
+
+def main() -> None:
+    summary = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(description=summary)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--classes", nargs="+", required=True, help="such as voc/cat")
+    parser.add_argument("--images", type=int, default=100, help="at most, of each class")
+    parser.add_argument("--runs", type=int, default=1, help="people who start with different images")
+    parser.add_argument("--baseline", type=int, default=25, help="supports at random, without adaptation")
+    parser.add_argument("--json", type=Path, help="append a line for each figure")
+    arguments = parser.parse_args()
+    data, segmenter, rows = read_folder(arguments.folder), load_segmenter(), []
+    for name in arguments.classes:
+        own = np.random.default_rng(0).permutation(data.by_class[name])[: arguments.images]
+        samples = [data.samples[index] for index in own]
+        for row in simulate_class(segmenter, samples, arguments.baseline, arguments.runs):
+            rows.append({"class": name, **row})
+            line = json.dumps(rows[-1])
+            print(line, flush=True)
+            if arguments.json:
+                with arguments.json.open("a") as stream:
+                    stream.write(f"{line}\n")
+    show(rows)
+
+
+if __name__ == "__main__":
+    main()
