@@ -1,6 +1,8 @@
 """`diffseg serve` from the outside: what it refuses, what it prints, how it ends."""
 
+import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -8,16 +10,20 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from typer.testing import CliRunner
 
 from diffseg_cli.cli import main
+from diffseg_cli.serve import connections
 from diffseg_cli.serve.server import address_of, open_socket, run_server
 
 REPOSITORY = Path(__file__).parents[1]
@@ -41,6 +47,15 @@ def test_a_server_that_cannot_be_is_refused_before_the_model_is_loaded(
     result = CliRunner(env=environment).invoke(main.app, ["serve", *options])
     assert result.exit_code in (2, 4), result.output
     assert f"error: {error}" in result.stderr and hint in result.stderr and result.stdout == ""
+
+
+def test_a_token_comes_from_a_file(tmp_path: Path) -> None:
+    kept = tmp_path / "token"
+    kept.write_text("short\n")
+    result = CliRunner().invoke(main.app, ["serve", "--host", "0.0.0.0", "--token-file", str(kept)])
+    assert result.exit_code == 2 and "A token has 16 characters or more" in result.stderr
+    result = CliRunner().invoke(main.app, ["serve", "--token-file", str(tmp_path / "none")])
+    assert result.exit_code == 2 and "none cannot be read: No such file" in result.stderr
 
 
 def test_a_port_that_is_taken_is_named() -> None:
@@ -114,3 +129,66 @@ def test_the_command_serves_a_concept_and_ends_with_130(tmp_path: Path) -> None:
         out, err = server.communicate(timeout=20)
     assert (server.returncode, out) == (130, "")
     assert err.endswith("Ready; Ctrl-C ends it.\nStopped; every request in hand was answered.\n"), err
+
+
+# --- silent connections --------------------------------------------------------------------------------
+
+
+@contextmanager
+def running(monkeypatch: pytest.MonkeyPatch, seconds: float, most: int = 200) -> Iterator[int]:
+    """The port of a server whose connections may be silent for so long, and so many."""
+    monkeypatch.setattr(connections, "HEADER_SECONDS", seconds)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", most)
+    app = PlainTextResponse("here")
+    server = uvicorn.Server(uvicorn.Config(app, http=connections.BoundedProtocol, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        thread = threading.Thread(target=server.run, args=([opened],))
+        thread.start()
+        yield opened.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+
+
+def ask(port: int) -> bytes:
+    content: bytes = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20).read()
+    return content
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: "])
+def test_a_request_that_never_ends_its_headers_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    with running(monkeypatch, seconds=0.5) as port, socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(begun)
+        slow.settimeout(20)
+        with contextlib.suppress(ConnectionResetError):
+            assert slow.recv(100) == b""
+        assert ask(port) == b"here"
+
+
+def test_a_second_request_of_a_connection_has_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(monkeypatch, seconds=0.5) as port, socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.settimeout(20)
+        slow.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        while not slow.recv(1000).endswith(b"here"):
+            pass
+        slow.sendall(b"GET / HT")
+        with contextlib.suppress(ConnectionResetError):
+            assert slow.recv(100) == b""
+
+
+def test_more_connections_than_allowed_are_refused_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(monkeypatch, seconds=1, most=5) as port:
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+        for each in silent:
+            each.settimeout(20)
+            with contextlib.suppress(ConnectionResetError):
+                assert each.recv(10) == b""
+            each.close()
+        assert ask(port) == b"here"
+
+
+def test_a_log_cannot_be_made_to_grow() -> None:
+    record = logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, "Invalid HTTP request", (), None)
+    bounded = connections.Bounded()
+    assert sum(bounded.filter(record) for _ in range(10_000)) <= 2 * connections.LINES_PER_MINUTE

@@ -51,6 +51,10 @@ def serve(
             rich_help_panel=SERVER,
         ),
     ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File that holds the token.", rich_help_panel=SERVER),
+    ] = None,
     *,
     queries: Annotated[
         Path | None,
@@ -131,6 +135,7 @@ def serve(
             f"Serving needs a package that is not installed ({error.name}).",
             "Install it with: pip install 'diffseg[serve]'",
         ) from error
+    token = _read_token(token_file) if token_file is not None else token
     _check_token(token, None if is_loopback(host) else host)
     saved = inputs.open_concepts(concept)
     project = _open_project(queries, out, classes or [each.name for each in saved])
@@ -176,6 +181,16 @@ def _open_project(queries: Path | None, out: Path | None, classes: list[str]) ->
     from diffseg_cli.labelling.project import Project
 
     return Project(queries, out, classes or None)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise UsageError(
+            f"{path} cannot be read: {reason}.", "Put the token on a line of its own."
+        ) from error
 
 
 def _check_token(token: str | None, wide_host: str | None) -> None:

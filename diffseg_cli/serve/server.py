@@ -10,6 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from diffseg_cli.errors import UsageError
+from diffseg_cli.serve.connections import BoundedProtocol, bound_logs
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -90,11 +91,13 @@ def run_server(app: ASGIApp, opened: socket.socket, seconds: float, on_ready: Ca
     """
     config = uvicorn.Config(
         app,
+        http=BoundedProtocol,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=round(seconds) + 1,
     )
+    bound_logs()
     server = _Server(config, on_ready)
     with opened:
         asyncio.run(server.serve(sockets=[opened]))
