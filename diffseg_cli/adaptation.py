@@ -14,6 +14,7 @@ Letters: b episodes a step, k supports, c latent channels, S image size in the m
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,6 +65,16 @@ class Adapted:
     reach: float
     before: float
     after: float
+
+    def record(self) -> dict[str, Any]:
+        """What it is, as plain values for JSON."""
+        figures = {"reach": self.reach, "before": self.before, "after": self.after}
+        return {**figures, "digest": self.trained.digest}
+
+    def to(self, device: torch.device) -> "Adapted":
+        """A copy on a device."""
+        modules = copy.deepcopy(self.trained.modules).to(device)
+        return replace(self, trained=replace(self.trained, modules=modules))
 
 
 @dataclass(frozen=True)
@@ -284,9 +295,12 @@ def _found(segmenter: Method, views: _Views) -> float:
 
 
 def _between(start: nn.ModuleDict, end: nn.ModuleDict, reach: float) -> nn.ModuleDict:
-    """Every weight at `reach` between two, without gradients, in the number format of the first."""
+    """Every weight at `reach` between two, without gradients, in the number format of the first.
+
+    Rounded to half precision, in which files keep it: what is judged is what is read again.
+    """
     between, target = copy.deepcopy(start), end.state_dict()
     with torch.no_grad():
         for name, value in between.state_dict().items():
-            value.copy_(torch.lerp(value.float(), target[name].float(), reach))
+            value.copy_(torch.lerp(value.float(), target[name].float(), reach).half())
     return between.eval().requires_grad_(False)

@@ -91,6 +91,11 @@ Seed = Annotated[
 ]
 
 
+Checkpoint = Annotated[
+    Path | None, Option("Trained SCM and PAM to use instead of the shipped ones.", MODEL, metavar="FILE")
+]
+
+
 @dataclass(frozen=True)
 class BackboneChoice:
     """The frozen backbone alone, without trained modules."""
@@ -107,10 +112,7 @@ class BackboneChoice:
 class ModelChoice(BackboneChoice):
     """The model that answers: arguments of `assembly.load_segmenter`."""
 
-    checkpoint: Annotated[
-        Path | None,
-        Option("Trained SCM and PAM to use instead of the shipped ones.", MODEL, metavar="FILE"),
-    ] = None
+    checkpoint: Checkpoint = None
     head: Annotated[
         Literal["pam", "attention"] | None,
         Option(
@@ -227,6 +229,27 @@ class MaskChoice:
             "Resize masks to the size of their images, without smoothing.", SUPPORT, flags=("--fit-mask",)
         ),
     ] = False
+
+
+@dataclass(frozen=True)
+class AdaptChoice:
+    """Whether the trained modules are adapted to the supports: for `adaptation.adapt_steps`."""
+
+    adapt: Annotated[
+        bool,
+        Option(
+            "Adapt the trained modules to the supports first, which takes half a minute or more.", SUPPORT
+        ),
+    ] = False
+    negatives: Annotated[
+        tuple[Path, ...],
+        Option(
+            "Image without the concept, for --adapt to learn from; repeat for several.",
+            SUPPORT,
+            flags=("--not",),
+            metavar="IMAGE",
+        ),
+    ] = ()
 
 
 # --- the answer ----------------------------------------------------------------------------------------

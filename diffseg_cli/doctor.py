@@ -114,8 +114,10 @@ def _examine_tensors(path: Path) -> Finding:
     shapes, metadata = read_header(path)
     if metadata.get("format") == CONCEPT_FORMAT:
         concept = open_concept(path)
-        what = f"concept '{concept.name}' of {len(concept.sources)} supports, made with {concept.backbone}"
-        return Finding(str(path), "ok", f"{what} {plain(concept.fingerprint)}")
+        adapted = ", adapted" if concept.adapted else ""
+        what = f"concept '{concept.name}' of {len(concept.sources)} supports{adapted}"
+        made = f"{concept.backbone} {plain(concept.fingerprint)}"
+        return Finding(str(path), "ok", f"{what}, made with {made}")
     kind = plain(metadata.get("format", "no format named"))
     return Finding(str(path), "ok", f"safetensors ({kind}), {len(shapes)} tensors")
 

@@ -3,19 +3,64 @@
 Importing it does not import torch, so that options can be checked before the model is loaded.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffseg_cli.choices import AnswerChoice
 from diffseg_cli.config import PRESENT
 from diffseg_cli.results.outputs import ConceptResult, Scene, settle
-from diffseg_cli.supports.concept import Concept
+from diffseg_cli.supports.concept import Concept, SavedConcept, SupportSet
 
 if TYPE_CHECKING:
+    from diffseg_cli.adaptation import Adapted, AdaptStep
     from diffseg_cli.prediction import Prediction, QueryFeatures
     from diffseg_cli.segmenter import Segmenter
+
+# --- concepts ------------------------------------------------------------------------------------------
+
+# Takes the steps of an adaptation and what it adapts to, and gives what came of it; None leaves it out.
+Follow = Callable[["Iterator[AdaptStep]", SupportSet], "Adapted | None"]
+
+
+def run_through(steps: "Iterator[AdaptStep]", _: SupportSet) -> "Adapted | None":
+    """Follow an adaptation to its end and show nothing."""
+    *_steps, last = steps
+    return last.adapted
+
+
+def encode_concepts(
+    segmenter: "Segmenter", wanted: Sequence[SupportSet | SavedConcept], follow: Follow = run_through
+) -> list[Concept]:
+    """Encode what to look for, and adapt the modules to it where that is asked for.
+
+    Args:
+        segmenter: the model; it is not changed.
+        wanted: what to look for.
+        follow: runs an adaptation.
+
+    Raises:
+        UsageError: there is nothing to adapt, or there are too many supports for it.
+        WeightsError: as `SavedConcept.concept`.
+    """
+    concepts = []
+    for each in wanted:
+        concept = each.concept(segmenter)
+        if isinstance(each, SupportSet):
+            concept = replace(concept, adapted=adapt_to(segmenter, each, follow))
+        concepts.append(concept)
+    return concepts
+
+
+def adapt_to(segmenter: "Segmenter", supports: SupportSet, follow: Follow = run_through) -> "Adapted | None":
+    """What comes of adapting the modules to some supports; None where that is not asked for."""
+    if not supports.adapt:
+        return None
+    from diffseg_cli.adaptation import adapt_steps
+
+    return follow(adapt_steps(segmenter, supports.pairs, negatives=supports.negatives), supports)
+
 
 # --- finding -------------------------------------------------------------------------------------------
 
@@ -42,7 +87,7 @@ def find_in(
     images: Sequence[Path],
     answer: AnswerChoice,
 ) -> list[Answer]:
-    """Look for all concepts in encoded images.
+    """Look for all concepts in encoded images, for each with the modules that answer for it.
 
     Args:
         segmenter: that encoded both.
@@ -51,7 +96,9 @@ def find_in(
         images: where each image was read from.
         answer: what counts as found.
     """
-    per_concept = [segmenter.segment_encoded(query, each.support, **vars(answer)) for each in concepts]
+    per_concept = [
+        each.answering(segmenter).segment_encoded(query, each.support, **vars(answer)) for each in concepts
+    ]
     several = len(concepts) > 1
     tiles = [(tile, each.name if several else "support") for each in concepts for tile in each.tiles]
     answers = []

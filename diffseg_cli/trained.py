@@ -39,6 +39,13 @@ class Trained:
         text = f"{values} {tensors_digest(self.modules.state_dict())}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def rounded_digest(self) -> str:
+        """The same, of tensors rounded to bfloat16: equal for one checkpoint in any number format."""
+        tensors = {name: value.bfloat16() for name, value in self.modules.state_dict().items()}
+        text = f"{json.dumps(self._values(), sort_keys=True)} {tensors_digest(tensors)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def record(self) -> dict[str, Any]:
         """What it is, as plain values for JSON."""
         return {

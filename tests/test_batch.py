@@ -25,7 +25,7 @@ from diffseg_cli.batch import pipeline, sizing, store
 from diffseg_cli.batch import runner as runner_module
 from diffseg_cli.batch.manifest import ManifestReader, ManifestWriter
 from diffseg_cli.batch.runner import Runner
-from diffseg_cli.choices import AnswerChoice, MaskChoice, SupportChoice
+from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, SupportChoice
 from diffseg_cli.cli import batch_progress, main
 from diffseg_cli.cli.inputs import read_concepts
 from diffseg_cli.segmenter import Segmenter
@@ -166,7 +166,7 @@ def _job_of(folder: Path) -> Any:
     from diffseg_cli.batch.job import Job
 
     supports = SupportChoice((folder / "support.png",), (folder / "support_m.png",))
-    return Job(read_concepts(supports, MaskChoice()), AnswerChoice(), ["mask", "score"])
+    return Job(read_concepts(supports, MaskChoice(), AdaptChoice()), AnswerChoice(), ["mask", "score"])
 
 
 def test_a_batch_size_is_used_only_if_no_bit_changes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

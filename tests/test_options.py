@@ -13,9 +13,10 @@ from conftest import make_swift_segmenter
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from diffseg_cli import assembly, loading
+from diffseg_cli import adaptation, assembly, loading
 from diffseg_cli.batch import session
 from diffseg_cli.choices import (
+    AdaptChoice,
     AnswerChoice,
     BackboneChoice,
     MaskChoice,
@@ -64,6 +65,10 @@ ANSWER = {
     "min_presence": ("--min-presence 0.125", 0.125),
     "refine": ("--no-refine", False),
     "seed": ("--seed 7", 7),
+}
+ADAPT = {
+    "adapt": ("--adapt", True),
+    "negatives": ("--not scene.png", (Path("scene.png"),)),
 }
 FORMATS = {
     "formats": ("-f cutout -f coco", ("cutout", "coco")),
@@ -147,6 +152,7 @@ def swift(monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter) -> None:
         (BackboneChoice, BACKBONE),
         (ModelChoice, MODEL),
         (MaskChoice, MASKS),
+        (AdaptChoice, ADAPT),
         (AnswerChoice, ANSWER),
         (FormatChoice, FORMATS),
     ],
@@ -194,6 +200,15 @@ def test_mask_options_reach_the_reader(monkeypatch: pytest.MonkeyPatch, verb: st
 
 
 @pytest.mark.usefixtures("swift")
+@pytest.mark.parametrize("verb", ["segment", "batch", "watch", "attn", "concept make"])
+def test_an_adaptation_gets_its_negatives(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    seen = spy(monkeypatch, adaptation, "adapt_steps", keywords)
+    run(f"{VERBS[verb]} {words(ADAPT)}")
+    ((negative,),) = [options["negatives"] for options in seen]
+    np.testing.assert_array_equal(negative, np.asarray(Image.open("scene.png")))
+
+
+@pytest.mark.usefixtures("swift")
 @pytest.mark.parametrize("verb", ["segment", "batch"])
 def test_answer_options_reach_the_segmenter(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     seen = spy(monkeypatch, Segmenter, "segment_encoded", keywords)
@@ -229,7 +244,7 @@ def test_attn_looks_with_the_seed_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_names_and_concepts_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for verb in ("segment", "attn", "batch", "watch"):
-        seen = spy(monkeypatch, inputs, "read_concepts", lambda supports, _: vars(supports))
+        seen = spy(monkeypatch, inputs, "read_concepts", lambda supports, *_: vars(supports))
         run(f"{VERBS[verb]} -s b.png -m b_m.png -c three.dsc --name rex")
         files = [(Path("a.png"), Path("b.png")), (Path("a_m.png"), Path("b_m.png")), (Path("three.dsc"),)]
         assert seen == [vars(SupportChoice(*files, "rex"))], verb

@@ -15,7 +15,7 @@ from diffseg_cli.batch.pipeline import Pipeline
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.runner import load_runner
 from diffseg_cli.batch.store import Store
-from diffseg_cli.choices import AnswerChoice, MaskChoice, SupportChoice
+from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, SupportChoice
 from diffseg_cli.cli.inputs import read_concepts
 
 BIRD = Path(__file__).parents[1] / "examples" / "bird"
@@ -31,7 +31,9 @@ def measure(photos: Path, count: int) -> None:
     paths = sorted(photos.rglob("*.jpg"))
     items = [Item(paths[index % len(paths)], f"{index:06}.jpg") for index in range(count)]
     supports = SupportChoice((BIRD / "support.jpg",), (BIRD / "support_mask.png",))
-    job = Job(read_concepts(supports, MaskChoice()), AnswerChoice(), ["mask", "heatmap", "overlay"])
+    job = Job(
+        read_concepts(supports, MaskChoice(), AdaptChoice()), AnswerChoice(), ["mask", "heatmap", "overlay"]
+    )
     with tempfile.TemporaryDirectory() as folder:
         pipeline = Pipeline(load_runner(job, Store(Path(folder))), workers=os.cpu_count() or 1, batch_size=1)
         wall, processor = time.perf_counter(), time.process_time()

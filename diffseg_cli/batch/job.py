@@ -79,6 +79,7 @@ def sign(job: Job, segmenter: "Segmenter", concepts: Sequence[Concept], more: di
             "name": each.name,
             "supports": each.record["supports"],
             "features": each.support.digest,
+            **({"adapted": each.adapted.record()} if each.adapted else {}),
         }
         for each in concepts
     ]

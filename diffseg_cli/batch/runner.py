@@ -27,7 +27,7 @@ from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import DiffsegError, InputError
 from diffseg_cli.files import PlaceLost
-from diffseg_cli.finding import Answer, find_in, scene_record
+from diffseg_cli.finding import Answer, Follow, encode_concepts, find_in, run_through, scene_record
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.remote import is_remote, read_whole, relative_path
@@ -94,6 +94,7 @@ class Runner:
         store: where results go.
         rows: what earlier runs say of a key, the latest last; None does everything again.
         concepts: of the job, where another runner with the same model has encoded them.
+        follow: runs an adaptation, where the job asks for one.
 
     Raises:
         UsageError: a presence score is asked for, and the model has none.
@@ -107,13 +108,14 @@ class Runner:
         store: Store,
         rows: Rows | None = None,
         concepts: Sequence[Concept] | None = None,
+        follow: Follow = run_through,
     ) -> None:
         self.segmenter, self.job, self.store = segmenter, job, store
         self._rows = rows
         segmenter.check_presence(job.answer.min_presence)
         if concepts is None:
             with exact_threads(segmenter):
-                concepts = [each.concept(segmenter) for each in job.concepts]
+                concepts = encode_concepts(segmenter, job.concepts, follow)
         self.concepts = moved(concepts, segmenter.device)
         more = {} if shares_a_cpu(segmenter) else {"threads": _threads(segmenter)}
         self.signature: Signature = sign(job, segmenter, self.concepts, more)
@@ -257,9 +259,9 @@ class Runner:
         return outcomes
 
 
-def load_runner(job: Job, store: Store, rows: Rows | None = None) -> Runner:
+def load_runner(job: Job, store: Store, rows: Rows | None = None, follow: Follow = run_through) -> Runner:
     """A runner with a model of its own. Raises as `load_chosen` and `Runner`."""
-    return Runner(load_chosen(job.model), job, store, rows)
+    return Runner(load_chosen(job.model), job, store, rows, follow=follow)
 
 
 # --- threads -------------------------------------------------------------------------------------------
@@ -298,7 +300,14 @@ def exact_threads(segmenter: Segmenter) -> Iterator[None]:
 def moved(concepts: Sequence[Concept], device: torch.device) -> list[Concept]:
     """Copies on a device, in memory of torch's own: what lies in a file starts anywhere, and last bits depend
     on that."""
-    return [replace(each, support=each.support.to(device, copy=True)) for each in concepts]
+    return [
+        replace(
+            each,
+            support=each.support.to(device, copy=True),
+            adapted=each.adapted.to(device) if each.adapted else None,
+        )
+        for each in concepts
+    ]
 
 
 # --- helpers -------------------------------------------------------------------------------------------

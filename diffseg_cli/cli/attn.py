@@ -7,12 +7,14 @@ import typer
 
 from diffseg_cli.choices import (
     OUTPUT,
+    AdaptChoice,
     MaskChoice,
     ModelChoice,
     Seed,
     SupportChoice,
 )
 from diffseg_cli.cli import console, inputs, options
+from diffseg_cli.cli.adapting import follow_with_bar
 from diffseg_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ def attn(
         ),
     ] = False,
     masks: MaskChoice,
+    adapt: AdaptChoice,
     model: ModelChoice,
     seed: Seed = 0,
     arrays: Annotated[
@@ -88,18 +91,20 @@ def attn(
         kind: f"*_attn_{kind}.png" for kind, wanted in details.items() if wanted
     }
     patterns["arrays"] = f"*_attn.{arrays}"
-    concepts = inputs.read_concepts(supports, masks)
+    concepts = inputs.read_concepts(supports, masks, adapt)
     if len(concepts) > 1:
         raise UsageError("`diffseg attn` looks for one concept.", "Give --concept once.")
     others = [*concepts[0].files, *([region] if region else [])]
     (plan,) = inputs.plan_outputs([query], out, patterns, others)
     image, area = inputs.read_query(query, point, region)
-    with console.working("Looking"):
+    with console.working("Looking") as stop:
         from diffseg_cli.assembly import load_chosen
         from diffseg_cli.attention_dump import dump_attention
+        from diffseg_cli.finding import encode_concepts
 
         segmenter = load_chosen(model)
-        support = concepts[0].concept(segmenter).support
+        (concept,) = encode_concepts(segmenter, concepts, follow_with_bar(stop))
+        segmenter, support = concept.answering(segmenter), concept.support
         console.say(f"Using {segmenter.description}.")
         dump = dump_attention(segmenter, image, support, region=area, seed=seed, **details, matrices=matrices)
         chosen = f"point {point}" if point else str(region) if region else "M_a above 0.5"

@@ -10,6 +10,7 @@ import typer
 from diffseg_cli.choices import (
     ADVANCED,
     OUTPUT,
+    AdaptChoice,
     AnswerChoice,
     MaskChoice,
     ModelChoice,
@@ -82,6 +83,7 @@ def batch(
     *,
     supports: SupportChoice,
     masks: MaskChoice,
+    adapt: AdaptChoice,
     model: ModelChoice,
     answer: AnswerChoice,
     files: options.FormatChoice,
@@ -175,7 +177,7 @@ def batch(
     if verify:
         _verify(out)
         return
-    job = describe_job(supports, masks, model, answer, files)
+    job = describe_job(supports, masks, adapt, model, answer, files)
     items, share = _plan(queries or [], exclude or [], job, out, part, recursive=recursive)
     size = None if batch_size == "auto" else int(batch_size)
     stop = on_error == "stop"

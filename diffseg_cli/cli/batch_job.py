@@ -1,11 +1,13 @@
 """What `batch` and `watch` have in common: the job, its session, and what is said of an image."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffseg_cli.choices import AnswerChoice, MaskChoice, ModelChoice, SupportChoice
+from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, ModelChoice, SupportChoice
 from diffseg_cli.cli import console, inputs, options
+from diffseg_cli.cli.adapting import follow_with_bar, say_adapted
 
 if TYPE_CHECKING:
     from diffseg_cli.batch.job import Job
@@ -20,6 +22,7 @@ MOST_WORKERS = 8
 def describe_job(
     supports: SupportChoice,
     masks: MaskChoice,
+    adapt: AdaptChoice,
     model: ModelChoice,
     answer: AnswerChoice,
     files: options.FormatChoice,
@@ -27,7 +30,7 @@ def describe_job(
     from diffseg_cli.batch.job import Job
     from diffseg_cli.results.outputs import choose_formats
 
-    concepts = inputs.read_concepts(supports, masks)
+    concepts = inputs.read_concepts(supports, masks, adapt)
     formats = choose_formats(files.formats, matting=files.matting)
     return Job(concepts, answer, formats, files.matting, model)
 
@@ -35,12 +38,14 @@ def describe_job(
 def open_session(
     job: "Job", items: "list[Item]", share: "Part", out: Path, *, resume: bool = True, dry: bool = False
 ) -> "Session[Runner]":
-    with console.working("Loading the model"):
+    with console.working("Loading the model") as stop:
         from diffseg_cli.batch.runner import load_runner
         from diffseg_cli.batch.session import Session
 
-        session = Session(job, items, share, out, load_runner, resume=resume, dry=dry)
+        load = partial(load_runner, follow=follow_with_bar(stop))
+        session = Session(job, items, share, out, load, resume=resume, dry=dry)
     console.say(f"Using {session.runner.segmenter.description}.")
+    say_adapted(session.runner.concepts)
     return session
 
 

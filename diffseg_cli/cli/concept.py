@@ -1,15 +1,28 @@
 """diffseg concept: save a support set once as one file, look into it, find out which supports help."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffseg_cli.choices import SUPPORT, BackboneChoice, Mask, MaskChoice, ModelChoice, Support
+from diffseg_cli.choices import (
+    SUPPORT,
+    AdaptChoice,
+    BackboneChoice,
+    Checkpoint,
+    Mask,
+    MaskChoice,
+    ModelChoice,
+    Support,
+)
 from diffseg_cli.cli import console, inputs
+from diffseg_cli.cli.adapting import figures, follow_with_bar
 from diffseg_cli.cli.options import Verb, Verbs, expand
 from diffseg_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from diffseg_cli.supports.adapted_modules import SavedModules
 
 concept_app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +36,9 @@ MAKE_EXAMPLES = """Examples:
 
   diffseg concept make dog.dsc --support a.jpg --mask a.png
 
-  diffseg concept make weld.dsc -s a.jpg -m a.png -s b.jpg -m b.png --name weld"""
+  diffseg concept make weld.dsc -s a.jpg -m a.png -s b.jpg -m b.png --name weld
+
+  diffseg concept make weld.dsc -s a.jpg -m a.png -s b.jpg -m b.png --adapt"""
 
 SHOW_EXAMPLES = """Examples:
 
@@ -55,26 +70,38 @@ def make(
         ),
     ] = None,
     masks: MaskChoice,
+    adapt: AdaptChoice,
     backbone: BackboneChoice,
+    checkpoint: Checkpoint = None,
     as_json: Json = False,
 ) -> None:
     """Encode supports and save them as one file, for --concept.
 
     The file also holds the images at 384 pixels, their names and hashes. It
-    fits only the model it was made with.
+    fits only the model it was made with. With --adapt it also holds the
+    adapted modules, so that using it costs no more than any other concept.
     """
+    if checkpoint and not adapt.adapt:
+        raise UsageError(
+            "--checkpoint names modules that only --adapt reads.", "Leave it out, or add --adapt."
+        )
     from diffseg_cli.supports.concept import write_concept
 
     inputs.check_files(support[0], [file])
     if file.resolve() in {path.resolve() for path in [*support, *mask]}:
         raise UsageError(f"{file} would overwrite a support.", "Choose another name for the concept.")
-    supports = inputs.read_support_set(file.stem if name is None else name, support, mask, masks)
-    with console.working("Encoding"):
+    if file.resolve() in {path.resolve() for path in adapt.negatives}:
+        raise UsageError(f"{file} would overwrite an image.", "Choose another name for the concept.")
+    supports = inputs.read_support_set(file.stem if name is None else name, support, mask, masks, adapt)
+    with console.working("Encoding") as stop:
         from diffseg_cli.assembly import load_chosen
+        from diffseg_cli.finding import adapt_to
 
-        # The backbone alone encodes supports; the trained modules come in when the concept is used.
-        segmenter = load_chosen(ModelChoice(**vars(backbone), head="attention"))
-        saved = write_concept(file, segmenter, supports)
+        # The backbone alone encodes supports; plain modules come in when the concept is used.
+        choice = ModelChoice(**vars(backbone), checkpoint=checkpoint)
+        segmenter = load_chosen(choice if adapt.adapt else replace(choice, head="attention"))
+        adapted = adapt_to(segmenter, supports, follow_with_bar(stop))
+        saved = write_concept(file, segmenter, supports, adapted)
     if as_json:
         console.result_json(saved.record)
     else:
@@ -102,6 +129,8 @@ def show(
         console.result(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
         console.result(f"  name      {saved.name}")
         console.result(f"  model     {saved.backbone} ({saved.fingerprint}), diffseg {saved.version}")
+        if saved.adapted:
+            console.result(f"  adapted   {_how(saved.adapted)}")
         for source in saved.sources:
             console.result(f"  support   {source.image} {source.image_sha256[:12]}")
             console.result(f"  mask      {source.mask} {source.mask_sha256[:12]}")
@@ -109,6 +138,11 @@ def show(
         _draw(files, sheet)
         if not as_json:
             console.result(str(sheet))
+
+
+def _how(adapted: "SavedModules") -> str:
+    """What came of the adaptation a file holds."""
+    return f"IoU {figures(adapted)}" if adapted.reach else "it did not help; the modules in use answer"
 
 
 def _check_sheet(sheet: Path, files: list[Path]) -> None:
@@ -160,8 +194,9 @@ def check(
         from diffseg_cli.supports.support_check import check_supports
 
         segmenter = load_chosen(model)
-        support = saved.concept(segmenter).support
-        rows = [asdict(each) for each in check_supports(segmenter, support, saved.thumbnails())]
+        concept = saved.concept(segmenter)
+        checked = check_supports(concept.answering(segmenter), concept.support, saved.thumbnails())
+        rows = [asdict(each) for each in checked]
     rows = [{"support": s.image, **row} for s, row in zip(saved.sources, rows, strict=True)]
     if as_json:
         console.result_json({"file": str(file), "name": saved.name, "supports": rows})

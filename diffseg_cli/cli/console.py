@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -98,7 +98,7 @@ def bars() -> "Bars":
     )
 
 
-def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
+def track(items: Iterable[T], total: int, label: str) -> Generator[T, None, None]:
     """The items, with a bar on stderr while they last; no bar for one item or without a terminal."""
     if total < 2 or not sys.stderr.isatty():
         yield from _told_now_and_then(items, total, label)
@@ -123,12 +123,12 @@ def _told_now_and_then(items: Iterable[T], total: int, label: str) -> Iterator[T
 
 
 @contextmanager
-def working(text: str) -> Iterator[None]:
-    """Show on a terminal that something takes its time."""
+def working(text: str) -> Iterator[Callable[[], None]]:
+    """Show on a terminal that something takes its time; what it gives stops that, to show something else."""
     if not sys.stderr.isatty():
-        yield
+        yield lambda: None
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(text):
-        yield
+    with Console(stderr=True).status(text) as status:
+        yield status.stop

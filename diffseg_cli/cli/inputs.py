@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffseg_cli.choices import MaskChoice, SupportChoice
+from diffseg_cli.choices import AdaptChoice, MaskChoice, SupportChoice
 from diffseg_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -194,13 +194,16 @@ def read_supports(supports: Sequence[Path], masks: Sequence[Path], choice: MaskC
     return read_pairs(supports, masks, choice)
 
 
-def read_concepts(choice: SupportChoice, masks: MaskChoice) -> "list[SupportSet | SavedConcept]":
+def read_concepts(
+    choice: SupportChoice, masks: MaskChoice, adapt: AdaptChoice
+) -> "list[SupportSet | SavedConcept]":
     """What the options of a verb ask for: supports with their masks, or saved concepts, of which only the
     headers are read.
 
     Raises:
-        UsageError: nothing, both kinds, a name that is none or twice the same, or a file twice.
-        InputError: a support or mask cannot be used.
+        UsageError: nothing, both kinds, a name that is none or twice the same, a file twice, or an adaptation
+            to what is saved already.
+        InputError: a support, mask or negative cannot be used.
         WeightsError: a concept cannot be read.
     """
     given_by_images = choice.support or choice.mask
@@ -215,11 +218,17 @@ def read_concepts(choice: SupportChoice, masks: MaskChoice) -> "list[SupportSet 
 
     if not choice.concept:
         name = UNNAMED if choice.name is None else choice.name
-        return [read_support_set(name, choice.support, choice.mask, masks)]
+        return [read_support_set(name, choice.support, choice.mask, masks, adapt)]
     if choice.name is not None:
         raise UsageError("A concept has its own name.", "Leave --name out.")
     if masks != MaskChoice():
         raise UsageError("A concept holds its masks already.", "Leave the options that read masks out.")
+    _check_adapt(adapt)
+    if adapt.adapt:
+        raise UsageError(
+            "A concept is adapted when it is made.",
+            "Make it with `diffseg concept make --adapt`, and leave --adapt out here.",
+        )
     return [*open_concepts(choice.concept)]
 
 
@@ -249,15 +258,26 @@ def open_concepts(files: Sequence[Path]) -> "list[SavedConcept]":
 
 
 def read_support_set(
-    name: str, supports: Sequence[Path], masks: Sequence[Path], choice: MaskChoice
+    name: str, supports: Sequence[Path], masks: Sequence[Path], choice: MaskChoice, adapt: AdaptChoice
 ) -> "SupportSet":
-    """Supports with their masks under a name; raises as `check_name` and `read_supports`."""
+    """Supports with their masks under a name; raises as `read_concepts`, `check_name` and `read_supports`."""
+    from diffseg_cli.reading.image_io import read_image
     from diffseg_cli.supports.concept import SupportSet, check_name, source_of
 
+    _check_adapt(adapt)
     check_name(name)
     pairs = read_supports(supports, masks, choice)
     sources = [source_of(*each) for each in zip(supports, masks, strict=True)]
-    return SupportSet(name, pairs, sources, files=[*supports, *masks])
+    negatives = [read_image(each) for each in adapt.negatives]
+    files = [*supports, *masks, *adapt.negatives]
+    return SupportSet(name, pairs, sources, files=files, adapt=adapt.adapt, negatives=negatives)
+
+
+def _check_adapt(adapt: AdaptChoice) -> None:
+    if adapt.negatives and not adapt.adapt:
+        raise UsageError(
+            "--not names images that only --adapt learns from.", "Add --adapt, or leave --not out."
+        )
 
 
 def read_query(

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffseg_cli.choices import AnswerChoice, MaskChoice, ModelChoice, SupportChoice
+from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, ModelChoice, SupportChoice
 from diffseg_cli.cli import console, inputs, options
+from diffseg_cli.cli.adapting import follow_with_bar, say_adapted
 from diffseg_cli.cli.found import say_found
 from diffseg_cli.errors import UsageError
 from diffseg_cli.timing import Stopwatch
@@ -42,6 +43,7 @@ def segment(
     *,
     supports: SupportChoice,
     masks: MaskChoice,
+    adapt: AdaptChoice,
     model: ModelChoice,
     answer: AnswerChoice,
     files: options.FormatChoice,
@@ -59,7 +61,7 @@ def segment(
     queries = [*(query or []), *(images or [])]
     inputs.check_queries(queries)
     inputs.check_streams(queries, out, as_json=json)
-    wanted = inputs.read_concepts(supports, masks)
+    wanted = inputs.read_concepts(supports, masks, adapt)
     formats, plans = _plan(queries, out, files, wanted)
     run = _load(wanted, model, answer, formats, out, matting=files.matting)
     for plan in console.track(plans, len(plans), "images"):
@@ -171,17 +173,19 @@ def _load(
 ) -> Run:
     """Load the model and encode the concepts."""
     stopwatch = Stopwatch()
-    with console.working("Loading the model"):
+    with console.working("Loading the model") as stop:
         from diffseg_cli.assembly import load_chosen
-        from diffseg_cli.finding import settings_record
+        from diffseg_cli.finding import encode_concepts, settings_record
         from diffseg_cli.results.formats import RunContents
 
         segmenter = load_chosen(model)
         stopwatch.mark("load")
-        concepts = [each.concept(segmenter) for each in wanted]
+        concepts = encode_concepts(segmenter, wanted, follow_with_bar(stop))
         stopwatch.mark("support")
     console.say(f"Using {segmenter.description}.")
-    settings = settings_record(segmenter, answer)
+    say_adapted(concepts)
+    adapted = {each.name: each.adapted.record() for each in concepts if each.adapted}
+    settings = {**settings_record(segmenter, answer), "adapted": adapted}
     record = {**settings, "concepts": [each.record for each in concepts]}
     contents = RunContents([each.name for each in concepts], record)
     return Run(segmenter, concepts, answer, formats, matting, out, contents, settings, stopwatch.seconds)

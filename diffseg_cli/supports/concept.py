@@ -3,7 +3,8 @@
 A file is one safetensors file. Tensors: `latents` (k c H W), `masks` (k 1 H W), `image_embeds` (k t d) as in
 `SupportFeatures`, and of every support `thumbnail.I` and `thumbnail_mask.I`, the bytes of a small JPEG and a
 1-bit PNG. Everything else is in the metadata: `format`, `format_version`, `version`, `name`, `backbone`,
-`fingerprint`, `digest` (of the encoded supports), and as JSON `settings` and `sources`.
+`fingerprint`, `digest` (of the encoded supports), and as JSON `settings` and `sources`. With modules that
+were adapted to the concept (`adapted_modules.py`) the format is version 2, else version 1.
 
 Importing it does not import torch, and neither does reading a file's header.
 """
@@ -23,6 +24,7 @@ from PIL import Image
 
 from diffseg_cli.errors import UsageError, WeightsError
 from diffseg_cli.results.outputs import support_tile
+from diffseg_cli.supports.adapted_modules import SavedModules, pack, parse, unpack
 from diffseg_cli.version import __version__
 from diffseg_cli.weights.files import file_sha256, read_header, read_safetensors, write_safetensors
 
@@ -30,11 +32,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from diffseg_cli.adaptation import Adapted
     from diffseg_cli.models.support import SupportFeatures
     from diffseg_cli.segmenter import Segmenter
 
 FORMAT = "diffseg-concept"
-FORMAT_VERSION = 1
+PLAIN, WITH_MODULES = "1", "2"  # versions of the format
 THUMBNAIL = 384  # longest side: what the compact model sees of an image anyway
 PREVIEW = 160  # longest side
 MOST_SUPPORTS = 256
@@ -71,6 +74,7 @@ class Concept:
         sources: where each came from; empty where that is not known.
         notes: how their masks were understood, where that is worth knowing.
         file: that holds it, or None.
+        adapted: modules that were adapted to it, or None where those of the segmenter answer.
     """
 
     name: str
@@ -79,6 +83,11 @@ class Concept:
     sources: Sequence[Source] = ()
     notes: Sequence[str] = ()
     file: Path | None = None
+    adapted: "Adapted | None" = None
+
+    def answering(self, segmenter: "Segmenter") -> "Segmenter":
+        """The segmenter with the modules that answer for this concept."""
+        return segmenter.with_trained(self.adapted.trained) if self.adapted else segmenter
 
     @cached_property
     def preview(self) -> bytes:
@@ -93,7 +102,8 @@ class Concept:
     def record(self) -> dict[str, Any]:
         """Where it came from, as plain values for JSON."""
         file = {"concept": str(self.file)} if self.file else {}
-        return {"name": self.name, **file, "supports": [asdict(source) for source in self.sources]}
+        adapted = {"adapted": self.adapted.record()} if self.adapted else {}
+        return {"name": self.name, **file, "supports": [asdict(source) for source in self.sources], **adapted}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +115,9 @@ class SupportSet:
         pairs: uint8 (h w 3) and bool (h w) of each support, any sizes.
         sources: as in `Concept`.
         notes: as in `Concept`.
-        files: the supports were read from.
+        files: all of it was read from.
+        adapt: whether the modules are to be adapted to it.
+        negatives: images uint8 (h w 3) without the concept, for the adaptation.
     """
 
     name: str
@@ -113,9 +125,11 @@ class SupportSet:
     sources: Sequence[Source] = ()
     notes: Sequence[str] = ()
     files: Sequence[Path] = ()
+    adapt: bool = False
+    negatives: Sequence[NDArray[np.uint8]] = ()
 
     def concept(self, segmenter: "Segmenter") -> Concept:
-        """Encode the supports.
+        """Encode the supports; `finding.encode_concepts` also adapts.
 
         Raises:
             InputError: there are none.
@@ -136,6 +150,7 @@ class SavedConcept:
         settings: of the encoding.
         sources: one per support.
         version: of diffseg that wrote it.
+        adapted: what it says of modules adapted to it, or None.
     """
 
     file: Path
@@ -145,6 +160,7 @@ class SavedConcept:
     settings: dict[str, Any]
     sources: tuple[Source, ...]
     version: str
+    adapted: SavedModules | None = None
 
     @property
     def files(self) -> Sequence[Path]:
@@ -157,10 +173,11 @@ class SavedConcept:
         return {**asdict(self), "file": str(self.file)}
 
     def concept(self, segmenter: "Segmenter") -> Concept:
-        """Its supports, ready for this segmenter.
+        """Its supports, ready for this segmenter, and the adapted modules where the head reads any.
 
         Raises:
-            WeightsError: the file is damaged, or another model encoded it.
+            WeightsError: the file is damaged, another model encoded it, or its modules were adapted from
+                others than those in use.
         """
         from diffseg_cli.models.support import TENSORS, SupportFeatures
 
@@ -187,7 +204,9 @@ class SavedConcept:
             )
         support = support.to(backbone.device, backbone.dtype)
         tiles = [support_tile(*pair) for pair in self.thumbnails()]
-        return Concept(self.name, support, tiles, self.sources, file=self.file)
+        uses = self.adapted is not None and segmenter.head == "pam"
+        adapted = unpack(self.adapted, tensors, segmenter, self.file) if self.adapted and uses else None
+        return Concept(self.name, support, tiles, self.sources, file=self.file, adapted=adapted)
 
     def thumbnails(self) -> list[Pair]:
         """The small images in the file: uint8 (h w 3) and bool (h w) of each support.
@@ -230,13 +249,16 @@ def source_of(image: Path, mask: Path) -> Source:
     return Source(image.name, file_sha256(image), mask.name, file_sha256(mask))
 
 
-def write_concept(path: Path, segmenter: "Segmenter", supports: SupportSet) -> SavedConcept:
+def write_concept(
+    path: Path, segmenter: "Segmenter", supports: SupportSet, adapted: "Adapted | None" = None
+) -> SavedConcept:
     """Encode supports and write them as a concept; the file is whole or not there.
 
     Args:
         path: of the file.
         segmenter: whose backbone encodes them.
         supports: with a source of each.
+        adapted: what came of adapting the segmenter's modules to them.
 
     Raises:
         UsageError: the name is none, or there are too many supports.
@@ -260,17 +282,19 @@ def write_concept(path: Path, segmenter: "Segmenter", supports: SupportSet) -> S
         "image_size": segmenter.backbone.image_size,
         "dtype": str(segmenter.dtype).removeprefix("torch."),
     }
+    modules, about = pack(adapted, segmenter.trained) if adapted else ({}, None)
     made = (support.backbone, support.fingerprint, settings, tuple(supports.sources), __version__)
-    saved = SavedConcept(path, supports.name, *made)
+    saved = SavedConcept(path, supports.name, *made, about)
     metadata = {
         "format": FORMAT,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": WITH_MODULES if about else PLAIN,
         **{field: getattr(saved, field) for field in ("version", "name", "backbone", "fingerprint")},
         "digest": support.digest,
         "settings": json.dumps(settings),
         "sources": json.dumps([asdict(source) for source in supports.sources]),
+        **({"adapted": json.dumps(asdict(about))} if about else {}),
     }
-    write_safetensors(path, tensors, metadata)
+    write_safetensors(path, {**tensors, **modules}, metadata)
     return saved
 
 
@@ -287,9 +311,10 @@ def open_concept(path: Path) -> SavedConcept:
             "Give a file that `diffseg concept make` wrote.",
         )
     version = metadata.get("format_version", "")
-    if version != str(FORMAT_VERSION):
+    if version not in (PLAIN, WITH_MODULES):
         raise WeightsError(
-            f"{path} has concept format {version[:20] or 'unknown'}; this diffseg reads {FORMAT_VERSION}.",
+            f"{path} has concept format {version[:20] or 'unknown'}; this diffseg reads {PLAIN} and "
+            f"{WITH_MODULES}.",
             "Update diffseg, or make the concept again with this version.",
         )
     try:
@@ -297,10 +322,11 @@ def open_concept(path: Path) -> SavedConcept:
         sources = tuple(Source(**_texts(row)) for row in json.loads(metadata["sources"]))
         name = check_name(metadata["name"])
         made = (metadata["backbone"], metadata["fingerprint"], settings, sources, metadata["version"])
+        adapted = parse(metadata["adapted"]) if version == WITH_MODULES else None
         _check_shapes(shapes, len(sources))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise WeightsError(f"{path} is damaged: its record of the supports cannot be read.", AGAIN) from error
-    return SavedConcept(path, name, *made)
+    return SavedConcept(path, name, *made, adapted)
 
 
 def _thumbnails(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[bytes, bytes]:
