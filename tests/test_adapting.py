@@ -24,6 +24,7 @@ from diffseg_cli.cli import main
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.doctor import examine_file
 from diffseg_cli.errors import WeightsError
+from diffseg_cli.evaluation import evaluate as evaluation_module
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.supports import support_check
 from diffseg_cli.supports.concept import open_concept
@@ -344,7 +345,8 @@ def test_a_batch_goes_on_only_with_the_same_adaptation(monkeypatch: pytest.Monke
     numbers(monkeypatch, **{**MOVES, "lr": 1e-3})
     assert batch_states("--adapt") == {"done"}
     rows = [json.loads(row) for row in Path("diffseg_out/manifest.jsonl").read_bytes().splitlines()]
-    told = [row["what"]["concepts"][0].get("adapted") for row in rows if "what" in row]
+    settings = [row["record"]["what"] for row in rows if "what" in row.get("record", {})]
+    told = [each["concepts"][0].get("adapted") for each in settings]
     assert told[0] is None
     assert [record["reach"] for record in told[1:]] == [0.25, 0.25]
 
@@ -372,3 +374,60 @@ def test_each_concept_is_answered_by_its_own_modules_and_images_are_encoded_once
         concept = open_concept(Path(f"{name}.dsc")).concept(small_segmenter)
         alone = concept.answering(small_segmenter).segment("scene.png", concept.support)
         np.testing.assert_array_equal(score()[place], alone.probability)
+
+
+# --- evaluate ------------------------------------------------------------------------------------------
+
+
+def evaluate(*arguments: str) -> dict[str, Any]:
+    result = done("evaluate", "--root", "classes", "--json", *arguments)
+    record: dict[str, Any] = json.loads(result.stdout)
+    return record
+
+
+@pytest.fixture
+def _classes() -> None:
+    for number in range(8):
+        image, mask = striped_patch(30 + number)
+        folder = Path("classes", ("red", "striped")[number % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.jpg")
+        Image.fromarray(mask).save(folder / f"{number}.png")
+
+
+@pytest.mark.usefixtures("moves", "_classes")
+def test_evaluate_adapts_once_per_support_set_beside_the_plain_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = []
+    steps = adaptation.adapt_steps
+
+    def counted(segmenter: Segmenter, pairs: Any) -> Iterator[Any]:
+        sets.append(len(pairs))
+        return steps(segmenter, pairs)
+
+    monkeypatch.setattr(evaluation_module, "adapt_steps", counted)
+    words = ("--episodes-per-class", "3", "--queries-per-set", "3")
+    record = evaluate(*words, "--adapt", "--out", "report")
+    assert sets == [1, 1]
+    assert list(record["methods"]) == ["model", "adapted"]
+    assert record["adapted"]["share_moved"] == 1
+    assert record["adapted"]["mean_reach"] == 0.25
+    assert (record["adapt"]["steps"], record["queries_per_set"]) == (AdaptConfig.steps, 3)
+    assert evaluate(*words)["methods"]["model"] == record["methods"]["model"]
+    rows = [json.loads(line) for line in Path("report/episodes.jsonl").read_bytes().splitlines()[1:]]
+    assert len(rows) == 6
+    assert all(row["adapted"]["reach"] == 0.25 for row in rows)
+    assert "adapted" in Path("report/report.html").read_text()
+    text = done("evaluate", "--root", "classes", *words, "--adapt", "--out", "report").stdout
+    assert re.search(
+        r"^adapted: modules moved in 100% of the episodes, mean reach 0\.25, \d+ s per support set$",
+        text,
+        re.M,
+    )
+    assert sets == [1, 1]  # everything was there already
+
+
+@pytest.mark.usefixtures("_classes")
+def test_episodes_that_do_not_make_whole_sets_are_refused() -> None:
+    result = run("evaluate", "--root", "classes", "--episodes-per-class", "4", "--queries-per-set", "3")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "4 episodes per class do not divide into sets of 3 queries." in result.stderr

@@ -36,6 +36,19 @@ def test_episode_is_pure_and_its_pictures_distinct(sizes: dict, index: int, seed
     assert episode.class_name == data.classes[index % len(data.classes)]
 
 
+def test_queries_of_a_set_follow_each_other_and_are_none_of_its_supports() -> None:
+    data = dataset({"a": 9, "b": 7, "c": 4})
+    usable = data.with_enough(2, 5)
+    assert usable.classes == ["a", "b"]
+    drawn = [draw_episode(usable, i, shots=2, seed=3, queries_per_set=5) for i in range(20)]
+    for place in range(4):
+        episodes = drawn[5 * place : 5 * place + 5]
+        (support,) = {episode.support for episode in episodes}
+        assert len({*support, *(episode.query for episode in episodes)}) == 7
+        assert {episode.class_name for episode in episodes} == {"ab"[place % 2]}
+    assert drawn[0].support != drawn[10].support
+
+
 def test_seeds_differ_and_small_classes_are_left_out() -> None:
     data = dataset({"a": 9, "b": 2})
     assert data.with_enough(2).classes == ["a"]

@@ -320,12 +320,14 @@ def test_evaluate_ignores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy(monkeypatch, benchmark, "Benchmark", vars)
     options = (
         "--dataset coco-20i --fold 2 --split val --sources a,b --shots 5 --runs 3 --episodes-per-class 4 "
-        "--seed 9 --episodes-in list.jsonl --peer prototype --peer matcher-lite --peer-weights peers"
+        "--seed 9 --episodes-in list.jsonl --peer prototype --peer matcher-lite --peer-weights peers "
+        "--adapt --queries-per-set 2"
     )
     run(f"evaluate --root classes {options}")
     plan = benchmark.EvaluationPlan(
         **{"root": "classes", "dataset": "coco-20i", "folds": (2,), "split": "val", "sources": ("a", "b")},
         **{"shots": 5, "runs": 3, "episodes_per_class": 4, "seed": 9, "episodes_in": "list.jsonl"},
         **{"peers": ("prototype", "matcher-lite"), "peer_weights": "peers"},
+        **{"adapt": True, "queries_per_set": 2},
     )
     assert seen == [vars(plan)]

@@ -62,6 +62,15 @@ def evaluate(
         int | None,
         typer.Option(min=1, metavar="N", help="Per run. Default: the protocol's.", rich_help_panel=EPISODES),
     ] = None,
+    queries_per_set: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Episodes that share a support set, and so its adaptation.",
+            rich_help_panel=EPISODES,
+        ),
+    ] = 1,
     seed: Annotated[
         int, typer.Option(min=0, metavar="N", help="Seed of the episodes.", rich_help_panel=EPISODES)
     ] = 0,
@@ -101,6 +110,15 @@ def evaluate(
     ] = "local",
     *,
     model: ModelChoice,
+    adapt: Annotated[
+        bool,
+        typer.Option(
+            "--adapt",
+            help="Also measure the model with its modules adapted to the supports of each episode; takes "
+            "half a minute or more per support set.",
+            rich_help_panel=WORK,
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -140,6 +158,8 @@ def evaluate(
             peer_weights=str(peer_weights) if peer_weights else None,
             episodes_in=str(episodes_in) if episodes_in else None,
             model=model,
+            adapt=adapt,
+            queries_per_set=queries_per_set,
         )
         benchmark = Benchmark(share_device(plan))
     if episodes_out:
@@ -214,7 +234,16 @@ def show_figures(record: dict[str, Any], *, as_json: bool) -> None:
         width = max(len(name) for name, _ in rows)
         for name, text in rows:
             console.result(f"  {name:<{width}}  {text}")
+    if record["adapted"]:
+        console.result(f"\n{_adaptations(record['adapted'])}")
     _show_published(record)
+
+
+def _adaptations(adapted: dict[str, float]) -> str:
+    return (
+        f"adapted: modules moved in {adapted['share_moved']:.0%} of the episodes, mean reach "
+        f"{adapted['mean_reach']:.2f}, {adapted['seconds_per_set']:.0f} s per support set"
+    )
 
 
 def _interval(ends: tuple[float, float] | None) -> str:

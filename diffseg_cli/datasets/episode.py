@@ -64,9 +64,9 @@ class FewShotDataset:
     def classes(self) -> list[str]:
         return list(self.by_class)
 
-    def with_enough(self, shots: int) -> "FewShotDataset":
-        """Only the classes that have `shots` supports and a query to spare."""
-        return replace(self, by_class={n: i for n, i in self.by_class.items() if len(i) > shots})
+    def with_enough(self, shots: int, queries: int = 1) -> "FewShotDataset":
+        """Only the classes that have `shots` supports and so many queries to spare."""
+        return replace(self, by_class={n: i for n, i in self.by_class.items() if len(i) >= shots + queries})
 
     def relative(self, path: Path) -> str:
         """A path of this data set as lists of episodes name it, the same on every machine."""
@@ -135,19 +135,26 @@ def _read_index(root: Path, index: Path, split: str | None, sources: Sequence[st
     return samples
 
 
-def draw_episode(dataset: FewShotDataset, index: int, *, shots: int, seed: int) -> Episode:
+def draw_episode(
+    dataset: FewShotDataset, index: int, *, shots: int, seed: int, queries_per_set: int = 1
+) -> Episode:
     """The `index`-th episode: classes take turns, images are drawn without replacement.
+
+    Where a support set has several queries, the episodes that share it follow each other.
 
     The same arguments give the same episode on every machine and in any order of asking.
 
     Args:
-        dataset: every class of it must have more than `shots` images (`with_enough`).
+        dataset: every class of it must have at least `shots + queries_per_set` images (`with_enough`).
         index: 0, 1, 2, ...
         shots: supports per episode.
         seed: of the whole list.
+        queries_per_set: episodes that share a support set.
     """
-    name = dataset.classes[index % len(dataset.classes)]
+    place, query = divmod(index, queries_per_set)
+    name = dataset.classes[place % len(dataset.classes)]
     members = dataset.by_class[name]
-    generator = np.random.Generator(np.random.PCG64([seed, index]))
-    chosen = generator.choice(len(members), size=shots + 1, replace=False)
-    return Episode(name, tuple(members[i] for i in chosen[1:]), members[chosen[0]])
+    generator = np.random.Generator(np.random.PCG64([seed, place]))
+    chosen = generator.choice(len(members), size=shots + queries_per_set, replace=False)
+    support = tuple(members[i] for i in chosen[queries_per_set:])
+    return Episode(name, support, members[chosen[query]])

@@ -1,7 +1,7 @@
 """A whole evaluation: data sets by fold, the list of episodes, the model, its peers and the record."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ from torch import nn
 
 from diffseg_cli.assembly import load_chosen
 from diffseg_cli.choices import ModelChoice
+from diffseg_cli.config import AdaptConfig
 from diffseg_cli.datasets import PROTOCOLS, load_dataset
 from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.evaluation.episode_list import Task, draw_tasks, find_tasks, list_hash, list_lines, read_list
 from diffseg_cli.evaluation.evaluate import (
+    ADAPTED,
     OWN_METHODS,
     Evaluation,
     Illustration,
@@ -22,7 +24,12 @@ from diffseg_cli.evaluation.evaluate import (
 )
 from diffseg_cli.evaluation.peers import NOTES, PEERS, load_peer
 from diffseg_cli.evaluation.published import FIGURES, TRAINED, TRAINING_FREE, published_figures
-from diffseg_cli.evaluation.summary import EpisodeResult, summarise, summarise_costs
+from diffseg_cli.evaluation.summary import (
+    EpisodeResult,
+    summarise,
+    summarise_adaptations,
+    summarise_costs,
+)
 from diffseg_cli.segmenter import Segmenter
 
 SHIPPED = (
@@ -54,6 +61,8 @@ class EvaluationPlan:
         peer_weights: folder with the peers' weights, or None for the local hub cache.
         episodes_in: list of episodes to run instead of drawing them.
         model: that is measured.
+        adapt: measure the model also with its modules adapted to the supports of each episode.
+        queries_per_set: episodes that share a support set, and so its adaptation.
     """
 
     root: str
@@ -69,10 +78,12 @@ class EvaluationPlan:
     peer_weights: str | None = None
     episodes_in: str | None = None
     model: ModelChoice = field(default_factory=ModelChoice)
+    adapt: bool = False
+    queries_per_set: int = 1
 
     @property
     def methods(self) -> tuple[str, ...]:
-        return ("model", *self.peers)
+        return ("model", *((ADAPTED,) if self.adapt else ()), *self.peers)
 
 
 def choose_folds(dataset: str, fold: str | None) -> tuple[int | None, ...]:
@@ -128,6 +139,7 @@ class Benchmark:
                 seed=plan.seed,
                 runs=plan.runs,
                 episodes_per_class=plan.episodes_per_class,
+                queries_per_set=plan.queries_per_set,
             )
         self.lines = list_lines(self.tasks, self._datasets)
         self.segmenter: Segmenter = load_chosen(plan.model)
@@ -156,6 +168,7 @@ class Benchmark:
             "shots": plan.shots,
             "seed": plan.seed,
             "runs": plan.runs,
+            "queries_per_set": plan.queries_per_set,
             "episodes_sha256": list_hash(self.lines),
         }
 
@@ -169,6 +182,7 @@ class Benchmark:
             "device": self.segmenter.device.type,
             "methods": list(self.plan.methods),
             "thresholds": self._thresholds(),
+            "adapt": asdict(AdaptConfig()) if self.plan.adapt else None,
         }
 
     def measure(self, task: Task) -> EpisodeResult:
@@ -209,6 +223,7 @@ class Benchmark:
             "classes": len({result.class_name for result in results}),
             "methods": summarise(results),
             "costs": costs,
+            "adapted": summarise_adaptations(results),
             "kinds": {method: self._kind(method) for method in plan.methods},
             "notes": self._notes(),
             "published": [
@@ -248,7 +263,7 @@ class Benchmark:
         """Which published figures a method may stand among; None where it saw test classes in training."""
         if method == "seggpt":
             return None
-        if method != "model" or self.segmenter.head == "attention":
+        if method not in ("model", ADAPTED) or self.segmenter.head == "attention":
             return TRAINING_FREE
         return TRAINED if self.plan.model.checkpoint else None
 

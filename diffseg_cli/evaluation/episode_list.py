@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
-from diffseg_cli.errors import InputError
+from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.files import write_whole
 
 FORMAT = "diffseg-episodes-1"
@@ -41,6 +41,7 @@ def draw_tasks(
     seed: int,
     runs: int,
     episodes_per_class: int,
+    queries_per_set: int = 1,
 ) -> list[Task]:
     """All episodes of an evaluation, by fold and then run; run r is the list of seed + r.
 
@@ -50,21 +51,31 @@ def draw_tasks(
         seed: of the first run.
         runs: repetitions.
         episodes_per_class: in each run.
+        queries_per_set: episodes that share a support set.
 
     Raises:
         InputError: no class has enough images.
+        UsageError: the episodes of a class do not divide into such sets.
     """
+    if episodes_per_class % queries_per_set:
+        raise UsageError(
+            f"{episodes_per_class} episodes per class do not divide into sets of {queries_per_set} queries.",
+            f"Give for example --episodes-per-class {3 * queries_per_set}.",
+        )
     tasks = []
     for fold, dataset in datasets.items():
-        usable = dataset.with_enough(shots)
+        usable = dataset.with_enough(shots, queries_per_set)
         if not usable.classes:
             raise InputError(
-                f"{dataset.root} has no class with {shots + 1} images, and {shots}-shot needs as many.",
-                "Use fewer --shots, or add images.",
+                f"{dataset.root} has no class with {shots + queries_per_set} images, and {shots}-shot needs "
+                "as many.",
+                "Use fewer --shots or --queries-per-set, or add images.",
             )
         for run in range(runs):
             for index in range(episodes_per_class * len(usable.classes)):
-                episode = draw_episode(usable, index, shots=shots, seed=seed + run)
+                episode = draw_episode(
+                    usable, index, shots=shots, seed=seed + run, queries_per_set=queries_per_set
+                )
                 tasks.append(Task(run, fold, index, episode))
     return tasks
 

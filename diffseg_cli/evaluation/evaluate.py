@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffseg_cli.adaptation import adapt_steps
 from diffseg_cli.compute import read_time
 from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
@@ -28,6 +29,7 @@ from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Stages
 
 OWN_METHODS = ("model", "attention", "prototype")
+ADAPTED = "adapted"  # the model with its modules adapted to the supports
 REMEMBERED = 256  # encoded images; of the compact model 2.5 MB each
 
 
@@ -94,7 +96,8 @@ class Evaluation:
         dataset: its classes take turns.
         shots: supports an episode.
         seed: of the list of episodes.
-        methods: "model"; "attention", its own score map cut at the threshold; "prototype"; or a peer's name.
+        methods: "model"; "adapted", the same with modules adapted to the supports; "attention", its own
+            score map cut at the threshold; "prototype"; or a peer's name.
         thresholds: of each method of our own, on its own scale.
         peers: other methods by name.
     """
@@ -116,6 +119,7 @@ class Evaluation:
         self.thresholds = {**own_thresholds(segmenter), **(thresholds or {})}
         self.results: list[EpisodeResult] = []
         self._encoded: OrderedDict[int, EncodedSample] = OrderedDict()
+        self._adapted: tuple[tuple[int, ...], Segmenter, dict[str, float]] | None = None  # of these supports
 
     def run(self, episodes: int) -> Iterator[EpisodeResult]:
         """The first `episodes` episodes; results gather in `self.results`."""
@@ -144,6 +148,7 @@ class Evaluation:
             self._encode(support)
         images = self._images(episode) if self.peers else None
         device = self.segmenter.device
+        adapted = self._adapt(episode) if ADAPTED in self.methods else None
         counts, seconds, memory = {}, {}, {}
         for method in self.methods:
             read, encoding, on_cuda = read_time(device), 0.0, device.type == "cuda"
@@ -158,12 +163,12 @@ class Evaluation:
             if on_cuda:
                 memory[method] = torch.cuda.max_memory_allocated(device) / 2**20
             counts[method] = tuple(count_pixels(predicted, truth.mask, truth.ignore).tolist())
-        return EpisodeResult(run, fold, index, episode.class_name, counts, seconds, memory)
+        return EpisodeResult(run, fold, index, episode.class_name, counts, seconds, memory, adapted)
 
     def illustrate(self, episode: Episode, *, run: int = 0) -> Illustration:
         """One episode again, to look at."""
         query = self._encode(episode.query)
-        output = self._forward(query, episode, self.seed + run)
+        output = self._forward(self.segmenter, query, episode, self.seed + run)
         image, supports = self._images(episode)
         return Illustration(
             supports,
@@ -175,7 +180,7 @@ class Evaluation:
 
     def _cut(self, method: str, score: Tensor, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Score (1 1 S S) -> mask (h w); the model's with the borders `segment` would give it."""
-        refine = None if method == "model" else False
+        refine = None if method in ("model", ADAPTED) else False
         return self.segmenter.finish(score[0, 0], image, threshold=self.thresholds[method], refine=refine)[0]
 
     def _score(self, method: str, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, float]:
@@ -190,13 +195,32 @@ class Evaluation:
             weights = self.segmenter.backbone.channel_weights
             return prototype_scores(query.latents, support.latents, support.masks, weights), encoding
         encoding += query.seconds["edges"] + sum(part.seconds["support"] for part in parts)
-        probability, score_map = self._forward(query, episode, seed)
-        return (probability if method == "model" else score_map), encoding
+        segmenter = self._adapted[1] if method == ADAPTED and self._adapted else self.segmenter
+        probability, score_map = self._forward(segmenter, query, episode, seed)
+        return (score_map if method == "attention" else probability), encoding
+
+    def _adapt(self, episode: Episode) -> dict[str, float]:
+        """Adapt the modules to the supports as the other verbs do, once for episodes that share them.
+
+        Returns:
+            As `EpisodeResult.adapted`.
+        """
+        if self._adapted is None or self._adapted[0] != episode.support:
+            read = read_time(self.segmenter.device)
+            *_, last = adapt_steps(self.segmenter, self._images(episode)[1])
+            assert last.adapted is not None
+            figures = {name: getattr(last.adapted, name) for name in ("reach", "before", "after")}
+            figures["seconds"] = read()
+            segmenter = self.segmenter.with_trained(last.adapted.trained)
+            self._adapted = episode.support, segmenter, figures
+        return self._adapted[2]
 
     @torch.inference_mode()
-    def _forward(self, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, segmenter: Segmenter, query: EncodedSample, episode: Episode, seed: int
+    ) -> tuple[Tensor, Tensor]:
         support = SupportFeatures.join([self._encode(i).support for i in episode.support])
-        output = self.segmenter.predict(query.latents, query.edges, support, seed)
+        output = segmenter.predict(query.latents, query.edges, support, seed)
         return output.probability, output.scores.score_map
 
     def _images(
@@ -227,4 +251,4 @@ class Evaluation:
 def own_thresholds(segmenter: Segmenter) -> dict[str, float]:
     """Where each of our own methods is cut, on its own scale."""
     cut = segmenter.settings.threshold
-    return {"model": cut, "attention": cut, "prototype": THRESHOLD}
+    return {"model": cut, ADAPTED: cut, "attention": cut, "prototype": THRESHOLD}

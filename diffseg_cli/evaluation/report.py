@@ -24,6 +24,7 @@ from diffseg_cli.results.render import heatmap, overlay
 REPORT, PLOT, RECORD = "report.html", "per_class.svg", "record.json"
 COLORS = {
     "model": "#e0244f",
+    "adapted": "#7d3fc4",
     "attention": "#e8a13a",
     "prototype": "#8a8f9c",
     "seggpt": "#3d78e0",

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from diffseg_cli.evaluation.episode_list import Task
 from diffseg_cli.evaluation.ledger import Ledger, read_ledgers
 from diffseg_cli.evaluation.summary import EpisodeResult
 
-CHUNK = 8  # episodes a worker takes at a time
+CHUNK = 8  # episodes a worker takes at a time, or one support set of more
 
 
 def run_benchmark(
@@ -98,7 +99,15 @@ def _rank_and_world() -> tuple[int, int]:
 
 
 def _chunks(tasks: list[Task]) -> list[list[Task]]:
-    return [tasks[start : start + CHUNK] for start in range(0, len(tasks), CHUNK)]
+    """Tasks in a few at a time; those of one support set, which share its adaptation, stay together."""
+    chunks: list[list[Task]] = []
+    for _, same in groupby(tasks, key=lambda task: (task.run, task.fold, task.episode.support)):
+        together = list(same)
+        if chunks and len(chunks[-1]) + len(together) <= CHUNK:
+            chunks[-1] += together
+        else:
+            chunks.append(together)
+    return chunks
 
 
 @lru_cache(maxsize=1)

@@ -22,6 +22,8 @@ class EpisodeResult:
         counts: method -> what `metrics.count_pixels` gave.
         seconds: method -> wall time of the episode, its images' encoding included.
         device_mib: method -> most memory held on a CUDA device; empty elsewhere.
+        adapted: of the modules adapted to its supports "reach", "before" and "after" as in `Adapted`, and the
+            "seconds" that took, once for all episodes of the support set; None without adaptation.
     """
 
     run: int
@@ -31,6 +33,7 @@ class EpisodeResult:
     counts: dict[str, tuple[int, ...]]
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
     device_mib: dict[str, float] = field(default_factory=dict, compare=False)
+    adapted: dict[str, float] | None = field(default=None, compare=False)
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -129,6 +132,19 @@ def summarise_costs(results: Sequence[EpisodeResult]) -> dict[str, dict[str, flo
             "device_mib": max(memory) if memory else None,
         }
     return costs
+
+
+def summarise_adaptations(results: Sequence[EpisodeResult]) -> dict[str, float] | None:
+    """Share of episodes whose modules moved, mean reach over episodes, median seconds of an adaptation."""
+    adapted = [result.adapted for result in results if result.adapted is not None]
+    if not adapted:
+        return None
+    reaches = [each["reach"] for each in adapted]
+    return {
+        "share_moved": float(np.mean([reach > 0 for reach in reaches])),
+        "mean_reach": float(np.mean(reaches)),
+        "seconds_per_set": float(np.median([each["seconds"] for each in adapted])),
+    }
 
 
 def telling_episodes(
