@@ -1,4 +1,4 @@
-"""What a batch does to every picture: a plain description that another process can be handed."""
+"""What a batch does to every image: a plain description that another process can be handed."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Signature:
-    """What decides the bytes of a result beside its picture.
+    """What decides the bytes of a result beside its image.
 
     Attributes:
         settings: short hash of `record`.

@@ -20,10 +20,10 @@ REVIEW_LOG = "review.jsonl"  # makes a folder of masks a labelling project
 
 @dataclass(frozen=True)
 class Item:
-    """One picture.
+    """One image.
 
     Attributes:
-        path: of the picture.
+        path: of the image.
         key: where it lies below what was asked for, such as "day1/a.jpg".
     """
 
@@ -110,6 +110,6 @@ class Part:
         return "" if self.whole else f"-{self.index}-of-{self.count}"
 
     def takes(self, item: Item) -> bool:
-        """Whether a picture belongs to this part."""
+        """Whether an image belongs to this part."""
         digest = hashlib.sha256(item.key.encode("utf-8", "surrogateescape")).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.index - 1

@@ -1,7 +1,7 @@
-"""A model ready to work on pictures of a batch, in three steps that can overlap: read, find, write.
+"""A model ready to work on images of a batch, in three steps that can overlap: read, find, write.
 
-`Runner.run` is the three in a row, for whoever holds a runner in a process of its own. What a picture gives
-depends on the picture and the job alone: not on the batch it is in, on its neighbours or on the number of
+`Runner.run` is the three in a row, for whoever holds a runner in a process of its own. What an image gives
+depends on the image and the job alone: not on the batch it is in, on its neighbours or on the number of
 threads (`exact_threads`, `sizing.py`).
 """
 
@@ -38,7 +38,7 @@ from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.supports.concept import Concept
 from diffseg_cli.timing import Stopwatch
 
-MOST_BYTES = 512_000_000  # of a file; an uncompressed picture of 100 megapixels has 300
+MOST_BYTES = 512_000_000  # of a file; an uncompressed image of 100 megapixels has 300
 THUMBNAIL = 240  # longest side in pixels
 Rows = Callable[[str], list[Row]]
 
@@ -48,7 +48,7 @@ class Content:
     """A file that was read and is to be worked on.
 
     Attributes:
-        item: the picture.
+        item: the image.
         content: of its file; emptied once it is decoded.
         input: what `Row.input` says of it.
         seconds: spent so far, by stage.
@@ -62,7 +62,7 @@ class Content:
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded picture: uint8 (H W 3) and what it was decoded from."""
+    """A decoded image: uint8 (H W 3) and what it was decoded from."""
 
     source: Content
     image: NDArray[np.uint8]
@@ -70,10 +70,10 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a picture in this run.
+    """What became of an image in this run.
 
     Attributes:
-        item: the picture.
+        item: the image.
         row: what the manifest says of it.
         skipped: it was done by an earlier run, and all of it still agrees.
         notes: as in `finding.Answer`.
@@ -86,7 +86,7 @@ class Outcome:
 
 
 class Runner:
-    """Reads, segments and writes pictures.
+    """Reads, segments and writes images.
 
     Args:
         segmenter: the model.
@@ -147,7 +147,7 @@ class Runner:
         """Decode a file's content.
 
         Raises:
-            InputError: it is no picture, or damaged.
+            InputError: it is no image, or damaged.
         """
         stopwatch = Stopwatch()
         image = read_image(InputFile(str(source.item.path), source.content))
@@ -167,7 +167,7 @@ class Runner:
     # --- find ---
 
     def find(self, images: Sequence[DecodedImage]) -> list[Answer]:
-        """Segment pictures at once; call it inside `exact_threads`."""
+        """Segment images at once; call it inside `exact_threads`."""
         stopwatch = Stopwatch()
         query = self.segmenter.encode_queries([decoded.image for decoded in images])
         paths = [decoded.source.item.path for decoded in images]
@@ -179,7 +179,7 @@ class Runner:
     # --- write ---
 
     def write(self, decoded: DecodedImage, answer: Answer) -> Outcome:
-        """Write all results of a picture; returns what the manifest is to say of it.
+        """Write all results of an image; returns what the manifest is to say of it.
 
         Raises:
             PlaceLost: nothing can be written any more.
@@ -219,7 +219,7 @@ class Runner:
         return Outcome(item, row, notes=tuple(answer.notes))
 
     def fail(self, item: Item, error: Exception) -> Outcome:
-        """Write down a failure, and take away what an earlier run wrote for another state of the picture."""
+        """Write down a failure, and take away what an earlier run wrote for another state of the image."""
         planned = item.outputs(self.job.patterns).values()
         for row in self._rows(item.key) if self._rows else []:
             for file in row.outputs.values():
@@ -238,7 +238,7 @@ class Runner:
     # --- all of it ---
 
     def run(self, items: Sequence[Item]) -> list[Outcome]:
-        """Work on pictures one after the other, without a pipeline; a bad one stops no other.
+        """Work on images one after the other, without a pipeline; a bad one stops no other.
 
         Raises:
             PlaceLost: nothing can be written any more.
@@ -268,7 +268,7 @@ def load_runner(job: Job, store: Store, rows: Rows | None = None, follow: Follow
 
 
 def shares_a_cpu(segmenter: Segmenter) -> bool:
-    """Whether several threads may look at pictures with it at once, each on one core."""
+    """Whether several threads may look at images with it at once, each on one core."""
     return segmenter.device.type == "cpu" and segmenter.backbone.shares_cpu
 
 
@@ -279,7 +279,7 @@ def _threads(segmenter: Segmenter) -> int | None:
 
 @contextmanager
 def exact_threads(segmenter: Segmenter) -> Iterator[None]:
-    """Compute with one thread a picture, as sums taken by several depend on how many there are.
+    """Compute with one thread per image, as sums taken by several depend on how many there are.
 
     OpenCV too, for the sake of the other images. A backbone that shares no CPU keeps all threads, and the
     signature says how many.
