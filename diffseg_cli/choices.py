@@ -5,11 +5,13 @@ and the function named in its docstring has them as keyword arguments. A shared 
 and where it is used, and nowhere between. No torch and no command line here.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+MIN_AREA = r"^[0-9]+(\.[0-9]+)?%?$"  # what `least_pixels` reads
 SUPPORT, MODEL, OUTPUT, ADVANCED = "Support", "Model", "Output", "Advanced"  # panels of the help
 
 
@@ -57,6 +59,27 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"'{text}' is not a number from 0 to 1.")
     return value
+
+
+def least_pixels(min_area: str, largest: int) -> float:
+    """The area a part of a mask must have.
+
+    Args:
+        min_area: pixels ("40"), or a percentage of the largest part ("1%").
+        largest: pixels of that part.
+
+    Raises:
+        ValueError: it is neither; with a sentence.
+    """
+    if not re.fullmatch(MIN_AREA, min_area):
+        raise ValueError(f"'{min_area}' is neither a number of pixels such as 40 nor a percentage such as 1%.")
+    number, percent, _ = min_area.partition("%")
+    return float(number) * largest / 100 if percent else float(number)
+
+
+def _min_area(text: str) -> str:
+    least_pixels(text, 0)
+    return text
 
 
 def _threshold(text: str) -> float:
@@ -280,4 +303,14 @@ class AnswerChoice:
     refine: Annotated[
         bool | None, Option("Snap mask borders to edges of the image. Default: on.", OUTPUT)
     ] = None
+    min_area: Annotated[
+        str,
+        Option(
+            "Drop parts of the mask below this area and fill holes below it: pixels (40) or percent of the "
+            "largest part (1%); 0 for none.",
+            OUTPUT,
+            metavar="AREA",
+            parse=_min_area,
+        ),
+    ] = "1%"
     seed: Seed = 0

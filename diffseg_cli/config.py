@@ -124,3 +124,4 @@ class SegmentConfig:
     timesteps: tuple[int, ...] = (50,)  # noise levels of the look; the compact backbone has none
     threshold: float = 0.5
     refine: bool = True  # guided filter at the image's own size; better on `val` (docs/notebook.md)
+    min_area: str = "1%"  # of parts of a mask and of holes (specks.py)

@@ -128,6 +128,7 @@ class Method:
             "fusion": self.settings.fusion,
             "timesteps": self._timesteps,
             "refine": self.settings.refine,
+            "min_area": self.settings.min_area,
             "image_size": self.backbone.image_size,
             "edge_size": self.edge_size,
             "device": str(self.device),

@@ -25,6 +25,7 @@ from diffseg_cli.prediction import Look, Prediction, QueryFeatures, check_finite
 from diffseg_cli.presence import presence_features
 from diffseg_cli.reading.image_io import ImageSource, MaskSource, read_image, read_pair
 from diffseg_cli.refine import refine_borders
+from diffseg_cli.specks import drop_specks
 from diffseg_cli.timing import Stopwatch
 
 
@@ -85,12 +86,19 @@ class Segmenter(Method):
         threshold: float | None = None,
         min_presence: float = 0.0,
         refine: bool | None = None,
+        min_area: str | None = None,
         seed: int = 0,
     ) -> Prediction:
         """Find the supports' object in one image; arguments as in `segment_encoded`."""
         queries = self.encode_queries([query])
         return self.segment_encoded(
-            queries, support, threshold=threshold, min_presence=min_presence, refine=refine, seed=seed
+            queries,
+            support,
+            threshold=threshold,
+            min_presence=min_presence,
+            refine=refine,
+            min_area=min_area,
+            seed=seed,
         )[0]
 
     @torch.inference_mode()
@@ -126,6 +134,7 @@ class Segmenter(Method):
         threshold: float | None = None,
         min_presence: float = 0.0,
         refine: bool | None = None,
+        min_area: str | None = None,
         seed: int = 0,
     ) -> list[Prediction]:
         """Find the supports' object in images that are read and encoded.
@@ -136,6 +145,7 @@ class Segmenter(Method):
             threshold: of the probability, in (0, 1); default 0.5.
             min_presence: in [0, 1]; an image whose presence score is below it gets an empty mask.
             refine: pull borders to the image's own; default of `settings`.
+            min_area: of parts of the mask and of holes, as for `choices.least_pixels`; default of `settings`.
             seed: of the noise of a diffusion backbone.
 
         Raises:
@@ -163,6 +173,7 @@ class Segmenter(Method):
                 image,
                 threshold=threshold,
                 refine=refine,
+                min_area=min_area,
                 presence=presence,
                 min_presence=min_presence,
             )
@@ -181,6 +192,7 @@ class Segmenter(Method):
         *,
         threshold: float | None = None,
         refine: bool | None = None,
+        min_area: str | None = None,
         presence: float | None = None,
         min_presence: float = 0.0,
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
@@ -191,6 +203,7 @@ class Segmenter(Method):
             image: uint8 (h w 3), the query at its own size.
             threshold: of the probability; default of `settings`.
             refine: pull borders to the image's own; default of `settings`.
+            min_area: of parts of the mask and of holes; default of `settings`.
             presence: score of the image, or None.
             min_presence: below it the mask is empty.
 
@@ -205,7 +218,9 @@ class Segmenter(Method):
                 found = refine_borders(found, image)
         if presence is not None and presence < min_presence:
             return np.zeros(size_hw, dtype=bool), found
-        return found > (self.settings.threshold if threshold is None else threshold), found
+        mask = found > (self.settings.threshold if threshold is None else threshold)
+        with self.stage("specks"):
+            return drop_specks(mask, self.settings.min_area if min_area is None else min_area), found
 
     @torch.inference_mode()
     def look(

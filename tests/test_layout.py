@@ -27,6 +27,7 @@ RANKS = {
     "remote.py": 1,
     "files.py": 1,
     "refine.py": 0,
+    "specks.py": 1,
     "views.py": 0,
     "reading/": 1,
     "results/": 2,

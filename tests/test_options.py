@@ -64,6 +64,7 @@ ANSWER = {
     "threshold": ("--threshold 0.25", 0.25),
     "min_presence": ("--min-presence 0.125", 0.125),
     "refine": ("--no-refine", False),
+    "min_area": ("--min-area 2.5%", "2.5%"),
     "seed": ("--seed 7", 7),
 }
 ADAPT = {

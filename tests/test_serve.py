@@ -36,6 +36,7 @@ from diffseg_cli.serve.engine import InferenceEngine, Order
 from diffseg_cli.serve.guard import is_loopback
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.replies import Reply, probability_levels
+from diffseg_cli.specks import drop_specks
 from diffseg_cli.supports.concept import SupportSet
 from diffseg_cli.supports.mask_making import box_region, mask_from_box
 
@@ -125,8 +126,9 @@ def test_json_holds_the_same_mask_in_every_form(client: TestClient, finder: Segm
     assert found["pixels"] == expected.mask.sum() and found["mask_area"] == expected.mask.mean()
     runs = {"size": found["rle"]["size"], "counts": found["rle"]["counts"].encode()}
     np.testing.assert_array_equal(coco_mask.decode(runs), expected.mask)
+    assert found["min_area"] == "1%"
     levels = pixels(base64.b64decode(found["probability_png"]))
-    np.testing.assert_array_equal(levels > 90, expected.mask)
+    np.testing.assert_array_equal(drop_specks(levels > 90, "1%"), expected.mask)
     assert pixels(base64.b64decode(found["score_map_png"])).shape == HW
     assert all(len(ring) >= 6 and len(ring) % 2 == 0 for ring in found["polygons"])
     assert {"read", "encode"} <= set(found["seconds"])
@@ -269,6 +271,7 @@ WRONG: list[tuple[Parts, dict[str, str], int, str]] = [
     (parts(query=QUERY), {"support": "dog.jpg", "mask": "dog.png"}, 400, "support: this must be a file"),
     (ASK, {"threshold": "1"}, 400, "threshold: "),
     (ASK, {"threshold": "nan"}, 400, "threshold: "),
+    (ASK, {"min_area": "1 %"}, 400, "min_area: "),
     (ASK, {"format": "tiff"}, 400, "format: "),
     (ASK, {"min_presence": "0.5"}, 400, "no presence score"),
     (ASK, {"label": "1", "color": "ff0000"}, 400, "label and color each say"),

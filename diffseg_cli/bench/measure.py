@@ -41,7 +41,7 @@ SUPPORT_STAGES = ("read", "crop", "encode", "embed")
 # charged its part on edges and inside the look, the look without it.
 QUERY_STAGES = (
     *("read", "frame", "edges", "encode", "look", "SCM", "score map", "PAM", "decode", "presence"),
-    *("resize", "refine", "write"),
+    *("resize", "refine", "specks", "write"),
 )
 
 Pairs = Sequence[tuple[Path, Path]]

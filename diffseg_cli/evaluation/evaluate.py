@@ -179,9 +179,12 @@ class Evaluation:
         )
 
     def _cut(self, method: str, score: Tensor, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Score (1 1 S S) -> mask (h w); the model's with the borders `segment` would give it."""
-        refine = None if method in ("model", ADAPTED) else False
-        return self.segmenter.finish(score[0, 0], image, threshold=self.thresholds[method], refine=refine)[0]
+        """Score (1 1 S S) -> mask (h w); the model's with borders and parts as `segment` would give them."""
+        refine, min_area = (None, None) if method in ("model", ADAPTED) else (False, "0")
+        threshold = self.thresholds[method]
+        return self.segmenter.finish(
+            score[0, 0], image, threshold=threshold, refine=refine, min_area=min_area
+        )[0]
 
     def _score(self, method: str, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, float]:
         """Score (1 1 S S) of one of our methods, and the seconds its images took to encode.

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from diffseg_cli.choices import AnswerChoice, MaskChoice
+from diffseg_cli.choices import MIN_AREA, AnswerChoice, MaskChoice
 from diffseg_cli.errors import DiffsegError, UsageError
 from diffseg_cli.labelling.growing import ClickGrower
 from diffseg_cli.labelling.project import Project
@@ -240,6 +240,15 @@ def _add_work(app: FastAPI, engine: InferenceEngine, answered: Answered, limits:
         threshold: Annotated[float, Form(gt=0, lt=1, allow_inf_nan=False)] = 0.5,
         min_presence: Share = 0.0,
         refine: Annotated[bool | None, Form()] = None,
+        min_area: Annotated[
+            str,
+            Form(
+                pattern=MIN_AREA,
+                max_length=16,
+                description="Parts of the mask below this area are dropped and holes below it filled: pixels, "
+                "or percent of the largest part as in 1%.",
+            ),
+        ] = "1%",
         form: Annotated[
             Literal["mask", "overlay", "heatmap", "cutout", "json"], Form(alias="format")
         ] = "mask",
@@ -260,9 +269,8 @@ def _add_work(app: FastAPI, engine: InferenceEngine, answered: Answered, limits:
                 "Send the field concept, or the fields support and mask.",
             )
         extras = tuple(sorted(set(include or ["rle"])))
-        order = FindOrder(
-            await _read(query), what, AnswerChoice(threshold, min_presence, refine), form, extras
-        )
+        answer = AnswerChoice(threshold, min_presence, refine, min_area)
+        order = FindOrder(await _read(query), what, answer, form, extras)
         return await answered(request, order)
 
     @app.post(

@@ -34,6 +34,7 @@ class FoundBody(BaseModel):
     score: float = Field(description="Mean probability inside the mask, times presence.")
     threshold: float
     min_presence: float
+    min_area: str
     notes: list[str] = Field(description="How masks were understood, and doubts about the answer.")
     seconds: dict[str, float]
     rle: Runs | None = None

@@ -248,6 +248,7 @@ class InferenceEngine:
             **found_record(answer.scene.found[0], order.extras),
             "threshold": order.answer.threshold,
             "min_presence": order.answer.min_presence,
+            "min_area": order.answer.min_area,
             "notes": [*notes, *answer.notes],
             "seconds": {stage: round(spent, 4) for stage, spent in answer.seconds.items()},
         }
