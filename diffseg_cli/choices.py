@@ -72,7 +72,7 @@ def least_pixels(min_area: str, largest: int) -> float:
         ValueError: it is neither; with a sentence.
     """
     if not re.fullmatch(MIN_AREA, min_area):
-        raise ValueError(f"'{min_area}' is neither a number of pixels such as 40 nor a percentage such as 1%.")
+        raise ValueError(f"'{min_area}' is neither a number of pixels (40) nor a percentage (1%).")
     number, percent, _ = min_area.partition("%")
     return float(number) * largest / 100 if percent else float(number)
 

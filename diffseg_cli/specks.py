@@ -14,8 +14,8 @@ from diffseg_cli.choices import least_pixels
 def drop_specks(mask: NDArray[np.bool_], min_area: str) -> NDArray[np.bool_]:
     """A mask without parts below an area and without holes below it.
 
-    Parts are 8-connected, holes 4-connected background that does not reach the border of the image. The largest
-    part always stays, so that a small object alone in the image is never lost.
+    Parts are 8-connected, holes 4-connected background that does not reach the border of the image. The
+    largest part always stays, so that a small object alone in the image is never lost.
 
     Args:
         mask: (H W).
@@ -36,8 +36,9 @@ def drop_specks(mask: NDArray[np.bool_], min_area: str) -> NDArray[np.bool_]:
     kept: NDArray[np.bool_] = np.append(False, areas >= min(least, largest))[parts]
     _, parts, figures, _ = cv2.connectedComponentsWithStats((~kept).astype(np.uint8), connectivity=4)
     left, top, width, height, areas = figures.T
-    reaches_border = (left == 0) | (top == 0) | (left + width == mask.shape[1]) | (top + height == mask.shape[0])
-    fill = ~reaches_border & (areas < least)
+    h, w = mask.shape
+    inside = (left > 0) & (top > 0) & (left + width < w) & (top + height < h)
+    fill = inside & (areas < least)
     fill[0] = False  # of this count, the mask itself
     filled: NDArray[np.bool_] = kept | fill[parts]
     return filled

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import picture
 from numpy.typing import NDArray
+from test_segmenter import picture
 
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.specks import drop_specks

@@ -47,7 +47,9 @@ def main() -> None:
     for area in AREAS:
         names = list(counts[area].counts)
         figures = counts[area].mean_iou(names), counts[area].mean_boundary_iou(names)
-        print(f"  {area:>5}  IoU {figures[0]:.4f}  boundary {figures[1]:.4f}  parts {np.mean(parts[area]):.1f}")
+        print(
+            f"  {area:>5}  IoU {figures[0]:.4f}  boundary {figures[1]:.4f}  parts {np.mean(parts[area]):.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -245,8 +245,8 @@ def _add_work(app: FastAPI, engine: InferenceEngine, answered: Answered, limits:
             Form(
                 pattern=MIN_AREA,
                 max_length=16,
-                description="Parts of the mask below this area are dropped and holes below it filled: pixels, "
-                "or percent of the largest part as in 1%.",
+                description="Parts of the mask below this area are dropped, holes below it filled: pixels "
+                "(40), or percent of the largest part (1%).",
             ),
         ] = "1%",
         form: Annotated[

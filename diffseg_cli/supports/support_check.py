@@ -111,9 +111,11 @@ def check_supports(
 def _ious(
     segmenter: Segmenter, query: QueryFeatures, support: SupportFeatures, truth: NDArray[np.bool_]
 ) -> tuple[float, float]:
-    """IoU and soft IoU (sums of probabilities, not of pixels) of the plain answer, neither refined nor cleaned."""
+    """IoU and soft IoU (sums of probabilities, not of pixels) of the answer, neither refined nor cleaned."""
     output = segmenter.predict(query.latents, query.edges, support)
-    mask, probability = segmenter.finish(output.probability[0, 0], query.images[0], refine=False, min_area="0")
+    mask, probability = segmenter.finish(
+        output.probability[0, 0], query.images[0], refine=False, min_area="0"
+    )
     iou = float((mask & truth).sum() / max((mask | truth).sum(), 1))
     inside = float(probability[truth].sum())
     return iou, inside / (float(probability.sum()) + float(truth.sum()) - inside)
