@@ -17,6 +17,7 @@ from diffseg_cli.frames import crop_to_object
 from diffseg_cli.models.knowledge import KNOWLEDGE
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.specks import drop_specks
 from diffseg_cli.trained import untrained
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -48,7 +49,7 @@ def test_everything_has_the_querys_own_size(
     assert prediction.mask.dtype == bool and prediction.probability.dtype == np.float32
     for values in (prediction.probability, prediction.score_map):
         assert values.min() >= 0 and values.max() <= 1
-    assert np.array_equal(prediction.mask, prediction.probability > 0.5)
+    assert np.array_equal(prediction.mask, drop_specks(prediction.probability > 0.5, "1%"))
     assert set(prediction.seconds) >= {"edges", "encode"}
 
 
@@ -70,7 +71,7 @@ def test_threshold_moves_the_mask_only(small_segmenter: Segmenter, support: Supp
     levels = np.unique(probability)
     for index in (len(levels) // 4, 3 * len(levels) // 4):
         threshold = float(levels[index])  # exactly one of the values: what ties with it is background
-        cut = small_segmenter.segment(picture(3), support, threshold=threshold)
+        cut = small_segmenter.segment(picture(3), support, threshold=threshold, min_area="0")
         assert np.array_equal(cut.probability, probability) and cut.threshold == threshold
         assert np.array_equal(cut.mask, probability >= levels[index + 1])
 
