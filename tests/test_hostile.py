@@ -86,6 +86,23 @@ LABELME: dict[str, Any] = {
         {"label": "dog", "shape_type": "mask", "points": [[0, 0], [27, 19]], "mask": STAMP},
     ],
 }
+RING = {"name": "polygon", "all_points_x": [1, 20, 9], "all_points_y": [1, 4, 15]}
+VIA = {
+    "a": {"filename": "a.png", "regions": [{"shape_attributes": RING, "region_attributes": {"class": "dog"}}]}
+}
+VIA["a"]["regions"].append(
+    {"shape_attributes": {"name": "ellipse", "cx": 9, "cy": 9, "rx": 4, "ry": 2, "theta": 0.4}}
+)
+REGION: dict[str, Any] = {
+    **{"id": "x1", "type": "polygonlabels", "original_width": HW[1], "original_height": HW[0]},
+    "value": {"points": [[5, 5], [80, 20], [30, 70]], "polygonlabels": ["dog"]},
+}
+LABEL_STUDIO = [{"id": 1, "data": {"image": "/data/a.png"}, "annotations": [{"result": [REGION]}]}]
+CVAT = f"""<?xml version="1.0" encoding="utf-8"?>
+<annotations><image id="0" name="a.png" width="{HW[1]}" height="{HW[0]}">
+<polygon label="dog" points="1,1;20,4;9,15"/>
+<mask label="dog" rle="0, 3, 2, 5" left="3" top="4" width="5" height="2"/>
+<ellipse label="dog" cx="9" cy="9" rx="4" ry="2" rotation="30"/></image></annotations>"""
 SEEDS: dict[str, bytes] = {
     "a.png": _picture("PNG"),
     "palette.png": _picture("PNG", "P"),
@@ -105,6 +122,10 @@ SEEDS: dict[str, bytes] = {
     "packed.npz": _arrays(np.savez_compressed),
     "coco.json": json.dumps(COCO).encode(),
     "labelme.json": json.dumps(LABELME).encode(),
+    "via.json": json.dumps(VIA).encode(),
+    "label_studio.json": json.dumps(LABEL_STUDIO).encode(),
+    "sa_1b.json": json.dumps({"image": COCO["images"][0], "annotations": COCO["annotations"][1:2]}).encode(),
+    "cvat.xml": CVAT.encode(),
     "yolo.txt": b"0 0.1 0.1 0.5 0.1 0.5 0.5\n2 0.2 0.2 0.9 0.2 0.9 0.9 0.3 0.8\n",
     "a.safetensors": save({"x": np.zeros((2, 3), np.float32)}, {"format": "diffseg-checkpoint"}),
 }
