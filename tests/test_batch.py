@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from diffseg_cli import assembly
 from diffseg_cli import files as files_module
 from diffseg_cli.batch import pipeline, sizing, store
 from diffseg_cli.batch import runner as runner_module
-from diffseg_cli.batch.manifest import ManifestReader, ManifestWriter
+from diffseg_cli.batch.manifest import ManifestReader, ManifestWriter, Row
 from diffseg_cli.batch.runner import Runner
 from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, SupportChoice
 from diffseg_cli.cli import batch_progress, main
@@ -308,6 +310,36 @@ def test_lines_that_somebody_edited_are_done_again(changes: dict[str, Any]) -> N
     path.write_text("".join(f"{json.dumps(line)}\n" for line in [*edited, [], 7, "text"]))
     now = states(batch("-f", "mask", "-f", "coco", "--json"))
     assert now == {"a": "done", "b": "skipped", "c": "skipped", "d": "skipped"}
+
+
+def test_a_clock_that_is_ahead_does_not_outlive_what_was_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = Path("photos/b.png").read_bytes()
+    Path("photos/b.png").write_bytes(b"spoiled")
+    with monkeypatch.context() as patch:
+        ahead = time.time() + 86400
+        patch.setattr(time, "time", lambda: ahead)
+        batch("-f", "mask", "-f", "coco", "--part", "1/1", code=5)
+        Path("out/manifest.jsonl").rename("out/manifest-1-of-1.jsonl")  # as a machine with a part leaves it
+    Path("photos/b.png").write_bytes(good)
+    batch("-f", "mask", "-f", "coco")
+    coco = json.loads(Path("out/coco.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == [f"{name}.png" for name in NAMES]
+    result = run("--verify", "-o", "out")
+    assert result.exit_code == 0, result.output
+
+
+def test_there_may_be_more_manifests_than_open_files(tmp_path: Path) -> None:
+    for number in range(200):
+        with ManifestWriter(tmp_path, f"-{number}-of-200") as writer:
+            writer.add(Row(f"{number % 150}", {"path": "x"}, "s", "w", order=number, error="bad"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 20, limits[1]))
+    try:
+        with ManifestReader(tmp_path) as reader:
+            assert len(reader.keys()) == 150
+            assert [row.order for row in reader.rows("7")] == [7, 157]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_second_run_of_the_same_part_is_refused(folder: Path) -> None:

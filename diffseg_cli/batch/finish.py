@@ -34,7 +34,7 @@ def finish(
         concepts: records of what was looked for.
 
     Returns:
-        What the manifest is to say of them: `files`, name -> sha256, and the `time`.
+        What the manifest is to say of them: `files`, name -> sha256, with `order` and `time`.
 
     Raises:
         InputError: one cannot be written.
@@ -53,7 +53,8 @@ def finish(
         contents = encode_run(job.formats, run)
         contents[INDEX] = render_index(cards, job.names, len(items)).encode()
         files = {name: store.write(name, content) for name, content in contents.items()}
-        return {"files": files, "time": round(time.time(), 3)}
+        last = manifest.last_record("files") or {"order": 0}
+        return {"files": files, "order": last["order"] + 1, "time": round(time.time(), 3)}
 
 
 def _settled(rows: Sequence[Row], signature: Signature) -> Row | None:
@@ -109,7 +110,7 @@ def verify(out: Path) -> Iterator[Fault | None]:
             )
         for key in keys:
             yield from _faults(store, manifest.rows(key)[-1])
-        for name, sha256 in (manifest.last_record("files") or {}).items():
+        for name, sha256 in (manifest.last_record("files") or {"files": {}})["files"].items():
             yield _compare(store, name, name, sha256)
 
 

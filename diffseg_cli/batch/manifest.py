@@ -6,16 +6,15 @@ readers. Lines stay on disk: in memory is only where they are.
 """
 
 import json
-import shutil
 import tempfile
-import threading
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from diffseg_cli.files import LineLog, unwritable, whole_lines
-from diffseg_cli.remote import is_remote
+from diffseg_cli.remote import is_remote, read_whole
 
 NAME = "manifest"
 BUSY = "Wait for it, or share the work: --part 1/2 here, --part 2/2 there."
@@ -34,7 +33,8 @@ class Row:
         found: `finding.scene_record`, or nothing of a failure.
         shapes: what files of the run need, `results.formats.shapes_of`.
         seconds: wall time of each stage.
-        time: when it was finished, seconds since 1970.
+        time: when it was finished, seconds since 1970, by the clock of the machine that did it.
+        order: one more than that of all rows of the image its writer knew: clocks of machines differ.
         error: why it failed, or None.
     """
 
@@ -47,6 +47,7 @@ class Row:
     shapes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     time: float = 0.0
+    order: int = 0
     error: str | None = None
 
     @property
@@ -68,7 +69,7 @@ def _parse(line: bytes) -> Row | None:
         files = [row.input, *row.outputs.values()]
         hashes = [str(file["path"]) and file["sha256"] for file in files if row.error is None]
         dicts = (row.input, row.found, row.shapes, row.seconds)
-        whole = isinstance(row.key, str) and isinstance(row.time, float | int)
+        whole = isinstance(row.key, str) and isinstance(row.time, float | int) and isinstance(row.order, int)
         whole = whole and all(isinstance(each, dict) for each in dicts)
         whole = whole and all(isinstance(each, str) for each in hashes)
         return row if whole and (row.error is not None or row.found["mask_area"] >= 0) else None
@@ -76,75 +77,73 @@ def _parse(line: bytes) -> Row | None:
         return None
 
 
-def _fetched(path: Path) -> BinaryIO:
-    """A copy on this machine's disk: lines are looked up one by one."""
-    copy = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - the reader closes it
-    with path.open("rb") as stream:
-        shutil.copyfileobj(stream, copy)
-    copy.seek(0)
-    return copy
-
-
 class ManifestReader:
-    """All manifests of a folder, merged.
+    """All manifests of a folder, merged; no file of them stays open, as there may be thousands.
 
     Args:
         out: the folder.
     """
 
     def __init__(self, out: Path) -> None:
-        self._files: list[BinaryIO] = []
+        self._paths: list[Path] = []
         self._places: dict[str, list[tuple[int, int]]] = {}  # key -> (file, offset), the latest of each file
-        self._lock = threading.Lock()
+        self._records: list[dict[str, Any]] = []
+        self._copies: tempfile.TemporaryDirectory[str] | None = None
+        if is_remote(out):  # lines are looked up one by one
+            self._copies = tempfile.TemporaryDirectory(prefix="diffseg-")
         for path in sorted(out.glob(f"{NAME}*.jsonl"), key=str):
             self._index(path)
 
     def _index(self, path: Path) -> None:
+        number = len(self._paths)
         try:
-            file = _fetched(path) if is_remote(path) else path.open("rb")
+            if self._copies is not None:
+                copy = Path(self._copies.name, str(number))
+                copy.write_bytes(read_whole(path))
+                path = copy
+            self._paths.append(path)
+            with path.open("rb") as file:
+                for offset, line in whole_lines(file):
+                    self._note(number, offset, line)
         except OSError as error:
             raise unwritable(path, error) from error
-        number = len(self._files)
-        self._files.append(file)
-        for offset, line in whole_lines(file):
-            row = _parse(line)
-            if row is not None:
-                places = self._places.setdefault(row.key, [])
-                if places and places[-1][0] == number:
-                    places.pop()
-                places.append((number, offset))
+
+    def _note(self, number: int, offset: int, line: bytes) -> None:
+        """Remember where a line is, or a record as it is."""
+        row = _parse(line)
+        if row is not None:
+            places = self._places.setdefault(row.key, [])
+            if places and places[-1][0] == number:
+                places.pop()
+            places.append((number, offset))
+        elif line.startswith(b'{"record"'):
+            with suppress(ValueError, KeyError, TypeError):
+                record = json.loads(line)["record"]
+                self._records.append({"order": 0, **record})
 
     def rows(self, key: str) -> list[Row]:
-        """What is known of an image, the latest last."""
+        """What is known of an image, the latest last: by what knew of what, and only then by the clock."""
         found = []
-        with self._lock:
-            for number, offset in self._places.get(key, ()):
-                self._files[number].seek(offset)
-                row = _parse(self._files[number].readline())
+        for number, offset in self._places.get(key, ()):
+            with suppress(OSError), self._paths[number].open("rb") as file:
+                file.seek(offset)
+                row = _parse(file.readline())
                 if row is not None:
                     found.append(row)
-        return sorted(found, key=lambda row: row.time)
+        return sorted(found, key=lambda row: (row.order, row.time))
 
     def keys(self) -> list[str]:
         """All images, sorted."""
         return sorted(self._places)
 
-    def last_record(self, name: str) -> Any:
-        """What was last written down under this name by `ManifestWriter.add_record`, or None."""
-        latest, found = 0.0, None
-        for file in self._files:
-            file.seek(0)
-            for line in file:
-                if not (line.startswith(b'{"record"') and line.endswith(b"\n")):
-                    continue
-                record = json.loads(line)["record"]
-                if name in record and record["time"] >= latest:
-                    latest, found = record["time"], record[name]
-        return found
+    def last_record(self, name: str) -> dict[str, Any] | None:
+        """The last one with this name that `ManifestWriter.add_record` wrote, or None."""
+        named = [record for record in self._records if name in record]
+        return max(named, key=lambda record: (record["order"], record["time"]), default=None)
 
     def close(self) -> None:
-        for file in self._files:
-            file.close()
+        if self._copies is not None:
+            self._copies.cleanup()
 
     def __enter__(self) -> "ManifestReader":
         return self
@@ -175,7 +174,7 @@ class ManifestWriter:
         self._write(asdict(row))
 
     def add_record(self, record: dict[str, Any]) -> None:
-        """Write down something about the run; it has a `time`."""
+        """Write down something about the run; it has a `time` and an `order`, as rows have."""
         self._write({"record": record})
 
     def flush(self) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
@@ -90,15 +91,17 @@ class Session(Generic[M]):
             if not dry:
                 self.store.clean(name for item in items for name in item.outputs(job.patterns).values())
             self.runner = load(job, self.store, reader.rows if resume else None)
+            self._reader = reader
             self._sign(reader)
             self._files = stack.pop_all()
 
     def _sign(self, reader: ManifestReader) -> None:
         """Write down the settings behind the hashes of the rows to come, once."""
         signature = self.runner.signature
-        if self._writer is not None and reader.last_record("settings") != signature.settings:
-            named = {"settings": signature.settings, "weights": signature.weights}
-            self._writer.add_record({**named, "what": signature.record, "time": round(time.time(), 3)})
+        last = reader.last_record("settings") or {"settings": None, "order": 0}
+        if self._writer is not None and last["settings"] != signature.settings:
+            named = {"settings": signature.settings, "weights": signature.weights, "what": signature.record}
+            self._writer.add_record({**named, "order": last["order"] + 1, "time": round(time.time(), 3)})
 
     def record(self, outcome: Outcome) -> None:
         """Write down what became of an image, unless an earlier run did.
@@ -107,7 +110,9 @@ class Session(Generic[M]):
             InputError: the manifest cannot be written; the run must stop.
         """
         if self._writer is not None and not outcome.skipped:
-            self._writer.add(outcome.row)
+            known = self._reader.rows(outcome.row.key)
+            order = 1 + max((row.order for row in known), default=0)
+            self._writer.add(replace(outcome.row, order=order))
 
     def finish(self) -> list[Path]:
         """Write the files of the run from everything that is done; returns where they are.
