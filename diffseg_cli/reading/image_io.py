@@ -146,7 +146,7 @@ def read_mask(
         ignore_crowd: in a COCO file, `iscrowd` marks crowds: areas that are ignored. Of COCO's own files it
             always does; other tools mark every mask of a brush so.
         invert: the object is everything else (never an ignored area).
-        target: the image, for an annotation file.
+        target: the image it is for: its name among annotations, its size and its EXIF orientation.
         most_pixels: a file may have.
 
     Returns:
@@ -156,10 +156,7 @@ def read_mask(
         InputError: as `read_image`; or the mask is ambiguous, empty or full.
         UsageError: two choices that exclude each other, or a colour that is none.
     """
-    choices = {"--label": label, "--color": color, "--category": category, "--annotation": annotation}
-    given = [option for option, value in choices.items() if value is not None]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} each say what the object is.", "Give one of them.")
+    given = _only_choice(label=label, color=color, category=category, annotation=annotation)
     name = source_name(source, "The mask")
     file = as_file(source) if isinstance(source, str | Path | InputFile) else None
     if file is not None and is_annotation_file(file):
@@ -180,11 +177,23 @@ def read_mask(
     content, orientation = _read_raster(source, file, most_pixels)
     if category is not None or annotation is not None:
         raise InputError(
-            f"{name} is no file of annotations, so {given[0]} chooses nothing in it.",
+            f"{name} is no file of annotations, so {given} chooses nothing in it.",
             "Choose its object with --label or --color.",
         )
     mask = read_meaning(content, label=label, color=color, invert=invert, name=name)
     return _as_shown(mask, target, name) if orientation == 1 else mask
+
+
+def _only_choice(**choices: Any) -> str | None:
+    """The option that says which object is meant, if one does.
+
+    Raises:
+        UsageError: several do.
+    """
+    given = [f"--{name}" for name, value in choices.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} each say what the object is.", "Give one of them.")
+    return given[0] if given else None
 
 
 def _read_raster(
