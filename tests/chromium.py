@@ -64,7 +64,7 @@ class Chromium:
         """The value a script returns; `arguments[i]` in it are the arguments. A promise is waited for."""
         return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
-    def wait_for(self, condition: str, seconds: float = 20) -> None:
+    def wait_for(self, condition: str, seconds: float = 120) -> None:
         """Wait until an expression of JavaScript is true."""
         end = time.monotonic() + seconds
         while not self.run(f"return Boolean({condition})"):

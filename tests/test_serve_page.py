@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +137,16 @@ def test_painting_and_dropping_shows_what_is_found_at_once(
     mask = np.asarray(Image.open(saved).convert("L"))
     assert mask.shape == Image.open(queries[0]).size[::-1] and set(np.unique(mask)) == {0, 255}
     assert (mask > 0).mean() == pytest.approx(share_found(browser), abs=1e-6)
+    browser.click("#save-all")
+    archive = tmp_path / "masks.zip"
+    for _ in range(100):
+        if archive.exists():
+            break
+        time.sleep(0.05)
+    with zipfile.ZipFile(archive) as files:
+        assert files.testzip() is None
+        assert files.namelist() == ["query_mask.png", "query2_mask.png", "query_2_mask.png"]
+        assert files.read("query_mask.png") == saved.read_bytes()
     browser.run("const s = document.getElementById('min-presence'); s.value = 100; s.oninput()")
     assert "taken for absent" in browser.run("return cards[2].facts.textContent")
     browser.click("#remove-all")
@@ -163,6 +174,22 @@ def test_pictures_are_dropped_where_they_belong(browser: Chromium, address: str)
     browser.wait_for("cards.length === 1 && cards[0].picture")
     assert browser.run("return document.getElementById('state').textContent") == "Paint the object first."
     assert not browser.run("return document.querySelector('.over')")
+
+
+def test_a_second_support_joins_the_first(browser: Chromium, address: str) -> None:
+    browser.open(address)
+    paint_bird(browser)
+    browser.run("adding = true")  # as the button does before it opens the dialog for files
+    browser.choose_files("#support-file", [BIRD / "query.jpg"])
+    browser.wait_for("more.length === 1 && support.file.name === 'query.jpg' && !support.blob")
+    sent = "const form = new FormData(); supportForm(form); return form.getAll('support').map((f) => f.name)"
+    assert browser.run(sent) == ["support.jpg"]
+    browser.drag("#marks", [(0.5, 0.4), (0.6, 0.5)])
+    browser.wait_for("support.blob")
+    assert browser.run(sent) == ["support.jpg", "query.jpg"]
+    shoot(browser, "supports")
+    browser.click("#more button")
+    assert browser.run(sent) == ["query.jpg"]
 
 
 def test_a_box_becomes_a_mask_that_can_be_undone(browser: Chromium, address: str) -> None:
