@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
+from diffseg_cli.config import AdaptConfig
 from diffseg_cli.labelling.project import HIDDEN, Project
-from diffseg_cli.labelling.teaching import support_keys
+from diffseg_cli.labelling.teaching import propose, support_keys, teach_steps
 from diffseg_cli.labelling.thumbnails import Thumbnails
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
@@ -172,6 +173,19 @@ def test_learning_proposes_for_everything_that_is_open(client: TestClient, proje
     assert str(project.images) not in json.dumps(rows["b.png"]) and "b.png" in rows["b.png"]["error"]
     masks = project.masks("a.png")
     assert masks is not None and (masks[0] == (labels() > 0)).all()
+
+
+def test_learning_adapts_the_modules_that_are_trained(small_segmenter: Segmenter, project: Project) -> None:
+    project.correct("a.png", 0, [labels() > 0])
+    project.say_nothing("b.png", 0)
+    before = small_segmenter.trained.digest
+    steps = list(teach_steps(small_segmenter, project, adapt=AdaptConfig(steps=2)))
+    assert [(step.step, step.steps) for step in steps] == [(1, 2), (2, 2), (2, 2)]
+    taught = steps[-1].taught
+    assert taught is not None and taught.concepts[0].adapted is not None and taught.supports == 1
+    assert small_segmenter.trained.digest == before
+    review = propose(project, taught, "day1/c.png")
+    assert review.state.value == "proposed" and review.doubt is not None
 
 
 def test_learning_can_be_cancelled(client: TestClient) -> None:

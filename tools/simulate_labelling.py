@@ -23,7 +23,7 @@ from diffseg_cli.datasets.episode import Sample, read_folder
 from diffseg_cli.labelling.doubt import by_doubt
 from diffseg_cli.labelling.project import Mask, Project
 from diffseg_cli.labelling.review_log import State
-from diffseg_cli.labelling.teaching import propose, teach_steps
+from diffseg_cli.labelling.teaching import ADAPT, propose, teach_steps
 from diffseg_cli.reading.image_io import read_pair
 from diffseg_cli.segmenter import Segmenter
 
@@ -40,7 +40,7 @@ def iou(found: Mask, truth: Mask) -> float:
 def learn(segmenter: Segmenter, project: Project, *, adapt: bool, most_supports: int) -> None:
     """Learn from everything that is corrected, and propose for the rest."""
     taught = None
-    for step in teach_steps(segmenter, project, adapt=adapt, most_supports=most_supports):
+    for step in teach_steps(segmenter, project, adapt=ADAPT if adapt else None, most_supports=most_supports):
         taught = step.taught
     if taught is not None:
         for review in project.reviews():

@@ -16,7 +16,6 @@ from diffseg_cli.labelling.doubt import doubt_of
 from diffseg_cli.labelling.project import Mask, Project
 from diffseg_cli.labelling.review_log import Review, State
 from diffseg_cli.reading.image_io import read_image
-from diffseg_cli.results.outputs import settle
 from diffseg_cli.supports.concept import Concept
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 Pair = tuple[NDArray[np.uint8], Mask]
 
 MOST_SUPPORTS = 10  # per class: a look takes longer with each
+ADAPT = AdaptConfig()
 MOST_NEGATIVES = 5  # images without any class that are learned from
 PRESENT = 0.5  # presence below which nothing is proposed, where there is a calibrated score
 
@@ -34,11 +34,13 @@ class Taught:
     """What was learned from what a person decided.
 
     Attributes:
-        classes: a segmenter and its supports for each class that has any; all of one backbone.
+        segmenter: that encoded the concepts; where they are adapted, their own modules answer.
+        concepts: one for each class that has supports.
         supports: how many images they were learned from.
     """
 
-    classes: list[tuple["Segmenter", Concept]]
+    segmenter: "Segmenter"
+    concepts: list[Concept]
     supports: int
 
 
@@ -78,7 +80,7 @@ def teach_steps(
     project: Project,
     given: Sequence[Concept] = (),
     *,
-    adapt: bool = True,
+    adapt: AdaptConfig | None = ADAPT,
     most_supports: int = MOST_SUPPORTS,
 ) -> Iterator[TeachStep]:
     """Learn the classes of a project from the images a person accepted or corrected.
@@ -87,7 +89,8 @@ def teach_steps(
         segmenter: that learns; it stays as it is.
         project: what was decided.
         given: concepts to begin with, by the names of classes.
-        adapt: the trained modules as well, where there are any; else the images are supports and no more.
+        adapt: how the trained modules are adapted, where there are any; with None the images are supports
+            and no more.
         most_supports: of each class.
 
     Yields:
@@ -99,30 +102,29 @@ def teach_steps(
     """
     keys = [support_keys(project, index, most_supports) for index in range(len(project.classes))]
     start = {concept.name: concept for concept in given}
-    adapts = adapt and segmenter.head == "pam"
-    steps = sum(AdaptConfig.steps if adapts and each else 1 for each in keys)
+    config = adapt if segmenter.head == "pam" else None
+    steps = sum(config.steps if config and each else 1 for each in keys)
     absent = [review.image for review in project.reviews() if review.state is State.NOTHING]
-    negatives = [read_image(project.item(key).path) for key in absent[-MOST_NEGATIVES:]] if adapts else []
-    done, learned = 0, list[tuple["Segmenter", Concept]]()
+    negatives = [read_image(project.item(key).path) for key in absent[-MOST_NEGATIVES:]] if config else []
+    done, learned = 0, list[Concept]()
     for index, name in enumerate(project.classes):
         pairs = [_pair(project, key, index) for key in keys[index]]
-        taught = segmenter
-        if pairs and adapts:
-            for step in adapt_steps(segmenter, pairs, negatives=negatives):
+        adapted = None
+        if pairs and config:
+            for step in adapt_steps(segmenter, pairs, negatives=negatives, config=config):
                 done += 1
-                if step.adapted is not None:
-                    taught = segmenter.with_trained(step.adapted.trained)
+                adapted = step.adapted
                 yield TeachStep(done, steps)
         if pairs:
-            learned.append((taught, Concept(name, segmenter.encode_support(pairs), tiles=())))
+            learned.append(Concept(name, segmenter.encode_support(pairs), tiles=(), adapted=adapted))
         elif name in start:
-            learned.append((segmenter, start[name]))
+            learned.append(start[name])
     if not learned:
         raise UsageError(
             "There is nothing to learn from yet.",
             "Correct an image first, or start the server with --concept.",
         )
-    yield TeachStep(steps, steps, Taught(learned, len({key for each in keys for key in each})))
+    yield TeachStep(steps, steps, Taught(segmenter, learned, len({key for each in keys for key in each})))
 
 
 def _pair(project: Project, key: str, index: int) -> Pair:
@@ -143,17 +145,15 @@ def propose(project: Project, taught: Taught, key: str) -> Review:
         return review
     path = project.item(key).path
     try:
-        query = taught.classes[0][0].encode_queries([path])
-        found = []
-        for segmenter, concept in taught.classes:
-            calibrated = segmenter.trained.presence is not None
-            answer = AnswerChoice(min_presence=PRESENT if calibrated else 0.0)
-            found += find_in(segmenter, query, [concept], [path], answer)[0].scene.found
+        query = taught.segmenter.encode_queries([path])
+        calibrated = taught.segmenter.trained.presence is not None
+        answer = AnswerChoice(min_presence=PRESENT if calibrated else 0.0)
+        found = find_in(taught.segmenter, query, taught.concepts, [path], answer)[0].scene.found
     except DiffsegError as error:
         return project.fail(key, review.revision, error.message.replace(str(path), key))
-    settled = {each.name: each for each in settle(found)}
+    by_name = {each.name: each for each in found}
     empty = np.zeros(query.images[0].shape[:2], dtype=bool)
-    masks = [settled[name].mask if name in settled else empty for name in project.classes]
+    masks = [by_name[name].mask if name in by_name else empty for name in project.classes]
     presence = {each.name: round(each.presence, 4) for each in found if each.presence is not None}
     doubt = max(doubt_of(each.mask, each.probability, each.presence) for each in found)
     return project.propose(key, review.revision, masks, presence, doubt)
