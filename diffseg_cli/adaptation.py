@@ -235,11 +235,15 @@ def _loss(
         pool = views.absent if absent else views.queries[index]
         queries.append(pool[int(generator.integers(len(pool)))])
         holds.append(not absent)
-    output, masks = views.forward(learner, queries, SupportFeatures.stack(supports), step)
-    loss = config.mask_weight * mask_loss(output.mask_image, masks)
+    # The modules learn in float32; under a backbone in half precision they compute as it does.
+    device, dtype = learner.device, learner.dtype
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        output, masks = views.forward(learner, queries, SupportFeatures.stack(supports), step)
+    loss = config.mask_weight * mask_loss(output.mask_image.float(), masks)
     if any(holds):  # some place is the brightest of every score map, so an absent concept teaches it nothing
         chosen_rows = torch.tensor(holds, device=masks.device)
-        loss = loss + config.map_weight * map_loss(output.scores.score_map[chosen_rows], masks[chosen_rows])
+        score_map = output.scores.score_map.float()[chosen_rows]
+        loss = loss + config.map_weight * map_loss(score_map, masks[chosen_rows])
     return loss
 
 

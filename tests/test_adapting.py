@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_swift_segmenter
+from conftest import make_small_segmenter, make_swift_segmenter
 from PIL import Image
 from test_adaptation import striped_patch
 from typer.testing import CliRunner, Result
@@ -289,12 +290,35 @@ def test_tensors_that_are_not_those_of_the_modules_are_refused(small_segmenter: 
 def test_a_concept_fits_the_modules_it_was_adapted_from(small_segmenter: Segmenter) -> None:
     saved = open_made("--adapt")
     trained = small_segmenter.trained
-    double = small_segmenter.with_trained(adaptation.replace(trained, modules=trained.modules))
+    double = small_segmenter.with_trained(replace(trained, modules=trained.modules))
     assert saved.concept(double).adapted is not None
-    other = small_segmenter.with_trained(adaptation.replace(trained, mask_gamma=0.5))
+    other = small_segmenter.with_trained(replace(trained, mask_gamma=0.5))
     with pytest.raises(WeightsError, match=r"dog\.dsc was adapted from other SCM and PAM \(.*\) than those"):
         saved.concept(other)
     assert saved.concept(make_swift_segmenter(small_segmenter)).adapted is None  # a head that reads none
+
+
+@pytest.mark.usefixtures("moves")
+def test_in_half_precision_it_adapts_and_reads_what_full_precision_adapted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = make_small_segmenter()
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: full)
+    saved = open_made("--adapt")
+    modules = full.trained.modules.to(torch.bfloat16)
+    half = replace(full, trained=replace(full.trained, modules=modules))
+    half.backbone.to(dtype=torch.bfloat16)  # type: ignore[attr-defined]
+    assert half.hed is not None
+    half.hed.to(torch.bfloat16)
+    read = saved.concept(half).adapted
+    assert {value.dtype for value in read.trained.modules.state_dict().values()} == {torch.bfloat16}
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: half)
+    row = json.loads(
+        done("segment", *ONE, "--adapt", "scene.png", "-f", "score", "-o", "now", "--json").stdout
+    )
+    again = open_made("--adapt").concept(half).adapted
+    assert again.trained.digest == row["adapted"]["object"]["digest"] != read.trained.digest
+    assert np.isfinite(score("now")).all()
 
 
 KILLED = """
