@@ -195,6 +195,7 @@ def run_tables(options: argparse.Namespace) -> None:
         for name in ("steps", "batch_size", "seed", "image_size", "episodes", "views", "val_sources")
     }
     settings |= {"backbone": backbone.fingerprint, "train_config": asdict(replace(TrainConfig(), steps=0))}
+    settings = json.loads(json.dumps(settings))  # as a record gives them back
     rows = {row.name: row for table in options.table for row in TABLES[table]}
     build(train, "training images"), build(held_out, "validation images")
     for row in rows.values():

@@ -18,7 +18,9 @@ def export(
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="The --out folder of `diffseg serve`.")],
     form: Annotated[
         Literal["coco", "yolo", "labelme", "voc", "mask"],
-        typer.Option("--format", "-f", help="What to write."),
+        typer.Option(
+            "--format", "-f", metavar="FORMAT", help="What to write: coco, yolo, labelme, voc or mask."
+        ),
     ],
     out: Annotated[
         Path | None,

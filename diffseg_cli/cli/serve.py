@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = """Examples:
 
-  diffseg serve
-
   diffseg serve --port 8080 --concept dog.dsc --concept sofa.dsc
 
   diffseg serve --queries photos/ --out labels/ --class dog"""
