@@ -16,6 +16,7 @@ from diffseg_cli.errors import DiffsegError, InputError, UsageError, WeightsErro
 from diffseg_cli.frames import crop_to_object
 from diffseg_cli.models.knowledge import KNOWLEDGE
 from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.specks import drop_specks
 from diffseg_cli.trained import untrained
@@ -53,17 +54,23 @@ def test_everything_has_the_querys_own_size(
     assert set(prediction.seconds) >= {"edges", "encode"}
 
 
-def test_batch_order_and_size_do_not_change_a_picture(
-    small_segmenter: Segmenter, support: SupportFeatures
-) -> None:
-    queries = [picture(seed) for seed in range(4)]
-    alone = [small_segmenter.segment(query, support, seed=7) for query in queries]
-    together = small_segmenter.segment_encoded(
-        small_segmenter.encode_queries(queries[::-1]), support, seed=7
-    )[::-1]
+def test_batch_order_and_size_do_not_change_an_answer() -> None:
+    """But for the last digits of float32, on any processor and number of threads.
+
+    With the shipped model: random features hardly differ from place to place, so min-max of the score map
+    would stretch their rounding some thousand times.
+    """
+    shipped, bird = load_segmenter(device="cpu"), EXAMPLES / "bird"
+    support = shipped.encode_support([(bird / "support.jpg", bird / "support_mask.png")])
+    query = read_image(bird / "query.jpg")
+    queries = [query, query[:, ::-1].copy(), query[::-1].copy()]
+    alone = [shipped.segment(each, support, refine=False) for each in queries]
+    together = shipped.segment_encoded(shipped.encode_queries(queries[::-1]), support, refine=False)[::-1]
+    rounding = 32 * np.finfo(np.float32).eps
     for one, other in zip(alone, together, strict=True):
-        np.testing.assert_allclose(one.probability, other.probability, atol=2e-4)
-        np.testing.assert_allclose(one.score_map, other.score_map, atol=2e-3)
+        np.testing.assert_allclose(one.probability, other.probability, rtol=0, atol=rounding)
+        np.testing.assert_allclose(one.score_map, other.score_map, rtol=0, atol=rounding)
+        assert one.presence == pytest.approx(other.presence, abs=rounding)
 
 
 def test_threshold_moves_the_mask_only(small_segmenter: Segmenter, support: SupportFeatures) -> None:
