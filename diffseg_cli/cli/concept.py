@@ -36,8 +36,6 @@ MAKE_EXAMPLES = """Examples:
 
   diffseg concept make dog.dsc --support a.jpg --mask a.png
 
-  diffseg concept make weld.dsc -s a.jpg -m a.png -s b.jpg -m b.png --name weld
-
   diffseg concept make weld.dsc -s a.jpg -m a.png -s b.jpg -m b.png --adapt"""
 
 SHOW_EXAMPLES = """Examples:
