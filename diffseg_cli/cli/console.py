@@ -1,12 +1,15 @@
 """What a user sees: results on stdout, everything else on stderr, moving things only on a terminal."""
 
+import codecs
+import io
 import json
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,12 +21,61 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEBUG_VARIABLE = "DIFFSEG_DEBUG"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 QUIET_SECONDS = 60  # between two lines of a long run where there is no bar
 
 
+# --- streams -------------------------------------------------------------------------------------------
+
+
+def prepare_streams() -> None:
+    """Make the streams of this process fit for any file name, and for being closed.
+
+    On stdout a name keeps its bytes, also those that are no text; a character that the encoding of the
+    terminal lacks is written as an escape. A stream that is closed leads nowhere: the next file opened would
+    take its number otherwise.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for good
+    codecs.register_error("diffseg", _written_anyway)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="diffseg")
+
+
+def _written_anyway(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Instead of a character that cannot be encoded; never an error."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    one = UnicodeEncodeError(error.encoding, error.object, error.start, error.start + 1, error.reason)
+    try:
+        return codecs.lookup_error("surrogateescape")(one)
+    except UnicodeEncodeError:
+        return codecs.lookup_error("backslashreplace")(one)
+
+
+def drop_stdout() -> None:
+    """Let what is left for stdout go nowhere: it cannot be written, and Python would try again at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def harmless(text: str) -> str:
+    """A text without control characters: in a file name they could steer the terminal."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def _label(word: str, color: str) -> str:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return word if plain else typer.style(word, fg=color, bold=True)
+
+
+# --- lines ---------------------------------------------------------------------------------------------
+
+
 def result(text: str) -> None:
-    """A line that was asked for."""
-    typer.echo(text, file=sys.stdout)
+    """A line that was asked for; a pipe gets file names as they are."""
+    typer.echo(harmless(text) if sys.stdout.isatty() else text, file=sys.stdout)
 
 
 def result_json(row: dict[str, Any]) -> None:
@@ -44,19 +96,19 @@ def result_bytes(content: bytes) -> None:
 
 def say(text: str) -> None:
     """A line about what is going on."""
-    typer.echo(text, file=sys.stderr)
+    typer.echo(harmless(text), file=sys.stderr)
 
 
 def note(text: str) -> None:
     """Something worth knowing that stops nothing."""
-    typer.echo(f"{typer.style('note:', fg='yellow', bold=True)} {text}", file=sys.stderr)
+    typer.echo(f"{_label('note:', 'yellow')} {harmless(text)}", file=sys.stderr)
 
 
 def error(message: str, hint: str | None = None) -> None:
     """Why it stopped, and what to try."""
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", file=sys.stderr)
+    typer.echo(f"{_label('error:', 'red')} {harmless(message)}", file=sys.stderr)
     if hint:
-        typer.echo(f"{typer.style('hint:', fg='cyan', bold=True)} {hint}", file=sys.stderr)
+        typer.echo(f"{_label('hint:', 'cyan')} {harmless(hint)}", file=sys.stderr)
 
 
 def debugging() -> bool:

@@ -1,6 +1,6 @@
 """The Typer app, and the one place that turns errors into a sentence and an exit code."""
 
-import io
+import errno
 import sys
 from typing import Annotated, Any
 
@@ -89,13 +89,16 @@ app.add_typer(models_app, name="models", rich_help_panel="Install")
 
 def main() -> None:
     """Run `diffseg`; an error that is nobody's mistake but ours becomes one line too."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file name may be any bytes
+    console.prepare_streams()
     try:
         app(prog_name="diffseg")
     except Exception as error:
         if console.debugging():
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO):
+            console.drop_stdout()
+            console.error(f"The output cannot be written: {error.strerror}.", "Make room where it goes.")
+            sys.exit(ExitCode.BAD_INPUT)
         reason = str(error).strip().partition("\n")[0]
         console.error(f"{type(error).__name__}: {reason}", _advice(error))
         sys.exit(ExitCode.UNEXPECTED)
