@@ -66,7 +66,7 @@ def test_batch_order_and_size_do_not_change_an_answer() -> None:
     queries = [query, query[:, ::-1].copy(), query[::-1].copy()]
     alone = [shipped.segment(each, support, refine=False) for each in queries]
     together = shipped.segment_encoded(shipped.encode_queries(queries[::-1]), support, refine=False)[::-1]
-    rounding = 32 * np.finfo(np.float32).eps
+    rounding = 32 * float(np.finfo(np.float32).eps)
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one.probability, other.probability, rtol=0, atol=rounding)
         np.testing.assert_allclose(one.score_map, other.score_map, rtol=0, atol=rounding)
