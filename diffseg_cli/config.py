@@ -110,7 +110,7 @@ class AdaptConfig:
     mask_weight: float = 1.0
     absent_share: float = 0.25  # of the episodes, where there are images without the concept
     least_judged: int = 3  # supports from which on one is kept out to judge
-    reaches: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)  # that are judged
+    reaches: tuple[float, ...] = (0.25, 0.5, 0.75)  # that are judged; all the way harmed more classes
     pair_reach: float = 0.5  # with two supports
     single_reach: float = 0.25  # with one, where the start finds its object worse than `single_found`
     single_found: float = 0.6
