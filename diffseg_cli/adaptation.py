@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.frames import mask_to_frame, stack_frames
-from diffseg_cli.losses import map_loss, mask_loss
+from diffseg_cli.losses import backward_scaled, map_loss, mask_loss
 from diffseg_cli.method import Method
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.prediction import SegmenterOutput
@@ -209,7 +209,7 @@ def adapt_steps(
             group["lr"] = config.lr * (1 - step / config.steps)
         loss = _loss(learner, views, generator, config, step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        backward_scaled(loss, modules.parameters(), segmenter.dtype)
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
         last = step + 1 == config.steps

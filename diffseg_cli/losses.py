@@ -3,12 +3,16 @@
 Letters: b episodes, c latent channels, S image size in the model frame, H W = S/8.
 """
 
+from collections.abc import Iterable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from diffseg_cli.config import TrainConfig
 from diffseg_cli.prediction import SegmenterOutput
 
+FLOAT16_SCALE = 2.0**12  # a pixel's share of the loss is about 1e-6, and float16 has few bits below 6e-5
 MASK_SHARPNESS = 8.0  # the decoded mask's [0, 1] as logits in [-4, 4] for the cross entropy
 
 
@@ -47,3 +51,15 @@ def losses_of(
         if config.recipe == "default":
             terms["mask"] = config.mask_weight * mask_loss(output.mask_image, masks)
     return terms
+
+
+def backward_scaled(loss: Tensor, parameters: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """Gradients of a loss for parameters that have none yet, through a backbone that computes in dtype.
+
+    What flows back through float16 is scaled up on the way, else most of it would be rounded to zero.
+    """
+    scale = FLOAT16_SCALE if dtype == torch.float16 else 1.0
+    (loss * scale).backward()
+    for parameter in parameters:
+        if parameter.grad is not None and scale != 1:
+            parameter.grad /= scale

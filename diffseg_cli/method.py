@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffseg_cli.compute import describe_device
 from diffseg_cli.config import SegmentConfig
@@ -36,6 +36,11 @@ from diffseg_cli.version import __version__
 from diffseg_cli.weights.files import tensors_digest
 
 Chosen = TypeVar("Chosen", bound="Method")  # typing.Self comes with Python 3.11
+
+
+def format_of(module: nn.Module) -> torch.dtype:
+    """The number format of a trained module, which need not be the backbone's: training keeps float32."""
+    return next(module.parameters()).dtype
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -150,12 +155,14 @@ class Method:
         scm = modules["scm"] if "scm" in modules else None  # noqa: SIM401 - a ModuleDict has no get
         if edges is None or not isinstance(scm, SpatialControl):
             return None
+        dtype = format_of(scm)
         with self.stage("SCM"):
-            bound = scm.bind(edges, latents)
+            bound = scm.bind(edges, latents.to(dtype))
 
         def control(hidden_states: Sequence[Tensor]) -> Sequence[Tensor]:
             with self.stage("SCM"):  # inside the look, which calls it
-                return bound(hidden_states)
+                residuals = bound([hidden.to(dtype) for hidden in hidden_states])
+                return [each.to(hidden) for each, hidden in zip(residuals, hidden_states, strict=True)]
 
         return control
 
@@ -210,11 +217,13 @@ class Method:
                 mask_image = F.interpolate(scores.score_map, scale_factor=8, mode="bilinear")
             return SegmenterOutput(maps, scores, None, mask_image)
         with self.stage("PAM"):
-            predicted: Tensor = self.trained.modules["pam"](
-                latents,
-                support.latents.expand(b, -1, -1, -1, -1).to(latents),
-                support.masks.expand(b, -1, -1, -1, -1).to(latents),
-                scores.score_map.to(latents),
+            pam = self.trained.modules["pam"]
+            query = latents.to(format_of(pam))
+            predicted: Tensor = pam(
+                query,
+                support.latents.expand(b, -1, -1, -1, -1).to(query),
+                support.masks.expand(b, -1, -1, -1, -1).to(query),
+                scores.score_map.to(query),
                 drops,
             )
         if not decode:

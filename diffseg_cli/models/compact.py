@@ -278,10 +278,10 @@ class CompactBackbone(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (b c H W) -> images (b 3 S S)."""
-        decoded: Tensor = self.decoder(latents)
+        decoded: Tensor = self.decoder(latents.to(self.dtype))
         return decoded
 
     def decode_mask(self, latents: Tensor) -> Tensor:
         """latents (b c H W) -> mask images (b 1 S S)."""
-        decoded: Tensor = self.decoder(latents, grey=True)
+        decoded: Tensor = self.decoder(latents.to(self.dtype), grey=True)
         return decoded

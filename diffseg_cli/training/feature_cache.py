@@ -88,7 +88,8 @@ class FeatureCache:
         views: rows a sample, without the one as a support.
         edge_size: E; default what the backbone's SCM is used with.
         seed: of the augmentation.
-        precision: of autocast while encoding, "bf16" or "fp32"; see `compute.autocast_for`.
+        precision: of autocast while encoding and training, "bf16" or "fp32"; see `compute.autocast_for`.
+            A backbone without mixed precision computes in its own format, and what is trained in float32.
 
     Raises:
         InputError: a file of the data set is missing.
@@ -107,14 +108,15 @@ class FeatureCache:
         precision: str = "bf16",
     ) -> None:
         self.dataset, self.backbone, self.hed = dataset, backbone, hed
-        self.views, self.seed, self.precision = views, seed, precision
+        self.views, self.seed = views, seed
+        self.precision = precision if backbone.mixed_precision else "fp32"
         self.own_supports = backbone.support_margin is not None or backbone.masks_support
         self.stride = views + self.own_supports
         self.edge_size = edge_size or default_edge_size(backbone)
         parts = [LAYOUT, backbone.name, backbone.latents_fingerprint]
         parts += [backbone.image_size, backbone.support_margin]
         parts += [dataset_hash(dataset), views, self.edge_size, seed, type(hed).__name__]
-        parts += [precision] if precision != "bf16" else []  # rows for "fp32" must not come from bfloat16
+        parts += [self.precision] if self.precision != "bf16" else []  # never rows of another precision
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         self.folder = folder / key
         self.rows = len(dataset.samples) * self.stride
@@ -219,8 +221,7 @@ class FeatureCache:
 
     def _encode(self, images: Tensor) -> list[Tensor]:
         """Latents as they are stored, in half precision."""
-        precision = self.precision if self.backbone.mixed_precision else "fp32"  # bfloat16 is twice as fast
-        with autocast_for(images.device, precision):
+        with autocast_for(images.device, self.precision):
             return self.backbone.encode_blocks(images)
 
     def _gather(self, name: str, rows: Sequence[int]) -> Tensor:

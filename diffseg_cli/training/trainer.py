@@ -19,7 +19,7 @@ import torch
 from diffseg_cli.compute import autocast_for
 from diffseg_cli.config import ModulesConfig, TrainConfig
 from diffseg_cli.loading import build_modules
-from diffseg_cli.losses import losses_of
+from diffseg_cli.losses import backward_scaled, losses_of
 from diffseg_cli.models.perceptual_attention import PerceptualAttention
 from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.segmenter import Segmenter
@@ -158,7 +158,7 @@ class Trainer:
         if backbone.adds_noise:
             shape = (config.batch_size, *query.latents.shape[1:])
             noise = torch.randn(shape, generator=generator)[share].to(query.latents)
-        with autocast_for(query.latents.device, config.precision):
+        with autocast_for(query.latents.device, self.cache.precision):
             output = self.segmenter.forward(
                 query.latents, query.edges, support, noise, drops=drops, decode=config.recipe == "default"
             )
@@ -167,7 +167,7 @@ class Trainer:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self.learning_rate(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        backward_scaled(total, self.modules.parameters(), backbone.dtype)
         self.group.average_gradients(self.modules.parameters())
         torch.nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimizer.step()
