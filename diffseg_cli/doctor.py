@@ -33,7 +33,8 @@ from diffseg_cli.supports.concept import FORMAT as CONCEPT_FORMAT
 from diffseg_cli.supports.concept import open_concept
 from diffseg_cli.version import __version__
 from diffseg_cli.weights.files import read_header, survey
-from diffseg_cli.weights.hub import KANDINSKY, PULL, find_kandinsky
+from diffseg_cli.weights.hub import KANDINSKY
+from diffseg_cli.weights.kandinsky_files import KandinskyFiles, examine_kandinsky
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "opencv-contrib-python-headless", "pillow")
 UNKNOWN_HW = (4000, 4000)  # of an image that is not there: YOLO and VIA state no size
@@ -85,20 +86,30 @@ def examine_machine() -> Iterator[Finding]:
                 yield Finding(name, "bad", f"{item.path} is {item.status}", hint, ExitCode.WEIGHTS)
     except DiffsegError as error:
         yield _bad("models", error)
-    folder = find_kandinsky()
-    yield Finding(
-        *(f"model {KANDINSKY}", "ok" if folder else "absent", str(folder or "not installed, and not needed")),
-        "" if folder else f"Fetch it with `{PULL}`.",
-    )
+    found = examine_kandinsky()
+    if found.status == "not installed":
+        yield Finding(f"model {KANDINSKY}", "absent", "not installed, and not needed", found.hint)
+    else:
+        yield _kandinsky_finding(f"model {KANDINSKY}", found)
+
+
+def _kandinsky_finding(name: str, found: KandinskyFiles) -> Finding:
+    if found.status != "ok":
+        fault = f"Kandinsky 2.2 is {found.status}: {found.fault or 'none of its files is there'}"
+        return Finding(name, "bad", fault, found.hint, ExitCode.WEIGHTS)
+    counts = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in found.parameters.items())
+    return Finding(name, "ok", f"Kandinsky 2.2, {found.bytes / 1e9:.2f} GB; parameters: {counts}")
 
 
 def examine_file(path: Path, beside: Sequence[Path] = ()) -> Finding:
     """What a file is to diffseg, and what is wrong with it.
 
     Args:
-        path: of an image, a mask, annotations, weights or a concept.
+        path: of an image, a mask, annotations, weights or a concept; or a folder that holds Kandinsky 2.2.
         beside: other files, among them the image that annotations are about.
     """
+    if path.is_dir():
+        return _examine_folder(path)
     file = as_file(path)
     try:
         if path.suffix.lower() in (".safetensors", ".dsc"):
@@ -108,6 +119,19 @@ def examine_file(path: Path, beside: Sequence[Path] = ()) -> Finding:
         return _examine_pixels(file)
     except DiffsegError as error:
         return _bad(file.name, error)
+
+
+def _examine_folder(folder: Path) -> Finding:
+    """As `--model` takes a folder: headers first, then names and shapes of all tensors."""
+    found = examine_kandinsky(folder)
+    if found.status == "ok":
+        from diffseg_cli.weights.kandinsky import check_networks
+
+        try:
+            check_networks(found.files)
+        except DiffsegError as error:
+            return _bad(str(folder), error)
+    return _kandinsky_finding(str(folder), found)
 
 
 def _examine_tensors(path: Path) -> Finding:

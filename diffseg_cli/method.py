@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffseg_cli.compute import describe_device
@@ -33,6 +31,7 @@ from diffseg_cli.prediction import SegmenterOutput
 from diffseg_cli.timing import Stage, unmetered
 from diffseg_cli.trained import Trained
 from diffseg_cli.version import __version__
+from diffseg_cli.views import Pair
 from diffseg_cli.weights.files import tensors_digest
 
 Chosen = TypeVar("Chosen", bound="Method")  # typing.Self comes with Python 3.11
@@ -262,27 +261,34 @@ class Method:
         return one.to(latents).expand_as(latents)
 
     @torch.inference_mode()
-    def encode_pairs(self, pairs: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_]]]) -> SupportFeatures:
+    def encode_pairs(self, pairs: Sequence[Pair]) -> SupportFeatures:
         """Encode supports once: images uint8 (h w 3) and masks bool (h w) that mark something, any sizes."""
         margin, size = self.backbone.support_margin, self.backbone.image_size
         with self.stage("crop"):
-            if margin is not None:
-                pairs = [crop_to_object(image, mask, margin) for image, mask in pairs]
-            frames = stack_frames([image for image, _ in pairs], size).to(self.device)
-            masks = torch.stack([mask_to_frame(mask, size) for _, mask in pairs]).to(self.device)
-        return self.encode_frames(frames, masks)
+            seen = pairs if margin is None else [crop_to_object(*pair, margin) for pair in pairs]
+            frames = stack_frames([image for image, _ in seen], size).to(self.device)
+            masks = torch.stack([mask_to_frame(mask, size) for _, mask in seen]).to(self.device)
+        return self.encode_frames(frames, masks, pairs)
 
-    def encode_frames(self, frames: Tensor, masks: Tensor) -> SupportFeatures:
+    def encode_frames(
+        self,
+        frames: Tensor,
+        masks: Tensor,
+        pairs: Sequence[Pair] = (),
+    ) -> SupportFeatures:
         """Supports already in the model frame.
 
         Args:
             frames: (k 3 S S) in [0, 1].
             masks: (k 1 S S) in [0, 1].
+            pairs: the same supports as they were, if they are at hand; some backbones see more in them.
         """
         backbone = self.backbone
         with self.stage("encode"):
             latents = backbone.encode(frames * masks if backbone.masks_support else frames)  # eq. 3
             grid = F.interpolate(masks, size=(latents.shape[2], latents.shape[3]), mode="area").to(latents)
         with self.stage("embed"):
-            embeds = backbone.embed(frames, masks, latents)
+            embeds = backbone.embed_pairs(pairs) if pairs else None
+            if embeds is None:
+                embeds = backbone.embed(frames, masks, latents)
         return SupportFeatures.of(backbone, latents[None], grid[None], embeds[None])

@@ -18,7 +18,7 @@ from diffseg_cli.weights import hub
 from diffseg_cli.weights.checkpoint import CheckpointInfo, write_checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
-FIND_KANDINSKY = hub.find_kandinsky
+COMMITS = Path("snapshots", "abc")
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows["files"][0] |= {"source": "a package", "licence": "MIT", "what": "Edges.", "trained_on": "BSDS500"}
     (root / "manifest.json").write_text(json.dumps(rows))
     monkeypatch.setattr(weights, "weights_roots", lambda: [root])
-    monkeypatch.setattr(hub, "find_kandinsky", lambda: None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     return root
 
 
@@ -167,21 +167,46 @@ def test_show_what_cannot_be_read_exits_4(tmp_path: Path) -> None:
     assert result.stdout == ""
 
 
-def test_kandinsky_in_the_cache_is_listed_with_its_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub, "find_kandinsky", FIND_KANDINSKY)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+def lay_out(parts: dict[str, Path]) -> Path:
+    """Kandinsky's files, of one tensor each, below a folder per repository. Returns the UNet's."""
     for component in hub.COMPONENTS:
-        name = f"models--{hub.REPOSITORIES[component.repository].replace('/', '--')}"
-        home = tmp_path / name / "snapshots" / "abc" / component.name
+        home = parts[component.repository] / component.name
         home.mkdir(parents=True)
         (home / component.config).write_text("{}")
         if component.weights:
-            (home / f"{component.weights}.safetensors").write_bytes(bytes(1_000_000))
+            tensors = {"w": torch.zeros(500, 500)}
+            weights.write_safetensors(home / f"{component.weights}.safetensors", tensors, {})
+    return parts["decoder"] / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+def test_kandinsky_in_the_cache_is_listed_with_its_size_and_damage(tmp_path: Path) -> None:
+    names = {part: f"models--{name.replace('/', '--')}" for part, name in hub.REPOSITORIES.items()}
+    unet = lay_out({part: tmp_path / "cache" / name / COMMITS for part, name in names.items()})
     row = json.loads(run("show", "kandinsky-2-2", "--json").stdout)
-    assert row["status"] == "ok" and row["bytes"] == 3_000_000 and len(row["files"]["unet"]) == 1
+    assert row["status"] == "ok" and 3_000_000 < row["bytes"] < 3_001_000 and len(row["files"]["unet"]) == 1
+    assert row["parameters"] == {"unet": 250_000, "movq": 250_000, "image_encoder": 250_000}
     assert re.search(r"^kandinsky-2-2 +ok +3\.0 MB +Apache-2\.0", run("list").stdout, re.MULTILINE)
+    whole = unet.read_bytes()
+    unet.write_bytes(whole[: len(whole) // 2])
+    assert re.search(r"^kandinsky-2-2 +damaged .*has \d+ bytes", run("list").stdout, re.MULTILINE)
+    result = run("verify")
+    assert result.exit_code == 4 and "kandinsky-2-2 is damaged" in result.stderr
+    unet.unlink()
+    listed = run("list").stdout
+    assert re.search(r"^kandinsky-2-2 +incomplete .*it lacks unet/diffusion_pyt", listed, re.MULTILINE)
+
+
+def test_a_folder_with_kandinsky_is_shown_and_verified(tmp_path: Path) -> None:
+    lay_out({"decoder": tmp_path / "k" / "decoder", "prior": tmp_path / "k" / "prior"})
+    row = json.loads(run("show", str(tmp_path / "k"), "--json").stdout)
+    assert (row["status"], row["path"]) == ("ok", str(tmp_path / "k" / "decoder"))
+    result = run("verify", str(tmp_path / "k"))  # its tensors are not those of the networks
+    assert result.exit_code == 4 and "is not the UNet of Kandinsky 2.2" in " ".join(result.stderr.split())
+    (tmp_path / "empty").mkdir()
+    result = run("verify", str(tmp_path / "empty"))
+    assert result.exit_code == 4 and "empty is not installed" in " ".join(result.stderr.split())
+    with_folder = CliRunner().invoke(app, ["doctor", str(tmp_path / "k"), str(tmp_path / "empty")])
+    assert with_folder.exit_code == 4 and "none of its files" in " ".join(with_folder.stdout.split())
 
 
 def test_pull_passes_its_options_on_and_prints_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from diffseg_cli.models.kandinsky import KandinskyBackbone, crop_supports
 from diffseg_cli.models.kandinsky_attention import Recorder, recording
 from diffseg_cli.models.spatial_control import SpatialControl
 from diffseg_cli.weights import kandinsky as kandinsky_weights
-from diffseg_cli.weights.kandinsky import load_kandinsky
+from diffseg_cli.weights.hub import locate_kandinsky
+from diffseg_cli.weights.kandinsky import check_networks, load_kandinsky
 
 CPU = torch.device("cpu")
 TIMESTEP = 50
@@ -424,6 +425,30 @@ def test_a_whole_support_is_seen_as_clip_preprocessing_would_show_it(folder: Pat
     torch.testing.assert_close(embeds[:, 0], by_hand, atol=0.02, rtol=0.02)
 
 
+@pytest.mark.parametrize("margin", [None, 0.25])
+def test_an_oblong_support_keeps_its_aspect_and_resolution(folder: Path, margin: float | None) -> None:
+    """As CLIP's own preprocessing shows the whole image, or the square around its object."""
+    from PIL import Image
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    backbone = load_kandinsky(folder, device=CPU, dtype=torch.float32, support_crop=margin)
+    y, x = np.mgrid[:200, :320]
+    image = np.stack([x * 0.7, y, 120 + 100 * np.sin(x / 9) * np.sin(y / 9)], -1).astype(np.uint8)
+    mask = np.zeros((200, 320), bool)
+    mask[60:140, 120:160] = True  # 80 high, 40 wide
+    shown = image * mask[..., None]
+    if margin is not None:
+        shown = shown[40:160, 80:200]  # 120 = 80 * (1 + 2 * 0.25), around the object's middle
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    pixels = processor(Image.fromarray(shown), return_tensors="pt")["pixel_values"]
+    seen: list[Tensor] = []
+    hook = backbone.image_encoder.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    embeds = backbone.embed_pairs([(image, mask)])
+    hook.remove()
+    assert embeds.shape == (1, 1, 40)
+    assert ((seen[0] - pixels) * backbone.pixel_std).abs().max() < 0.02
+
+
 def test_the_crop_is_square_around_the_object_and_black_beyond_the_edge() -> None:
     image, mask = torch.ones(1, 3, 100, 100), torch.zeros(1, 1, 100, 100)
     mask[..., 0:20, 30:70] = 1  # 20 high, 40 wide, at the upper edge
@@ -457,8 +482,9 @@ def test_with_offload_clip_and_unet_are_never_on_the_device_together(
     for name in places:
         network = getattr(small, name)
 
-        def move(place: torch.device | str, name: str = name) -> None:
+        def move(place: torch.device | str, name: str = name, network: nn.Module = network) -> None:
             places[name] = str(place)
+            nn.Module.to(network, place)
             assert list(places.values()) != ["cpu:0", "cpu:0"]
 
         network.to = move
@@ -627,6 +653,41 @@ def test_old_files_with_positions_and_shards_load_alike(
         assert torch.equal(aged.unet.state_dict()[name], parameter)
 
 
+def test_files_are_checked_without_reading_a_tensor(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(copy: Path) -> None:
+        rewrite(copy / UNET_WEIGHTS, lambda tensors: tensors.pop("conv_in.weight"))
+
+    lost = copy_of(folder, tmp_path / "lost", lose)
+    monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: pytest.fail("a tensor was read"))
+    check_networks(locate_kandinsky(folder))
+    with pytest.raises(WeightsError, match=r"it lacks conv_in\.weight"):
+        check_networks(locate_kandinsky(lost))
+
+
+def test_old_names_of_the_attention_of_movq_load_alike(
+    folder: Path, backbone: KandinskyBackbone, tmp_path: Path
+) -> None:
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def age(copy: Path) -> None:
+        path = copy / "decoder" / "movq" / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(path)
+        for old in [name for name in tensors if ".attentions." in name]:
+            new = old
+            for now, then in names.items():
+                new = new.replace(f".{now}.", f".{then}.")
+            tensors[new] = tensors.pop(old)
+        assert any(".proj_attn." in name for name in tensors)
+        save_file(tensors, path)
+
+    aged = load_kandinsky(copy_of(folder, tmp_path / "old", age), device=CPU, dtype=torch.float32)
+    assert aged.fingerprint == backbone.fingerprint
+    for name, value in backbone.movq.state_dict().items():
+        assert torch.equal(aged.movq.state_dict()[name], value)
+
+
 def test_damaged_and_foreign_files_are_refused_with_the_reason(folder: Path, tmp_path: Path) -> None:
     def case(name: str, change: Callable[[Path], object]) -> str:
         copy = copy_of(folder, tmp_path / name, change)
@@ -669,13 +730,38 @@ def test_damaged_and_foreign_files_are_refused_with_the_reason(folder: Path, tmp
     assert "image_mean" in case("mean", lambda copy: edit(copy / processor, image_mean=[0.5]))
 
 
-def test_too_little_memory_is_said_with_what_helps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def overflow(*_: Any, **__: Any) -> bytes:
-        raise torch.OutOfMemoryError
+@pytest.mark.parametrize(
+    "raised", [torch.OutOfMemoryError(), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate")]
+)
+def test_too_little_memory_is_said_with_what_helps(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    def overflow(*_: Any) -> Iterator[tuple[str, Tensor]]:
+        raise raised
+        yield
 
-    monkeypatch.setattr(kandinsky_weights, "_fill", overflow)
+    monkeypatch.setattr(kandinsky_weights, "_sample", lambda *_: b"")
+    monkeypatch.setattr(kandinsky_weights, "_read_tensors", overflow)
     error = refused(folder)
-    assert "does not fit into the memory of cpu" in error.message and "--offload" in str(error.hint)
+    assert "does not fit into the memory of cpu" in error.message and "concept make" in str(error.hint)
+
+
+def test_clip_is_there_while_supports_are_embedded_and_gone_after(folder: Path, latents: Tensor) -> None:
+    fresh = load_kandinsky(folder, device=CPU, dtype=torch.float32)
+
+    def held() -> set[str]:
+        return {tensor.device.type for tensor in fresh.image_encoder.state_dict().values()}
+
+    images, masks = pictures(1), torch.ones(1, 1, 128, 128)
+    assert held() == {"meta"}
+    with torch.inference_mode():
+        first = fresh.embed(images, masks)
+    assert held() == {"cpu"} and torch.equal(fresh.embed(images, masks), first)
+    look_at(fresh, latents, drawn(1, 1, 1, 40))
+    assert held() == {"meta"}
+    assert torch.equal(fresh.embed(images, masks), first)
+    look_at(fresh, latents, drawn(1, 1, 1, 40))
+    assert held() == {"cpu"}  # who embeds again goes on doing so
 
 
 def test_a_pickle_beside_is_never_read(folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.runner import DecodedImage, Outcome, Runner, exact_threads, shares_a_cpu
+from diffseg_cli.compute import is_out_of_memory
 from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Answer
 from diffseg_cli.reading.image_io import check_image
@@ -193,7 +194,7 @@ class Pipeline:
                 self._fail(images[0], error)
                 return
             half = len(images) // 2
-            if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 self._batch_size = min(self._batch_size, half)
                 if self._runner.segmenter.device.type == "cuda":
                     torch.cuda.empty_cache()

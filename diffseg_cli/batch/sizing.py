@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.runner import Content, DecodedImage, Runner, exact_threads
+from diffseg_cli.compute import is_out_of_memory
 from diffseg_cli.finding import Answer
 
 LARGEST = 64
@@ -44,7 +44,9 @@ def choose_batch_size(runner: Runner, wanted: int | None, todo: int) -> int:
                 if not _is_exact(runner, size, alone):
                     break
                 faster = _pace(runner, size)
-            except (MemoryError, torch.OutOfMemoryError):
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 break
             if faster * GAIN > pace:
                 break

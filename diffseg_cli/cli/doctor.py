@@ -26,7 +26,10 @@ INDENT = " " * 9  # as wide as a status
 def doctor(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="FILE", help="Images, masks, annotation files or weights to examine."),
+        typer.Argument(
+            metavar="FILE",
+            help="Images, masks, annotation files, weights, or a folder with Kandinsky 2.2 to examine.",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:

@@ -105,6 +105,12 @@ def main() -> None:
 
 
 def _advice(error: Exception) -> str:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "Memory ran out: try a smaller image, --offload or --device cpu."
+    if isinstance(error, MemoryError | RuntimeError):
+        from diffseg_cli.compute import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return (
+                "Memory ran out. On a GPU try --offload or --device cpu; on a CPU end other programs, give "
+                "fewer images at once (--batch-size 1) or smaller ones."
+            )
     return f"This should not happen: set {console.DEBUG_VARIABLE}=1 to see where it did."

@@ -40,7 +40,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def list_models(as_json: JsonOption = False) -> None:
     """List every weight file: status, size, licence and purpose.
 
-    Sizes are compared with the manifest; `diffseg models verify` compares the contents too.
+    Sizes are compared with the manifest, Kandinsky's with its files' headers;
+    `diffseg models verify` compares the contents too.
     """
     from diffseg_cli.weights.files import survey
 
@@ -53,7 +54,11 @@ def list_models(as_json: JsonOption = False) -> None:
 )
 def show(
     target: Annotated[
-        str, typer.Argument(metavar="NAME|FILE", help="A name from `list`, or a safetensors file.")
+        str,
+        typer.Argument(
+            metavar="NAME|FILE|DIR",
+            help="A name from `list`, a safetensors file, or a folder that holds Kandinsky 2.2.",
+        ),
     ],
     as_json: JsonOption = False,
 ) -> None:
@@ -72,19 +77,34 @@ def show(
 @models_app.command(
     cls=Verb, epilog=_examples("diffseg models verify", "DIFFSEG_WEIGHTS=mine diffseg models verify --json")
 )
-def verify(as_json: JsonOption = False) -> None:
-    """Compare size and sha256 of every weight file with the manifest.
+def verify(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR", help="A folder that holds Kandinsky 2.2. Default: all installed."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every weight file with the manifest, and Kandinsky 2.2 with the networks it is for.
 
-    Exit code 4 if a file is missing or damaged. A file that no manifest lists
-    is "unlisted", which is no error.
+    Sizes and sha256 of what is shipped; of Kandinsky, lengths of the files and
+    names and shapes of all tensors. Exit code 4 if a file is missing or
+    damaged. A file that no manifest lists is "unlisted", which is no error.
     """
     from diffseg_cli.weights.files import REFETCH, survey
+    from diffseg_cli.weights.hub import KANDINSKY
 
-    found = survey()
-    _print_rows([_row(item) for item in found], ("name", "status", "path"), as_json)
+    found = [] if folder else survey()
+    kandinsky = _verified_kandinsky(str(folder or KANDINSKY))
+    expected = folder is not None or kandinsky["status"] != "not installed"
+    rows = [_row(item) for item in found] + ([kandinsky] if expected else [])
+    _print_rows(rows, ("name", "status", "path"), as_json)
     bad = [f"{item.entry.file} is {item.status}" for item in found if item.status in ("damaged", "missing")]
     if bad:
         raise WeightsError(f"{', '.join(bad)}.", "Install diffseg again, or fetch its weights folder again.")
+    if expected and kandinsky["status"] != "ok":
+        raise WeightsError(f"{kandinsky['name']} is {kandinsky['status']}.", kandinsky["what"])
+    if folder:
+        return
     if not found:
         raise WeightsError("No weights were found.", REFETCH)
 
@@ -131,23 +151,43 @@ def _row(item: "Installed") -> dict[str, Any]:
     }
 
 
-def _kandinsky_row() -> dict[str, Any]:
-    from diffseg_cli.weights.hub import KANDINSKY, PULL, REPOSITORIES, find_kandinsky, locate_kandinsky
+def _kandinsky_row(source: str = "kandinsky-2-2") -> dict[str, Any]:
+    """Of the Hugging Face cache or a folder, by headers and lengths."""
+    from diffseg_cli.weights.hub import REPOSITORIES
+    from diffseg_cli.weights.kandinsky_files import examine_kandinsky
 
-    folder = find_kandinsky()
+    found = examine_kandinsky(source)
     what = "Kandinsky 2.2: decoder UNet, MoVQ and CLIP image encoder, the method's own backbone."
     row = {
-        "name": KANDINSKY,
-        "status": "not installed" if folder is None else "ok",
-        "what": what if folder else f"{what} Fetch it with `{PULL}`.",
+        "name": source,
+        "status": found.status,
+        "what": " ".join(filter(None, (what, found.fault, found.hint))),
         "licence": "Apache-2.0",
         "source": f"Hugging Face hub: {', '.join(REPOSITORIES.values())}",
     }
-    if folder is None:
+    if found.status == "not installed":
         return row
-    files = {name: [str(path) for path in part.weights] for name, part in locate_kandinsky().items()}
-    size = sum(Path(path).stat().st_size for paths in files.values() for path in paths)
-    return row | {"path": str(folder), "bytes": size, "files": files}
+    files = {name: [str(path) for path in part.weights] for name, part in found.files.items()}
+    return row | {
+        "path": str(found.files["unet"].config.parents[1]) if "unet" in found.files else source,
+        "bytes": found.bytes,
+        "parameters": found.parameters,
+        "files": files,
+    }
+
+
+def _verified_kandinsky(source: str) -> dict[str, Any]:
+    """Its row, with names and shapes of all tensors compared with the networks where headers are right."""
+    row = _kandinsky_row(source)
+    if row["status"] == "ok":
+        from diffseg_cli.weights.hub import locate_kandinsky
+        from diffseg_cli.weights.kandinsky import check_networks
+
+        try:
+            check_networks(locate_kandinsky(source))
+        except WeightsError as error:
+            row |= {"status": "damaged", "what": f"{error.message} {error.hint}"}
+    return row
 
 
 def _describe(target: str) -> list[dict[str, Any]]:
@@ -155,8 +195,8 @@ def _describe(target: str) -> list[dict[str, Any]]:
     from diffseg_cli.weights.files import file_sha256, survey
     from diffseg_cli.weights.hub import KANDINSKY
 
-    if target == KANDINSKY:
-        return [_kandinsky_row()]
+    if target == KANDINSKY or Path(target).is_dir():
+        return [_kandinsky_row(target)]
     rows = [_row(item) for item in survey()]
     chosen = [
         row

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from diffseg_cli.models.attention import AttentionMaps, OnLayer
+from diffseg_cli.views import Pair
 
 # SCM as a look sees it: hidden states entering or leaving the down path, finest scale first, each
 # (b width_s h_s w_s) -> what to add to the hidden state that enters the attention of the same scale.
@@ -91,6 +92,14 @@ class Backbone(Protocol):
         """images (k 3 S S) in [0, 1], masks (k 1 S S) in {0, 1} -> image_embeds (k t d).
 
         `latents` (k c H W) of the same images spare a backbone that prompts with them a second encoding.
+        """
+        ...
+
+    def embed_pairs(self, pairs: Sequence[Pair]) -> Tensor | None:
+        """`embed` from supports at their own size and aspect, images (h w 3) and masks (h w).
+
+        Returns:
+            (k t d), or None where the model frame serves as well.
         """
         ...
 

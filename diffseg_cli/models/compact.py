@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from diffseg_cli.models.attention import AttentionMaps, LayerAttention, OnLayer, split_joint_attention
 from diffseg_cli.models.backbone import Control
 from diffseg_cli.models.efficientnet import EfficientNetLite
+from diffseg_cli.views import Pair
 
 PIXEL_MEAN, PIXEL_STD = 127 / 255, 128 / 255  # EfficientNet-Lite's own preprocessing
 KMEANS_STEPS = 5
@@ -224,6 +225,10 @@ class CompactBackbone(nn.Module):
             )
             prompts.append(torch.cat([inside, outside]))
         return torch.stack(prompts)
+
+    def embed_pairs(self, pairs: Sequence[Pair]) -> Tensor | None:  # noqa: ARG002
+        """None: the prompt is made of latents."""
+        return None
 
     def look(
         self,

@@ -8,7 +8,7 @@ Letters: b queries, k supports, S image size, c latent channels, H W = S/8, d wi
 t tokens of the whole prompt, m width of a prompt token, s scale, h w its grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffseg_cli.frames import crop_to_object
 from diffseg_cli.models.attention import AttentionMaps, OnLayer
 from diffseg_cli.models.backbone import Control
 from diffseg_cli.models.kandinsky_attention import Recorder, recording
 from diffseg_cli.models.kandinsky_decoder import lighten_decoder
+from diffseg_cli.views import Pair
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vq_model import VQModel
@@ -39,6 +41,7 @@ class KandinskyNetworks:
         unet, movq, image_encoder: frozen by the backbone, not here.
         scheduler: for its noise levels.
         pixel_mean, pixel_std: CLIP's preprocessing, a number per channel.
+        fill_image_encoder: gives CLIP its weights; CLIP then comes on meta tensors. None: it has them.
         fingerprint: of the weights: names and shapes of all tensors and the first values of each, rounded to
             float16. Any training moves values in nearly every tensor, and a float32 file and its float16 copy
             agree; reading gigabytes to hash them would take longer than to load them.
@@ -51,6 +54,7 @@ class KandinskyNetworks:
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     fingerprint: str
+    fill_image_encoder: "Callable[[CLIPVisionModelWithProjection], None] | None" = None
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,16 @@ class Prompt:
 class KandinskyBackbone:
     """Kandinsky 2.2 as a `Backbone`; see `backbone.py` for the contract.
 
+    CLIP is the larger half, and only supports need it. Read from files, it is filled when the first support
+    is embedded and emptied by the first look, so that a saved concept or training never holds it. Who embeds
+    again after that goes on doing so (an evaluation, a server), and the second time it stays.
+
     Args:
         networks: from `read_networks`, all of one dtype, which it computes in.
         device: where it computes.
         support_crop: margin around the object in the image CLIP sees, as a share of the object's longer
-            side; None shows CLIP the whole image, as in the paper. The background is black in either.
+            side; None shows CLIP the whole image, as in the paper (of an oblong one the square in its middle,
+            as CLIP's preprocessing has it). The background is black in either.
         offload: of CLIP and UNet keep only the one in use on the device, the other one in main memory. MoVQ,
             a fiftieth of their size, stays, because it runs before and after each look, but takes images
             one by one.
@@ -103,7 +112,12 @@ class KandinskyBackbone:
         lighten_decoder(networks.movq)
         self.movq: Any = networks.movq.to(device)
         self.unet: Any = networks.unet.to(large_device)
-        self.image_encoder: Any = networks.image_encoder.to(large_device)
+        self._fill_image_encoder = networks.fill_image_encoder
+        self._fills = 0
+        self._clip_is_empty = self._fill_image_encoder is not None
+        self.image_encoder: Any = networks.image_encoder
+        if not self._clip_is_empty:
+            self.image_encoder.to(large_device)
         for network in (self.movq, self.unet, self.image_encoder):
             network.eval().requires_grad_(False)
         self.scheduler: Any = networks.scheduler
@@ -154,9 +168,8 @@ class KandinskyBackbone:
         """latents (b c H W) -> mask images (b 1 S S); differentiable in the latents."""
         return self.decode(latents).mean(1, keepdim=True)
 
-    @torch.no_grad()
     def embed(self, images: Tensor, masks: Tensor, latents: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """CLIP embeddings of the supports on black (eq. 4).
+        """CLIP embeddings of the supports on black (eq. 4), squeezed to a square as they are.
 
         Args:
             images: (k 3 S S) in [0, 1].
@@ -166,10 +179,33 @@ class KandinskyBackbone:
         Returns:
             (k 1 d).
         """
+        return self._embed(list(zip(images, masks, strict=True)))
+
+    def embed_pairs(self, pairs: Sequence[Pair]) -> Tensor:
+        """`embed` with the objects' own shape and resolution, as CLIP was trained to see them."""
+        if self.support_crop is not None:  # what is around the object is black in either
+            pairs = [crop_to_object(*pair, 0.0) for pair in pairs]
+        return self._embed(
+            [
+                (torch.tensor(image).permute(2, 0, 1).float() / 255, torch.tensor(mask)[None].float())
+                for image, mask in pairs
+            ]
+        )
+
+    @torch.no_grad()
+    def _embed(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Images (3 h w) and masks (1 h w) in [0, 1], any sizes -> (k 1 d)."""
+        if self._clip_is_empty and self._fill_image_encoder is not None:
+            with torch.inference_mode(False):  # weights outlive the mode they are read in
+                self._fill_image_encoder(self.image_encoder)
+            self._fills, self._clip_is_empty = self._fills + 1, False
         self._bring(self.image_encoder)
         size: int = self.image_encoder.config.image_size
-        crops = crop_supports(images.float(), masks.float(), margin=self.support_crop, size=size)
-        pixels = (crops.to(self.device) - self.pixel_mean) / self.pixel_std
+        crops = [
+            crop_supports(image[None].float(), mask[None].float(), margin=self.support_crop, size=size)
+            for image, mask in pairs
+        ]
+        pixels = (torch.cat(crops).to(self.device) - self.pixel_mean) / self.pixel_std
         embeds: Tensor = self.image_encoder(pixels.to(self.dtype)).image_embeds
         return embeds[:, None]
 
@@ -198,6 +234,10 @@ class KandinskyBackbone:
             raise ValueError(
                 f"latents must be multiples of {2**self.unet.num_upsamplers}, not {latents.shape}"
             )
+        if self._fills == 1 and not self._clip_is_empty:
+            with torch.inference_mode(False):
+                self.image_encoder.to("meta")
+            self._clip_is_empty = True
         self._bring(self.unet)
         prompt = self._make_prompt(image_embeds.to(self.device))
         maps = AttentionMaps()
@@ -221,7 +261,8 @@ class KandinskyBackbone:
         if not self.offload:
             return
         other = self.unet if part is self.image_encoder else self.image_encoder
-        other.to("cpu")
+        if not (other is self.image_encoder and self._clip_is_empty):
+            other.to("cpu")
         part.to(self.device)
 
     @torch.no_grad()
@@ -279,10 +320,11 @@ def crop_supports(images: Tensor, masks: Tensor, *, margin: float | None, size: 
     """Supports on black, as CLIP is to see them.
 
     Args:
-        images: (k 3 S S) in [0, 1].
-        masks: (k 1 S S) in [0, 1].
+        images: (k 3 h w) in [0, 1].
+        masks: (k 1 h w) in [0, 1].
         margin: left around the object's box, as a share of its longer side; the crop is square and goes on in
-            black beyond the image's edge. None keeps the whole image.
+            black beyond the image's edge. None takes the square in the middle of the image, as CLIP's own
+            preprocessing does.
         size: of the result, bicubic with antialiasing.
 
     Returns:
@@ -297,6 +339,10 @@ def crop_supports(images: Tensor, masks: Tensor, *, margin: float | None, size: 
             top, left = ((a + b - side) // 2 for a, b in zip(low, high, strict=True))
             # A negative pad crops.
             seen = F.pad(seen, (-left, left + side - seen.shape[2], -top, top + side - seen.shape[1]))
+        elif margin is None:
+            side = min(seen.shape[1:])
+            top, left = ((whole - side) // 2 for whole in seen.shape[1:])
+            seen = seen[:, top : top + side, left : left + side]
         crop = F.interpolate(seen[None], size=(size, size), mode="bicubic", antialias=True)
         crops.append(crop.clamp(0, 1))
     return torch.cat(crops)

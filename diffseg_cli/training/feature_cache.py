@@ -26,7 +26,7 @@ from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.errors import InputError
 from diffseg_cli.files import replace_file
-from diffseg_cli.frames import crop_to_object, mask_to_frame, to_frame
+from diffseg_cli.frames import crop_to_object, mask_to_frame, stack_frames, to_frame
 from diffseg_cli.loading import edge_size as default_edge_size
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.hed import HED
@@ -36,7 +36,7 @@ from diffseg_cli.reading.image_io import check_pair, read_image
 from diffseg_cli.views import recoloured, zoomed_in
 
 BATCH = 8
-LAYOUT = 3  # of the arrays; another one is another cache
+LAYOUT = 4  # of the arrays; another one is another cache
 DONE = "rows_done"
 
 
@@ -196,17 +196,23 @@ class FeatureCache:
     @torch.inference_mode()
     def _compute(self, rows: range) -> dict[str, NDArray[Any]]:
         backbone, size = self.backbone, self.backbone.image_size
-        pairs = [self.load_view(row) for row in rows]
-        images = torch.stack([image for image, _ in pairs]).to(backbone.device)
-        masks = torch.stack([mask for _, mask in pairs]).to(backbone.device)
+        pairs = [self._load(row) for row in rows]
+        images = stack_frames([image for image, _ in pairs], size).to(backbone.device)
+        masks = torch.stack([mask_to_frame(mask, size) for _, mask in pairs]).to(backbone.device)
         as_support = torch.tensor([row % self.stride == self.views for row in rows], device=images.device)
         seen = images
         if backbone.masks_support:  # eq. 3
             seen = torch.where(as_support[:, None, None, None], images * masks, images)
-        blocks = {"latents": self._encode(seen), "targets": self._encode(masks.expand(-1, 3, -1, -1))}
+        targets = _read_rows(~as_support)  # supports have none
+        white = self._encode(masks[targets].expand(-1, 3, -1, -1))
+        blocks = {"latents": self._encode(seen), "targets": [_spread(block, targets) for block in white]}
         latents = backbone.stack_blocks([block.float() for block in blocks["latents"]])
+        prompts = _read_rows(as_support | (not backbone.masks_support))  # else only rows made for it
+        embeds = backbone.embed_pairs([pairs[int(row)] for row in prompts.nonzero()])
+        if embeds is None:
+            embeds = backbone.embed(images[prompts], masks[prompts], latents[prompts])
         arrays = {
-            "image_embeds": backbone.embed(images, masks, latents).half().cpu().numpy(),
+            "image_embeds": _spread(embeds, prompts).half().cpu().numpy(),
             "masks": _to_bytes(F.interpolate(masks, size=(size // 2, size // 2), mode="area")),
         }
         for name, values in blocks.items():
@@ -254,6 +260,18 @@ class FeatureCache:
         embeds = self._gather("image_embeds", flat)
         latents, grid, embeds = (values.unflatten(0, rows.shape) for values in (latents, grid, embeds))
         return SupportFeatures.of(self.backbone, latents, grid, embeds)
+
+
+def _read_rows(rows: Tensor) -> Tensor:
+    """Rows (r) bool worth computing: those that are read, or the first one to know its shape by."""
+    return rows if rows.any() else torch.arange(len(rows), device=rows.device) == 0
+
+
+def _spread(values: Tensor, rows: Tensor) -> Tensor:
+    """Values of the rows (r) that were computed, zero in the others."""
+    spread = values.new_zeros(len(rows), *values.shape[1:])
+    spread[rows] = values
+    return spread
 
 
 def _to_bytes(values: Tensor) -> NDArray[np.uint8]:

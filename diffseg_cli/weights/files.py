@@ -223,26 +223,32 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
     """Names and shapes of a safetensors file's tensors, and its metadata, without torch.
 
     Raises:
-        WeightsError: the file is missing, damaged or no safetensors file; says what it is instead if it can.
+        WeightsError: the file is missing, of another length than its header says, damaged otherwise or no
+            safetensors file; says what it is instead if it can.
     """
     path = Path(path)
     try:
         with path.open("rb") as stream:
-            head = stream.read(64)
+            head, size = stream.read(64), path.stat().st_size
             length = int.from_bytes(head[:8], "little")
-            if head[8:9] != b"{" or length > min(HEADER_LIMIT, path.stat().st_size - 8):
+            if head[8:9] != b"{" or length > min(HEADER_LIMIT, size - 8):
                 raise _refusal(path, head)
             stream.seek(8)
             header = json.loads(stream.read(length))
         metadata = header.pop("__metadata__", {})
         shapes = {name: tuple(int(size) for size in row["shape"]) for name, row in header.items()}
         "".join([*shapes, *metadata, *metadata.values()]).encode()  # all of it is text that can be shown
+        end = max((row["data_offsets"][1] for row in header.values()), default=0)
     except OSError as error:
         raise WeightsError(
             f"{path} cannot be read: {error.strerror or error}.", "Check the path and its permissions."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WeightsError(f"{path} is damaged: its header cannot be read.", REFETCH) from error
+    if end != size - 8 - length:
+        raise WeightsError(
+            f"{path} is damaged: it has {size} bytes, and that is not the length its header tells.", REFETCH
+        )
     return shapes, metadata
 
 

@@ -71,6 +71,18 @@ def locate_kandinsky(source: str | Path = KANDINSKY) -> dict[str, ComponentFiles
     Raises:
         WeightsError: something is missing; names what and where it was looked for.
     """
+    found, lacking = search_kandinsky(source)
+    if lacking:
+        place = str(_cache()) if str(source) == KANDINSKY else str(source)
+        raise WeightsError(
+            f"Kandinsky 2.2 is not complete in {place}: it lacks {', '.join(lacking)}.",
+            f"Run `{PULL}`, or name a folder that holds it with --model PATH.",
+        )
+    return found
+
+
+def search_kandinsky(source: str | Path = KANDINSKY) -> tuple[dict[str, ComponentFiles], list[str]]:
+    """The files of every component as far as they are there, and the names of components or files missing."""
     in_cache = str(source) == KANDINSKY
     found: dict[str, ComponentFiles] = {}
     lacking: list[str] = []
@@ -81,13 +93,7 @@ def locate_kandinsky(source: str | Path = KANDINSKY) -> dict[str, ComponentFiles
         lacking += _lacking(folder, components)
         if folder is not None:
             found |= {component.name: _files(folder, component) for component in components}
-    if lacking:
-        place = str(_cache()) if in_cache else str(source)
-        raise WeightsError(
-            f"Kandinsky 2.2 is not complete in {place}: it lacks {', '.join(lacking)}.",
-            f"Run `{PULL}`, or name a folder that holds it with --model PATH.",
-        )
-    return found
+    return found, lacking
 
 
 def find_kandinsky() -> Path | None:

@@ -6,17 +6,20 @@ in the format they are computed in, so that main memory holds no second copy.
 """
 
 import hashlib
-import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from diffseg_cli.compute import is_out_of_memory
 from diffseg_cli.errors import WeightsError
 from diffseg_cli.models.kandinsky import SUPPORT_CROP, KandinskyBackbone, KandinskyNetworks
 from diffseg_cli.weights.files import REFETCH, load_strict, read_header
 from diffseg_cli.weights.hub import KANDINSKY, PULL, ComponentFiles, locate_kandinsky
+from diffseg_cli.weights.kandinsky_files import read_config
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection
@@ -32,6 +35,7 @@ UNET_KIND = {
     "cross_attention_norm": None,
 }
 FINGERPRINT_VALUES = 8  # of each tensor
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def load_kandinsky(
@@ -71,10 +75,40 @@ def read_networks(
         large_device: of UNet and CLIP.
         dtype: of all.
 
+    Returns:
+        UNet and MoVQ filled, CLIP checked and ready to be filled.
+
     Raises:
         WeightsError: a file is damaged, is of another network, or the device has too little memory.
     """
-    configs = {name: _read_json(component.config) for name, component in files.items()}
+    networks = _build_networks(files)
+    digest = hashlib.sha256()
+    for name in ("unet", "movq", "image_encoder"):
+        tensors = _check_tensors(getattr(networks, name), files[name].weights)
+        digest.update(_sample(tensors, files[name].weights))
+    _fill(networks.unet, files["unet"].weights, device=large_device, dtype=dtype)
+    _fill(networks.movq, files["movq"].weights, device=device, dtype=dtype)
+
+    def fill_image_encoder(network: nn.Module) -> None:
+        _fill(network, files["image_encoder"].weights, device=large_device, dtype=dtype)
+
+    return replace(networks, fingerprint=digest.hexdigest()[:16], fill_image_encoder=fill_image_encoder)
+
+
+def check_networks(files: dict[str, ComponentFiles]) -> None:
+    """Compare configs, and names and shapes of all tensors, with what the networks need; no tensor is read.
+
+    Raises:
+        WeightsError: a file is damaged, or of another network.
+    """
+    networks = _build_networks(files)
+    for name in ("unet", "movq", "image_encoder"):
+        _check_tensors(getattr(networks, name), files[name].weights)
+
+
+def _build_networks(files: dict[str, ComponentFiles]) -> KandinskyNetworks:
+    """The networks on meta tensors, without a fingerprint."""
+    configs: dict[str, dict[str, Any]] = {name: read_config(each.config) for name, each in files.items()}
     unet_path = files["unet"].config
     for key, wanted in UNET_KIND.items():  # before gigabytes are read
         if (configs["unet"].get(key) or None) != (wanted or None):
@@ -98,16 +132,6 @@ def read_networks(
             f"{widths[0]} wide in one and {widths[1]} in the other.",
             "Take the prior and the decoder of Kandinsky 2.2.",
         )
-    digest = hashlib.sha256()
-    try:
-        digest.update(_fill(unet, files["unet"].weights, device=large_device, dtype=dtype))
-        digest.update(_fill(movq, files["movq"].weights, device=device, dtype=dtype))
-        digest.update(_fill(image_encoder, files["image_encoder"].weights, device=large_device, dtype=dtype))
-    except torch.OutOfMemoryError as error:
-        raise WeightsError(
-            f"Kandinsky 2.2 does not fit into the memory of {device}.",
-            "Use --offload, --dtype float16, or --device cpu.",
-        ) from error
     # Numbers, not weights: meta tensors would be of no use.
     scheduler = _build(
         DDPMScheduler.from_config, configs["scheduler"], files["scheduler"].config, torch.device("cpu")
@@ -119,7 +143,7 @@ def read_networks(
         scheduler=scheduler,
         pixel_mean=_channel_numbers(configs, "image_mean", files),
         pixel_std=_channel_numbers(configs, "image_std", files),
-        fingerprint=digest.hexdigest()[:16],
+        fingerprint="",
     )
 
 
@@ -127,16 +151,6 @@ def _image_encoder(config: dict[str, Any]) -> "CLIPVisionModelWithProjection":
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     return CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(config))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is damaged: {error}.", f"Copy it again, or run `{PULL}`.") from error
-    if not isinstance(config, dict):
-        raise WeightsError(f"{path} is damaged: it holds no JSON object.", f"Copy it again, or run `{PULL}`.")
-    return config
 
 
 def _build(build: Any, config: dict[str, Any], path: Path, device: torch.device | None = None) -> Any:
@@ -167,28 +181,76 @@ def _channel_numbers(
     return tuple(numbers)
 
 
-def _fill(network: nn.Module, paths: tuple[Path, ...], *, device: torch.device, dtype: torch.dtype) -> bytes:
-    """Give a network on meta tensors the weights of its files. Returns what the fingerprint is made of."""
-    from safetensors import SafetensorError, safe_open
+def _check_tensors(network: nn.Module, paths: tuple[Path, ...]) -> dict[str, str]:
+    """Compare names and shapes of a network's tensors with its files' headers.
 
+    Returns:
+        Names in the files -> names in the network.
+
+    Raises:
+        WeightsError: a file is damaged, or some tensors are missing, too many, or of another shape.
+    """
     shapes = {name: shape for path in paths for name, shape in read_header(path)[0].items()}
     # Older files carry the positions 0, 1, 2... of CLIP's patches as if they were weights.
-    expected = {name: shape for name, shape in shapes.items() if not name.endswith("position_ids")}
-    load_strict(network, {n: torch.empty(shape, device="meta") for n, shape in expected.items()}, paths[0])
-    state, samples = {}, {}
+    names = {name: _present_name(name) for name in shapes if not name.endswith("position_ids")}
+    tensors = {new: torch.empty(shapes[old], device="meta") for old, new in names.items()}
+    load_strict(network, tensors, paths[0])
+    return names
+
+
+def _present_name(name: str) -> str:
+    """A tensor's name as diffusers has it now: attention of MoVQ was once named by its matrices alone."""
+    *path, matrix, kind = name.split(".")
+    if matrix in OLD_ATTENTION and path and path[-2:-1] == ["attentions"]:
+        return ".".join([*path, OLD_ATTENTION[matrix], kind])
+    return name
+
+
+def _sample(names: dict[str, str], paths: tuple[Path, ...]) -> bytes:
+    """What the fingerprint is made of: a page of each tensor is read, no more."""
+    samples = {
+        name: f"{name}{tuple(tensor.shape)}".encode()
+        + tensor.flatten()[:FINGERPRINT_VALUES].to(torch.float16).numpy().tobytes()
+        for name, tensor in _read_tensors(names, paths)
+    }
+    return b"".join(samples[name] for name in sorted(samples))
+
+
+def _read_tensors(names: dict[str, str], paths: tuple[Path, ...]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors one by one, by their names in the network; their bytes are read when they are used.
+
+    Raises:
+        WeightsError: a file is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
-                for name in expected.keys() & file.keys():
-                    tensor = file.get_tensor(name)
-                    head = tensor.flatten()[:FINGERPRINT_VALUES].to(torch.float16)
-                    samples[name] = f"{name}{tuple(tensor.shape)}".encode() + head.numpy().tobytes()
-                    state[name] = tensor.to(dtype).to(device)
+                for stored in names.keys() & file.keys():
+                    yield names[stored], file.get_tensor(stored)
         except (SafetensorError, OSError) as error:
             raise WeightsError(f"{path} is damaged: {error}.", REFETCH) from error
+
+
+def _fill(network: nn.Module, paths: tuple[Path, ...], *, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a network on meta tensors the weights of its files.
+
+    Raises:
+        WeightsError: a file is damaged, or the device has too little memory.
+    """
+    names = _check_tensors(network, paths)
+    try:
+        state = {name: tensor.to(dtype).to(device) for name, tensor in _read_tensors(names, paths)}
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        less = "Use --dtype float16, --offload, or --device cpu."
+        if device.type == "cpu":
+            less = "End other programs, or encode supports once with `diffseg concept make`, for -c."
+        raise WeightsError(f"Kandinsky 2.2 does not fit into the memory of {device}.", less) from error
     network.load_state_dict(state, assign=True)
     for module in network.modules():
         positions = getattr(module, "position_ids", None)
         if positions is not None:  # no weight, so it is still a meta tensor
             module.position_ids = torch.arange(positions.shape[-1], device=device)[None]
-    return b"".join(samples[name] for name in sorted(samples))
