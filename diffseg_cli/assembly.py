@@ -58,7 +58,7 @@ def load_segmenter(
     used = Path(checkpoint) if checkpoint is not None and head != "attention" else None
     place = resolve_device(device)
     limit_threads()
-    number_format = resolve_dtype(dtype, place)
+    number_format = resolve_dtype(dtype, place, loading.backbone_kind(model).network.cuda_dtype)
     image_size = loading.trained_size(used) if used else None
     backbone = loading.load_backbone(model, place, number_format, offload, image_size)
     trained = loading.load_modules(used, backbone, number_format) if used else untrained()

@@ -52,13 +52,14 @@ def resolve_device(name: str = "auto") -> torch.device:
     return torch.device(wanted)
 
 
-def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: str | None, device: torch.device, on_cuda: torch.dtype | None = None) -> torch.dtype:
     """The number format to compute in.
 
     Args:
         name: "float32", "float16", "bfloat16", "fp32", "fp16", "bf16"; None or "auto" choose float32 on CPU
             and MPS, on CUDA bfloat16 where the hardware has it and float16 otherwise.
         device: what it will run on.
+        on_cuda: what to choose on CUDA instead, where a model answers better in it.
 
     Raises:
         UsageError: no such name, or float16 on a CPU, which has no fast arithmetic for it.
@@ -66,6 +67,8 @@ def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name is None or name == "auto":
         if device.type != "cuda":
             return torch.float32
+        if on_cuda is not None:
+            return on_cuda
         return torch.bfloat16 if has_bfloat16(device) else torch.float16
     if name not in DTYPES:
         raise UsageError(f"There is no dtype '{name}'.", f"Choose one of auto, {', '.join(DTYPES)}.")

@@ -103,6 +103,8 @@ def test_automatic_dtype(
     monkeypatch.setattr(torch.cuda, "device", lambda chosen: entered.append(chosen) or torch.no_grad())
     assert resolve_dtype(name, device) == expected
     assert entered == ([device] if device.type == "cuda" else [])
+    asked = torch.float16 if device.type == "cuda" else expected
+    assert resolve_dtype(name, device, torch.float16) == asked
 
 
 @pytest.mark.parametrize(("short", "long"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")])

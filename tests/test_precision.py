@@ -43,11 +43,12 @@ def test_every_verb_runs_in_every_format(
 ) -> None:
     """Training keeps modules in float32, all other verbs have them in the backbone's format."""
     for module in (assembly, jobs):  # a CPU is refused float16 for its slowness; here it stands in for a GPU
-        monkeypatch.setattr(module, "resolve_dtype", lambda *_: getattr(torch, dtype))
+        monkeypatch.setattr(module, "resolve_dtype", lambda *_, **__: getattr(torch, dtype))
     trained = tmp_path / "out" / MODULES
     words = ["--root", classes, "--model", kandinsky, "--device", "cpu"]
     run("train", *words, "--out", trained.parent, "--steps", "2", "--batch-size", "2", "--views", "1")
-    assert read_checkpoint_info(trained).config["presence"]["weights"]
+    config = read_checkpoint_info(trained).config
+    assert config["presence"]["weights"] and config["pam"]["channel_dropout"] == 0
 
     image, query = classes / "ball" / "0.jpg", classes / "ball" / "1.jpg"
     common = ["-s", image, "-m", image.with_suffix(".png"), "-q", query, "--model", kandinsky]

@@ -13,7 +13,7 @@ from diffseg_cli.choices import ModelChoice
 from diffseg_cli.compute import limit_threads, resolve_device, resolve_dtype
 from diffseg_cli.config import PamConfig, ScmConfig, SegmentConfig
 from diffseg_cli.errors import UsageError
-from diffseg_cli.loading import build_compact, build_edge_detector, build_modules
+from diffseg_cli.loading import backbone_kind, build_compact, build_edge_detector, build_modules
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.kandinsky import KandinskyBackbone
@@ -45,7 +45,7 @@ def prepare_segmenter(
     if random_weights:
         limit_threads()
         place = resolve_device(choice.device)
-        dtype = resolve_dtype(choice.dtype, place)
+        dtype = resolve_dtype(choice.dtype, place, backbone_kind(choice.model).network.cuda_dtype)
         segmenter = random_segmenter(choice.model, device=place, dtype=dtype, offload=choice.offload)
         settings = SegmentConfig(
             fusion=choice.fusion or SegmentConfig.fusion,

@@ -43,6 +43,7 @@ class Backbone(Protocol):
         mixed_precision: whether training keeps it in float32 and encodes under autocast; else it computes in
             the number format it is loaded in.
         edge_detector: what finds the edges SCM reads, a key of `loading.EDGE_DETECTORS`.
+        cuda_dtype: what it answers best in on CUDA; None: whatever suits the device.
         channel_weights: (c) how much each latent channel counts in a comparison, or None for all alike.
         latents_fingerprint: of all that latents and prompts depend on; what they are cached under.
         device: where its parameters are.
@@ -63,6 +64,7 @@ class Backbone(Protocol):
     shares_cpu: bool
     mixed_precision: bool
     edge_detector: str
+    cuda_dtype: torch.dtype | None
 
     @property
     def device(self) -> torch.device: ...

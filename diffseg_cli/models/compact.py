@@ -111,6 +111,7 @@ class CompactBackbone(nn.Module):
     shares_cpu = True
     mixed_precision = True
     edge_detector = "student"  # HED itself would be four fifths of this model's work
+    cuda_dtype: torch.dtype | None = None
 
     def __init__(
         self,

@@ -98,6 +98,9 @@ class KandinskyBackbone:
     shares_cpu = False  # on a CPU nobody waits for several images at once: one takes all cores
     mixed_precision = False
     edge_detector = "hed"
+    # Three more bits than bfloat16. Numbers that overflow in it are an error (`prediction.check_finite`);
+    # training, whose gradients are small, does without.
+    cuda_dtype: torch.dtype | None = torch.float16
     channel_weights: Tensor | None = None
 
     def __init__(

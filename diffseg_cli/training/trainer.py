@@ -41,6 +41,7 @@ from diffseg_cli.training.validation import validate
 from diffseg_cli.weights.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
 from diffseg_cli.weights.files import load_strict
 
+LEAST_DROPPED_FROM = 16  # latent channels: dropping one of Kandinsky's four takes a quarter of what PAM sees
 EARLY = (8, 4, 2)  # validation comes after these parts of the first interval too: memorising shows early
 
 
@@ -242,6 +243,8 @@ def new_segmenter(
         WeightsError: the checkpoint is damaged, or of other modules.
     """
     backbone = cache.backbone
+    if config.pam is not None and backbone.latent_channels < LEAST_DROPPED_FROM:
+        config = replace(config, pam=replace(config.pam, channel_dropout=0.0))
     torch.manual_seed(seed)
     modules = build_modules(backbone, config.scm, config.pam).to(backbone.device)
     carried = asdict(replace(config, image_size=backbone.image_size))
