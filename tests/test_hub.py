@@ -24,13 +24,19 @@ from diffseg_cli.weights.hub import (
     COMPONENTS,
     KANDINSKY,
     REPOSITORIES,
-    find_kandinsky,
     locate_kandinsky,
     pull_kandinsky,
+    search_kandinsky,
 )
 
 REPOSITORY = Path(__file__).parents[1]
 COMMIT, BRANCH_COMMIT = "a" * 40, "b" * 40
+
+
+def find_kandinsky() -> Path | None:
+    """Folder of the decoder in the cache, or None while any component is missing."""
+    found, lacking = search_kandinsky()
+    return None if lacking else found["unet"].config.parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +166,7 @@ def test_of_several_revisions_the_newest_whole_one_is_taken(folder: Path, cache:
 
 def test_looking_for_files_imports_no_torch() -> None:
     code = (
-        "import sys; from diffseg_cli.weights.hub import find_kandinsky; find_kandinsky();"
+        "import sys; from diffseg_cli.weights.hub import search_kandinsky; search_kandinsky();"
         "print([name for name in ('torch', 'numpy', 'diffusers', 'transformers') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)

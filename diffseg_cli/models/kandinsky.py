@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffseg_cli.frames import crop_to_object
 from diffseg_cli.models.attention import AttentionMaps, OnLayer
 from diffseg_cli.models.backbone import Control
 from diffseg_cli.models.kandinsky_attention import Recorder, recording
@@ -186,8 +185,6 @@ class KandinskyBackbone:
 
     def embed_pairs(self, pairs: Sequence[Pair]) -> Tensor:
         """`embed` with the objects' own shape and resolution, as CLIP was trained to see them."""
-        if self.support_crop is not None:  # what is around the object is black in either
-            pairs = [crop_to_object(*pair, 0.0) for pair in pairs]
         return self._embed(
             [
                 (torch.tensor(image).permute(2, 0, 1).float() / 255, torch.tensor(mask)[None].float())

@@ -189,16 +189,18 @@ def calibrate_checkpoint(
     tensors, info = read_checkpoint(checkpoint, backbone=backbone.name, fingerprint=backbone.fingerprint)
     if info.training.get("init") and info.config.get("presence") and classes < ENOUGH_CLASSES:
         return {}, []
+    episodes = min(EPISODES, 4 * len(cache.dataset.samples))  # more would repeat the same few images
+    dataset = cache.dataset.with_enough(1)
+    drawn = (draw_presence_episode(dataset, index, shots=1, seed=0) for index in range(episodes))
+    if all(is_present for _, is_present in drawn):  # before any look: there is nothing to tell apart
+        return {}, []
     trained = load_modules(checkpoint, backbone)
     head = "pam" if "pam" in trained.modules else "attention"
     segmenter = Segmenter(backbone=backbone, trained=trained, hed=cache.hed, head=head)
     if head == "pam" and classes >= ENOUGH_CLASSES:
         plain = segmenter.with_trained(replace(trained, mask_gamma=1.0))
         segmenter = segmenter.with_trained(replace(trained, mask_gamma=fit_gamma(plain, cache)))
-    episodes = min(EPISODES, 4 * len(cache.dataset.samples))  # more would repeat the same few images
     sample = sample_presence(segmenter, cache, episodes=episodes)
-    if sample.present.all():
-        return {}, []
     calibration, scores = calibrate(sample)
     figures = presence_report(scores, sample, class_groups(cache.dataset.classes))
     config = {**info.config, "presence": asdict(calibration), "mask_gamma": segmenter.trained.mask_gamma}

@@ -96,14 +96,6 @@ def search_kandinsky(source: str | Path = KANDINSKY) -> tuple[dict[str, Componen
     return found, lacking
 
 
-def find_kandinsky() -> Path | None:
-    """Folder of the decoder in the Hugging Face cache, or None while any component is missing."""
-    try:
-        return locate_kandinsky()["unet"].config.parents[1]
-    except WeightsError:
-        return None
-
-
 def pull_kandinsky(*, revision: str | None = None, variant: str | None = None) -> Path:
     """Fetch what diffseg needs of both repositories into the ordinary Hugging Face cache.
 
