@@ -345,3 +345,21 @@ def test_help_fits_and_its_examples_are_valid(verb: str) -> None:
     for example in examples:
         result = run(*example.split()[1:])
         assert result.exit_code == 0, result.output
+
+
+def test_a_mask_that_is_there_is_replaced_only_when_asked(folder: Path) -> None:
+    outline = ("mask", "dog.png", "--polygon", "10,5,30,5,30,25,10,25")
+    (folder / "dog_mask.png").write_bytes(b"drawn by hand")
+    result = run(*outline)
+    assert result.exit_code == 2 and "dog_mask.png is there already." in result.stderr
+    assert (folder / "dog_mask.png").read_bytes() == b"drawn by hand"
+    assert run(*outline, "--overwrite").exit_code == 0
+    assert (folder / "dog_mask.png").read_bytes() != b"drawn by hand"
+
+
+def test_a_name_that_is_too_long_for_results_is_refused_at_once(folder: Path) -> None:
+    name = f"{'n' * 245}.png"
+    (folder / name).write_bytes((folder / "dog.png").read_bytes())
+    result = run("segment", "-s", "dog.png", "-m", "dog_m.png", "-q", name)
+    assert result.exit_code == 3 and "is too long: a result would have" in result.stderr
+    assert "Rename the image." in result.stderr and not (folder / "diffseg_out" / name).exists()

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
 STREAM = Path("-")  # stdin as a query, stdout as the place of results
+LONGEST_NAME = 255  # bytes of a file's name on nearly all file systems
 MOST_PIPED = 512_000_000  # bytes; an uncompressed image of 100 megapixels has 300
 
 
@@ -70,6 +71,7 @@ def plan_outputs(
             raise UsageError(f"{query} is given twice.", "Give each query once.")
         names = {what: pattern.replace("*", stem, 1) for what, pattern in patterns.items()}
         claims.claim(names.values(), str(query))
+        _check_lengths(query, names.values())
         outputs = {what: out / name for what, name in names.items()}
         plans.append(QueryOutputs(query, f"{stem}{query.suffix}", outputs))
     for query in queries:
@@ -78,6 +80,17 @@ def plan_outputs(
     if patterns or run_files:
         check_folder(out)
     return plans
+
+
+def _check_lengths(query: Path, names: Iterable[str]) -> None:
+    """Refuse a query whose results would have names no disk takes, before anything slow starts."""
+    for name in names:
+        length = len(os.fsencode(name.rpartition("/")[2]))
+        if length > LONGEST_NAME:
+            raise InputError(
+                f"The name of {query} is too long: a result would have {length} bytes of {LONGEST_NAME}.",
+                "Rename the image.",
+            )
 
 
 def result_stems(queries: Sequence[Path]) -> list[str]:

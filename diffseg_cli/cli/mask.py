@@ -68,6 +68,14 @@ def mask(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace a mask that is there; it may be drawn by hand.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
     ] = False,
@@ -77,7 +85,7 @@ def mask(
     Writes the mask (PNG, 0 and 255) and an overlay beside it. Look at the
     overlay first; the mask can be corrected in any paint program.
     """
-    files = _plan(image, out or Path(f"{image.stem}_mask.png"))
+    files = _plan(image, out or Path(f"{image.stem}_mask.png"), overwrite=overwrite)
     from diffseg_cli.reading.image_io import read_image
     from diffseg_cli.results.render import write_mask, write_overlay
 
@@ -94,17 +102,19 @@ def mask(
     console.result_paths(outputs.values())
 
 
-def _plan(image: Path, out: Path) -> dict[str, Path]:
+def _plan(image: Path, out: Path, *, overwrite: bool) -> dict[str, Path]:
     """The mask and its overlay, which must not be the image itself.
 
     Raises:
-        UsageError: one of them is, or the mask is to be something else than PNG.
+        UsageError: one of them is, the mask is there already, or it is to be something else than PNG.
         InputError: the image cannot be opened, or the folder not be written.
     """
     if out.suffix.lower() != ".png":
         raise UsageError(f"{out} does not end in .png.", "A mask is written as PNG, which loses nothing.")
     files = {"mask": out, "overlay": out.with_name(f"{out.stem}_overlay.png")}
     inputs.check_files(image, list(files.values()))
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out} is there already.", "Choose another --out, or replace it with --overwrite.")
     return files
 
 
