@@ -280,7 +280,7 @@ class AdaptChoice:
 
 @dataclass(frozen=True)
 class AnswerChoice:
-    """What counts as found: arguments of `Segmenter.segment_encoded`."""
+    """What counts as found; all but `instances` are arguments of `Segmenter.segment_encoded`."""
 
     threshold: Annotated[
         float,
@@ -313,4 +313,5 @@ class AnswerChoice:
             parse=_min_area,
         ),
     ] = "1%"
+    instances: Annotated[bool, Option("Number the objects in a mask, cut where two touch.", OUTPUT)] = False
     seed: Seed = 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffseg_cli.choices import AnswerChoice
 from diffseg_cli.config import PRESENT
-from diffseg_cli.results.outputs import ConceptResult, Scene, settle
+from diffseg_cli.results.outputs import ConceptResult, Scene, number_instances, settle
 from diffseg_cli.supports.concept import Concept, SavedConcept, SupportSet
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ def find_in(
         images: where each image was read from.
         answer: what counts as found.
     """
+    options = {name: value for name, value in vars(answer).items() if name != "instances"}
     per_concept = [
-        each.answering(segmenter).segment_encoded(query, each.support, **vars(answer)) for each in concepts
+        each.answering(segmenter).segment_encoded(query, each.support, **options) for each in concepts
     ]
     several = len(concepts) > 1
     tiles = [(tile, each.name if several else "support") for each in concepts for tile in each.tiles]
@@ -115,7 +116,10 @@ def find_in(
         seconds = {stage: spent / len(images) for stage, spent in query.seconds.items()}
         for stage in predictions[0].seconds.keys() - query.seconds.keys():
             seconds[stage] = sum(p.seconds[stage] for p in predictions)
-        answers.append(Answer(Scene(path, image, settle(found), tiles), notes, seconds))
+        settled = settle(found)
+        if answer.instances:
+            settled = number_instances(settled)
+        answers.append(Answer(Scene(path, image, settled, tiles), notes, seconds))
     return answers
 
 

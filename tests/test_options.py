@@ -65,6 +65,7 @@ ANSWER = {
     "min_presence": ("--min-presence 0.125", 0.125),
     "refine": ("--no-refine", False),
     "min_area": ("--min-area 2.5%", "2.5%"),
+    "instances": ("--instances", True),
     "seed": ("--seed 7", 7),
 }
 ADAPT = {
@@ -174,7 +175,7 @@ def test_every_option_has_a_value_here_that_is_not_its_default(kind: Any, table:
 def test_fields_are_the_arguments_of_what_uses_them(
     kind: Any, function: Callable[..., Any], own: set[str]
 ) -> None:
-    elsewhere = {"fit"}  # `read_pair` does that itself
+    elsewhere = {"fit", "instances"}  # `read_pair` and `find_in` do those themselves
     assert {field.name for field in fields(kind)} - elsewhere == set(
         inspect.signature(function).parameters
     ) - own
@@ -214,7 +215,7 @@ def test_an_adaptation_gets_its_negatives(monkeypatch: pytest.MonkeyPatch, verb:
 def test_answer_options_reach_the_segmenter(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     seen = spy(monkeypatch, Segmenter, "segment_encoded", keywords)
     run(f"{VERBS[verb]} {words(ANSWER)}")
-    assert seen == [values(ANSWER)]
+    assert seen == [{name: value for name, value in values(ANSWER).items() if name != "instances"}]
 
 
 def test_watch_works_as_batch_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +231,10 @@ def test_format_options_reach_the_writer(monkeypatch: pytest.MonkeyPatch, verb: 
         monkeypatch,
         outputs,
         "choose_formats",
-        lambda formats, matting: {"formats": formats, "matting": matting},
+        lambda formats, matting, instances: {  # noqa: ARG005 - of the answer, tested above
+            "formats": formats,
+            "matting": matting,
+        },
     )
     run(f"{VERBS[verb]} {words(FORMATS)}")
     assert seen == [values(FORMATS)]

@@ -1,6 +1,7 @@
 """Results out: every format read back by the tool it is named after, or against that tool's own schema."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffseg_cli.errors import MissingDependency
 from diffseg_cli.files import write_whole
 from diffseg_cli.reading.image_io import read_mask, read_pair
 from diffseg_cli.results.annotations import (
+    AnnotatedObject,
     CocoFile,
     coco_objects,
     labelme_bytes,
@@ -70,6 +72,13 @@ def scene(image: NDArray[np.uint8]) -> Scene:
     return Scene(Path("photos/scene.jpg"), image, found, [(image[:50], "weld")])
 
 
+def objects(masks: list[NDArray[np.bool_]], scores: Sequence[float] = (1, 1)) -> list[AnnotatedObject]:
+    return [
+        AnnotatedObject(category, name, mask, score)
+        for category, (name, mask, score) in enumerate(zip(NAMES, masks, scores, strict=False))
+    ]
+
+
 def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
     return float((first & second).sum() / (first | second).sum())
 
@@ -84,9 +93,9 @@ def load_coco(path: Path) -> COCO:
 @pytest.mark.parametrize(("polygons", "least"), [(False, 1.0), (True, 0.96)])
 def test_coco_is_read_by_pycocotools(tmp_path: Path, polygons: bool, least: float) -> None:
     made = CocoFile(NAMES)
-    made.add("a.jpg", HW, coco_objects(MASKS, [0.91234, 0.5], polygons=polygons))
-    made.add("b.jpg", HW, coco_objects([EMPTY, RING], [0.0, 0.7], polygons=polygons))
-    made.add("c.jpg", HW, coco_objects([EMPTY, EMPTY], [0.0, 0.0], polygons=polygons))
+    made.add("a.jpg", HW, coco_objects(objects(MASKS, [0.91234, 0.5]), polygons=polygons))
+    made.add("b.jpg", HW, coco_objects(objects([EMPTY, RING], [0.0, 0.7]), polygons=polygons))
+    made.add("c.jpg", HW, coco_objects(objects([EMPTY, EMPTY]), polygons=polygons))
     (tmp_path / "coco.json").write_bytes(made.content())
     coco = load_coco(tmp_path / "coco.json")
     assert [coco.loadCats(i)[0]["name"] for i in coco.getCatIds()] == NAMES
@@ -111,10 +120,10 @@ def test_our_own_masks_in_read_what_goes_out(tmp_path: Path, image: NDArray[np.u
     picture = tmp_path / "scene.png"
     Image.fromarray(image).save(picture)
     made = CocoFile(NAMES)
-    made.add("scene.png", HW, coco_objects(MASKS, [1, 1], polygons=False))
+    made.add("scene.png", HW, coco_objects(objects(MASKS), polygons=False))
     (tmp_path / "out" / "coco.json").write_bytes(made.content())
     labelme = tmp_path / "out" / "scene.json"
-    labelme.write_bytes(labelme_bytes(labelme, picture, MASKS, NAMES))
+    labelme.write_bytes(labelme_bytes(labelme, picture, HW, objects(MASKS)))
     # LabelMe draws an outline together with the pixels its line runs through.
     for name, least in (("coco.json", 1.0), ("scene.json", 0.94)):
         for category, mask in zip(NAMES, MASKS, strict=True):
@@ -124,7 +133,7 @@ def test_our_own_masks_in_read_what_goes_out(tmp_path: Path, image: NDArray[np.u
 
 def test_labelme_has_the_fields_of_its_format(tmp_path: Path) -> None:
     path = tmp_path / "out" / "scene_labelme.json"
-    record = json.loads(labelme_bytes(path, tmp_path / "photos" / "scene.jpg", MASKS, NAMES))
+    record = json.loads(labelme_bytes(path, tmp_path / "photos" / "scene.jpg", HW, objects(MASKS)))
     assert record.keys() == {
         *("version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth")
     }
@@ -143,20 +152,20 @@ def test_labelme_has_the_fields_of_its_format(tmp_path: Path) -> None:
 
 def test_yolo_lines_are_shares_of_the_picture() -> None:
     page = [Image.new("1", HW[::-1]) for _ in NAMES]
-    for line in yolo_bytes(MASKS).decode().splitlines():
+    for line in yolo_bytes(HW, objects(MASKS)).decode().splitlines():
         number, *values = line.split()
         points = np.array(values, dtype=float).reshape(-1, 2)
         assert points.min() >= 0 and points.max() <= 1
         ImageDraw.Draw(page[int(number)]).polygon([(x * HW[1], y * HW[0]) for x, y in points], fill=1)
     assert all(iou(np.array(p), mask) > 0.93 for p, mask in zip(page, MASKS, strict=True))
-    assert yolo_bytes([EMPTY, EMPTY]) == b""
+    assert yolo_bytes(HW, objects([EMPTY, EMPTY])) == b""
 
 
 def test_yolo_corners_are_those_of_pixels() -> None:
     """The right half of a picture begins at a half and ends at 1, whatever the width."""
     mask = np.zeros((50, 80), bool)
     mask[:, 40:] = True
-    number, *values = yolo_bytes([mask]).decode().split()
+    number, *values = yolo_bytes((50, 80), objects([mask])).decode().split()
     corners = np.array(values, dtype=float).reshape(-1, 2)
     assert number == "0" and {tuple(c) for c in corners} == {(0.5, 0), (1, 0), (1, 1), (0.5, 1)}
 
@@ -184,7 +193,9 @@ def test_every_format_has_a_file_and_leaves_nothing_else(tmp_path: Path, scene: 
     for what, name in names.items():
         write_whole(tmp_path / name, encode_image(what, tmp_path / name, scene))
     run = RunContents(NAMES, {"seed": 0})
-    run.add("scene.jpg", {"query": "photos/scene.jpg", "size_hw": HW}, shapes_of(FORMATS, scene))
+    run.add(
+        "scene.jpg", {"query": "photos/scene.jpg", "size_hw": HW, "concepts": []}, shapes_of(FORMATS, scene)
+    )
     for name, content in encode_run(FORMATS, run).items():
         write_whole(tmp_path / name, content)
     written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
@@ -197,7 +208,8 @@ def test_every_format_has_a_file_and_leaves_nothing_else(tmp_path: Path, scene: 
     scores = np.load(tmp_path / "scene_score.npy", allow_pickle=False)
     np.testing.assert_array_equal(scores, np.stack([found.probability for found in scene.found]))
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["images"] == [{"query": "photos/scene.jpg", "size_hw": [*HW]}] and record["seed"] == 0
+    assert record["images"] == [{"query": "photos/scene.jpg", "size_hw": [*HW], "concepts": []}]
+    assert record["seed"] == 0
     assert (tmp_path / "labelmap.txt").read_text().splitlines()[1:] == [
         "background:0,0,0::",
         "bad weld:128,0,0::",
@@ -220,7 +232,7 @@ def test_readers_of_yolo_and_voc_find_what_belongs_to_an_image(tmp_path: Path, s
     assert data["names"] == NAMES and data["nc"] == len(NAMES) and data["val"] == data["train"]
     image = str(tmp_path / data["train"] / key)
     label = "/labels/".join(image.rsplit("/images/", 1)).rsplit(".", 1)[0] + ".txt"
-    assert Path(label).read_bytes() == yolo_bytes(MASKS)
+    assert Path(label).read_bytes() == yolo_bytes(HW, objects(MASKS))
     (listed,) = (tmp_path / "ImageSets" / "Segmentation" / "train.txt").read_text().splitlines()
     with Image.open(tmp_path / "SegmentationClass" / f"{listed}.png") as read:
         np.testing.assert_array_equal(np.asarray(read), label_map(MASKS))

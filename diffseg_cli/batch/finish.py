@@ -78,6 +78,7 @@ def _card(item: Item, row: Row, job: Job) -> Card:
         large=shown or paths["thumbnail"],
         presence=row.presence,
         area=row.found["mask_area"],
+        count=sum(each["count"] for each in row.found["concepts"]) if job.answer.instances else None,
         found=[each["name"] for each in row.found["concepts"] if each["mask_area"] and len(job.concepts) > 1],
     )
 

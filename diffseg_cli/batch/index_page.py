@@ -27,6 +27,7 @@ class Card:
         area: share of the image that is masked.
         found: names of the concepts that were found, where there are several to look for.
         error: why it failed, or None.
+        count: of instances, where they were told apart.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Card:
     area: float = 0.0
     found: list[str] = field(default_factory=list)
     error: str | None = None
+    count: int | None = None
 
 
 def render_index(cards: Sequence[Card], names: Sequence[str], planned: int) -> str:
@@ -59,12 +61,12 @@ def render_index(cards: Sequence[Card], names: Sequence[str], planned: int) -> s
 
 
 def _row(card: Card) -> list[Any]:
-    """[name, thumbnail, large, presence, area, found, error]; addresses are quoted."""
+    """[name, thumbnail, large, presence, area, found, error, count]; addresses are quoted."""
     presence = None if card.presence is None else round(card.presence, 3)
     thumbnail, large = _address(card.thumbnail), _address(card.large)
     name = card.key.encode("utf-8", "replace").decode()
     error = card.error and card.error.encode("utf-8", "replace").decode()
-    return [name, thumbnail, large, presence, round(card.area, 4), ", ".join(card.found), error]
+    return [name, thumbnail, large, presence, round(card.area, 4), ", ".join(card.found), error, card.count]
 
 
 def _address(path: str) -> str:
@@ -118,7 +120,7 @@ dialog p { margin: 0; padding: 8px 14px; font-size: 13px; }
 <script type="application/json" id="rows">%ROWS%</script>
 <script>
 "use strict";
-const [NAME, SMALL, LARGE, PRESENCE, AREA, FOUND, ERROR] = [0, 1, 2, 3, 4, 5, 6], STEP = 240;
+const [NAME, SMALL, LARGE, PRESENCE, AREA, FOUND, ERROR, COUNT] = [0, 1, 2, 3, 4, 5, 6, 7], STEP = 240;
 const rows = JSON.parse(document.getElementById("rows").textContent);
 const main = document.querySelector("main"), dialog = document.querySelector("dialog");
 const least = document.getElementById("least"), part = document.getElementById("name");
@@ -138,7 +140,8 @@ function words(row) {
   if (row[ERROR] !== null) return "failed";
   const presence = row[PRESENCE] === null ? "" : `presence ${row[PRESENCE].toFixed(2)}, `;
   const share = row[AREA] > 0 ? `${(100 * row[AREA]).toFixed(1)} % masked` : "empty";
-  return presence + share + (row[FOUND] ? `: ${row[FOUND]}` : "");
+  const count = row[COUNT] === null ? "" : `, ${row[COUNT]} instance${row[COUNT] === 1 ? "" : "s"}`;
+  return presence + share + count + (row[FOUND] ? `: ${row[FOUND]}` : "");
 }
 function card(row, place) {
   const figure = document.createElement("figure");

@@ -32,7 +32,7 @@ from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.remote import is_remote, read_whole, relative_path
 from diffseg_cli.results.formats import FORMATS, encode_image, shapes_of
-from diffseg_cli.results.outputs import Scene
+from diffseg_cli.results.outputs import Scene, scene_overlay
 from diffseg_cli.results.palette import overlay_concepts
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.supports.concept import Concept
@@ -325,12 +325,18 @@ def thumbnail_jpeg(scene: Scene) -> bytes:
     h, w = scene.image.shape[:2]
     scale = min(1.0, THUMBNAIL / max(h, w))
     size_wh = max(1, round(w * scale)), max(1, round(h * scale))
+    if scene.instances is not None:
+        return _jpeg(cv2.resize(scene_overlay(scene), size_wh, interpolation=cv2.INTER_AREA))
     image = cv2.resize(scene.image, size_wh, interpolation=cv2.INTER_AREA)
     masks = [
         cv2.resize(mask.astype(np.uint8), size_wh, interpolation=cv2.INTER_AREA) > 0 for mask in scene.masks
     ]
+    return _jpeg(overlay_concepts(image, masks, scene.names))
+
+
+def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(overlay_concepts(image, masks, scene.names)).save(stream, "JPEG", quality=80)
+    Image.fromarray(pixels).save(stream, "JPEG", quality=80)
     return stream.getvalue()
 
 

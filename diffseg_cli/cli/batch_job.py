@@ -31,7 +31,7 @@ def describe_job(
     from diffseg_cli.results.outputs import choose_formats
 
     concepts = inputs.read_concepts(supports, masks, adapt)
-    formats = choose_formats(files.formats, matting=files.matting)
+    formats = choose_formats(files.formats, matting=files.matting, instances=answer.instances)
     return Job(concepts, answer, formats, files.matting, model)
 
 

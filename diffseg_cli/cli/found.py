@@ -21,5 +21,6 @@ def say_found(image: str, record: Mapping[str, Any], notes: Iterable[str]) -> No
 
 def _line(concept: Mapping[str, Any]) -> str:
     presence = "" if concept["presence"] is None else f", presence {concept['presence']:.2f}"
-    regions = f"{concept['regions']} region{'' if concept['regions'] == 1 else 's'}"
-    return f"{concept['name']}{presence}, {concept['mask_area']:.1%} of the image, {regions}"
+    what, number = ("instance", concept["count"]) if "count" in concept else ("region", concept["regions"])
+    parts = f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{concept['name']}{presence}, {concept['mask_area']:.1%} of the image, {parts}"

@@ -62,7 +62,7 @@ def segment(
     inputs.check_queries(queries)
     inputs.check_streams(queries, out, as_json=json)
     wanted = inputs.read_concepts(supports, masks, adapt)
-    formats, plans = _plan(queries, out, files, wanted)
+    formats, plans = _plan(queries, out, files, wanted, instances=answer.instances)
     run = _load(wanted, model, answer, formats, out, matting=files.matting)
     for plan in console.track(plans, len(plans), "images"):
         row = run.segment(plan)
@@ -76,13 +76,18 @@ def segment(
 
 
 def _plan(
-    queries: list[Path], out: Path, files: options.FormatChoice, wanted: "list[SupportSet | SavedConcept]"
+    queries: list[Path],
+    out: Path,
+    files: options.FormatChoice,
+    wanted: "list[SupportSet | SavedConcept]",
+    *,
+    instances: bool,
 ) -> tuple[list[str], list[inputs.QueryOutputs]]:
     """The formats of the run and the files of each image, checked as in `inputs.plan_outputs`."""
     from diffseg_cli.results.formats import image_patterns, run_files
     from diffseg_cli.results.outputs import choose_formats
 
-    chosen = choose_formats(files.formats, matting=files.matting)
+    chosen = choose_formats(files.formats, matting=files.matting, instances=instances)
     read = [path for each in wanted for path in each.files]
     if out == inputs.STREAM:
         if files.formats and chosen != ["mask"]:

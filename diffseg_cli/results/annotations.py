@@ -4,8 +4,11 @@ What each file holds is what its own tools read; names and numbers of concepts a
 the i-th concept of a run is COCO category i, VOC label i, YOLO class i - 1.
 """
 
+import csv
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffseg_cli.remote import relative_path
-from diffseg_cli.results.outlines import one_ring, outlines
+from diffseg_cli.results.outlines import Ring, one_ring, outlines
 from diffseg_cli.results.palette import label_map, label_map_png, voc_color
 from diffseg_cli.version import __version__
 
 Masks = Sequence[NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class AnnotatedObject:
+    """What an annotation is about: a concept in an image, or one instance of it.
+
+    Attributes:
+        category: index of the concept, from 0.
+        name: of the concept.
+        mask: bool (H W).
+        score: how sure it is, in [0, 1].
+        instance: its id; None for a whole concept.
+    """
+
+    category: int
+    name: str
+    mask: NDArray[np.bool_]
+    score: float
+    instance: int | None = None
+
+    def rings(self) -> list[Ring]:
+        """Its outlines: one for each part of a concept, one for all of an instance."""
+        parts = outlines(self.mask)
+        if self.instance is not None:
+            parts = [[ring for rings in parts for ring in rings]] if parts else []
+        return [one_ring(rings) for rings in parts]
 
 
 def json_bytes(record: Any, indent: int | None = None) -> bytes:
@@ -50,29 +79,28 @@ def coco_shape(mask: NDArray[np.bool_], *, polygons: bool) -> dict[str, Any]:
     return {"segmentation": segmentation, "bbox": box_xywh(mask), "area": int(mask.sum())}
 
 
-def coco_objects(masks: Masks, scores: Sequence[float], *, polygons: bool) -> list[dict[str, Any]]:
+def coco_objects(objects: Iterable[AnnotatedObject], *, polygons: bool) -> list[dict[str, Any]]:
     """COCO's annotations of one image, without the numbers that `CocoFile` gives them.
 
     Args:
-        masks: (H W) of each concept.
-        scores: how sure each is, in [0, 1]; not part of COCO, and kept by its readers.
+        objects: in the image; their scores are not part of COCO, and kept by its readers.
         polygons: outlines instead of run lengths: for tools that edit them; a hole is cut open to the outline
             and borders are straightened by up to a pixel. Run lengths are exact.
     """
     return [
         {
-            "category_id": number,
+            "category_id": each.category + 1,
             "iscrowd": 0,
-            "score": round(score, 4),
-            **coco_shape(mask, polygons=polygons),
+            "score": round(each.score, 4),
+            **coco_shape(each.mask, polygons=polygons),
         }
-        for number, (mask, score) in enumerate(zip(masks, scores, strict=True), start=1)
-        if mask.any()
+        for each in objects
+        if each.mask.any()
     ]
 
 
 class CocoFile:
-    """One COCO data set of all images of a run; one annotation per concept that was found in an image.
+    """One COCO data set of all images of a run; one annotation per concept or instance in an image.
 
     Args:
         names: of the concepts, category 1 onwards.
@@ -103,50 +131,71 @@ class CocoFile:
         return json_bytes(self._record)
 
 
-def labelme_bytes(path: str | Path, image: Path, masks: Masks, names: Sequence[str]) -> bytes:
+def labelme_bytes(
+    path: str | Path, image: Path, size_hw: tuple[int, int], objects: Iterable[AnnotatedObject]
+) -> bytes:
     """Outlines for LabelMe, which finds the image beside the file by a relative path.
 
     Args:
         path: where the JSON file will be.
         image: the photograph.
-        masks: (H W) of each concept, as a viewer shows the image.
-        names: of the concepts.
+        size_hw: of the image as a viewer shows it.
+        objects: in the image; the outlines of an instance share a `group_id`.
     """
     shapes = [
         {
-            "label": name,
+            "label": each.name,
             "points": one_ring(rings).tolist(),
-            "group_id": None,
+            "group_id": each.instance,
             "description": "",
             "shape_type": "polygon",
             "flags": {},
             "mask": None,
         }
-        for mask, name in zip(masks, names, strict=True)
-        for rings in outlines(mask)
+        for each in objects
+        for rings in outlines(each.mask)
     ]
     folder = Path(path).parent if isinstance(path, str) else path.parent
-    record = {
+    record: dict[str, Any] = {
         "version": "5.5.0",  # of LabelMe, whose fields these are
         "flags": {},
         "shapes": shapes,
         "imagePath": relative_path(folder, image),
         "imageData": None,
-        "imageHeight": masks[0].shape[0],
-        "imageWidth": masks[0].shape[1],
+        "imageHeight": size_hw[0],
+        "imageWidth": size_hw[1],
     }
     return json_bytes(record, indent=2)
 
 
-def yolo_bytes(masks: Masks) -> bytes:
-    """A line per part, `class x y x y ...` in shares of width and height; nothing for no part."""
-    h, w = masks[0].shape
+def yolo_bytes(size_hw: tuple[int, int], objects: Iterable[AnnotatedObject]) -> bytes:
+    """A line per part of a concept, `class x y x y ...` in shares of width and height; nothing for no part.
+
+    An instance is one line: its parts are joined by cuts of no width, as Ultralytics' converter does.
+    """
+    h, w = size_hw
     lines = [
-        f"{number} " + " ".join(f"{value:.6f}" for value in (one_ring(rings) / (w, h)).ravel())
-        for number, mask in enumerate(masks)
-        for rings in outlines(mask)
+        f"{each.category} " + " ".join(f"{value:.6f}" for value in (ring / (w, h)).ravel())
+        for each in objects
+        for ring in each.rings()
     ]
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+def counts_csv(keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """How many instances of each concept an image holds, and their pixels: a line per image and concept.
+
+    Args:
+        keys: of the images.
+        rows: what JSON says of each.
+    """
+    lines = io.StringIO()
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow(["image", "concept", "count", "pixels"])
+    for key, row in zip(keys, rows, strict=True):
+        for each in row["concepts"]:
+            table.writerow([key, each["name"], each["count"], each["pixels"]])
+    return lines.getvalue().encode("utf-8", "surrogateescape")
 
 
 def yolo_data(names: Sequence[str]) -> bytes:

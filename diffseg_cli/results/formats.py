@@ -74,10 +74,10 @@ def _mask(scene: "Scene", *_: Any) -> bytes:
 
 
 def _overlay(scene: "Scene", *_: Any) -> bytes:
-    from diffseg_cli.results.palette import overlay_concepts
+    from diffseg_cli.results.outputs import scene_overlay
     from diffseg_cli.results.render import png_bytes
 
-    return png_bytes(overlay_concepts(scene.image, scene.masks, scene.names))
+    return png_bytes(scene_overlay(scene))
 
 
 def _heatmap(scene: "Scene", *_: Any) -> bytes:
@@ -118,7 +118,7 @@ def _coco_format(name: str, file: str, *, polygons: bool) -> Format:
     def shapes(scene: "Scene") -> Shapes:
         from diffseg_cli.results.annotations import coco_objects
 
-        return coco_objects(scene.masks, [found.score for found in scene.found], polygons=polygons)
+        return coco_objects(scene.objects(), polygons=polygons)
 
     def content(run: RunContents) -> bytes:
         from diffseg_cli.results.annotations import CocoFile
@@ -134,13 +134,13 @@ def _coco_format(name: str, file: str, *, polygons: bool) -> Format:
 def _labelme(scene: "Scene", path: "str | Path", _matting: bool) -> bytes:
     from diffseg_cli.results.annotations import labelme_bytes
 
-    return labelme_bytes(path, scene.path, scene.masks, scene.names)
+    return labelme_bytes(path, scene.path, scene.size_hw, scene.objects())
 
 
 def _yolo(scene: "Scene", *_: Any) -> bytes:
     from diffseg_cli.results.annotations import yolo_bytes
 
-    return yolo_bytes(scene.masks)
+    return yolo_bytes(scene.size_hw, scene.objects())
 
 
 def _yolo_data(run: RunContents) -> bytes:
@@ -165,6 +165,18 @@ def _voc_images(run: RunContents) -> bytes:
     return "".join(f"{stem(key)}\n" for key in run.keys).encode("utf-8", "surrogateescape")
 
 
+def _instances(scene: "Scene", *_: Any) -> bytes:
+    from diffseg_cli.results.instances import instance_map_png
+
+    return instance_map_png(scene.instances or [], scene.size_hw)
+
+
+def _counts(run: RunContents) -> bytes:
+    from diffseg_cli.results.annotations import counts_csv
+
+    return counts_csv(run.keys, run.rows)
+
+
 # --- the table -----------------------------------------------------------------------------------------
 
 FORMATS = {
@@ -176,6 +188,7 @@ FORMATS = {
         Format("cutout", "*_cutout.png", _cutout),
         Format("score", "*_score.npy", _score),
         Format("sheet", "*_sheet.png", _sheet),
+        Format("instances", "*_instances.png", _instances, run={"counts.csv": _counts}),
         Format("json", run={"run.json": _run_json}),
         _coco_format("coco", "coco.json", polygons=False),
         _coco_format("coco-polygons", "coco_polygons.json", polygons=True),

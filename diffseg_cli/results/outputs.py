@@ -4,7 +4,7 @@ Letters: H W size of the image.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffseg_cli.errors import UsageError
-from diffseg_cli.results.annotations import box_xywh
+from diffseg_cli.results.annotations import AnnotatedObject, box_xywh
 from diffseg_cli.results.cutout import load_matting
 from diffseg_cli.results.formats import DEFAULT
+from diffseg_cli.results.instances import Instance, find_instances
 from diffseg_cli.results.palette import (
     concept_color,
     label_map,
     label_map_png,
     overlay_concepts,
+    overlay_instances,
     settle_overlaps,
 )
 from diffseg_cli.results.render import heatmap, mask_pixels, png_bytes
@@ -41,6 +43,7 @@ class ConceptResult:
         probability: float32 (H W) in [0, 1].
         score_map: float32 (H W) in [0, 1].
         presence: in [0, 1], or None without calibration.
+        instances: of the mask; None where they were not asked for.
     """
 
     name: str
@@ -48,6 +51,7 @@ class ConceptResult:
     probability: NDArray[np.float32]
     score_map: NDArray[np.float32]
     presence: float | None
+    instances: list[Instance] | None = None
 
     @property
     def score(self) -> float:
@@ -65,6 +69,9 @@ class ConceptResult:
 
     def record(self) -> dict[str, Any]:
         """What JSON says of it."""
+        apart: dict[str, Any] = {}
+        if self.instances is not None:
+            apart = {"count": len(self.instances), "instances": [each.record() for each in self.instances]}
         return {
             "name": self.name,
             "mask_area": float(self.mask.mean()),
@@ -73,6 +80,7 @@ class ConceptResult:
             "regions": self.regions,
             "presence": self.presence,
             "score": round(self.score, 4),
+            **apart,
         }
 
 
@@ -100,6 +108,26 @@ class Scene:
     def names(self) -> list[str]:
         return [found.name for found in self.found]
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def instances(self) -> list[Instance] | None:
+        """Of all concepts, or None where they were not asked for."""
+        if self.found[0].instances is None:
+            return None
+        return [each for found in self.found for each in found.instances or []]
+
+    def objects(self) -> Iterator[AnnotatedObject]:
+        """What annotations hold: the instances where they were asked for, else the concepts."""
+        for category, found in enumerate(self.found):
+            if found.instances is None:
+                yield AnnotatedObject(category, found.name, found.mask, found.score)
+            for each in found.instances or []:
+                mask = each.whole_mask(self.size_hw)
+                yield AnnotatedObject(category, found.name, mask, each.score, each.id)
+
 
 def settle(found: Sequence[ConceptResult]) -> list[ConceptResult]:
     """Several concepts without overlaps.
@@ -114,14 +142,26 @@ def settle(found: Sequence[ConceptResult]) -> list[ConceptResult]:
     return [replace(each, mask=mask) for each, mask in zip(found, masks, strict=True)]
 
 
-def choose_formats(wanted: Sequence[str] | None, *, matting: bool) -> list[str]:
+def number_instances(found: Sequence[ConceptResult]) -> list[ConceptResult]:
+    """Settled concepts with their instances, numbered through the image."""
+    numbered, first = [], 1
+    for each in found:
+        instances = find_instances(each.mask, each.probability, each.presence, first)
+        numbered.append(replace(each, instances=instances))
+        first += len(instances)
+    return numbered
+
+
+def choose_formats(wanted: Sequence[str] | None, *, matting: bool, instances: bool) -> list[str]:
     """The formats of a run, each once.
 
     Raises:
-        UsageError: matting without cut-outs.
+        UsageError: matting without cut-outs, or a map of instances that nobody asked to tell apart.
         MissingDependency: matting is asked for and not installed.
     """
-    chosen = list(dict.fromkeys(wanted or DEFAULT))
+    chosen = list(dict.fromkeys(wanted or (*DEFAULT, *(["instances"] if instances else []))))
+    if "instances" in chosen and not instances:
+        raise UsageError("--format instances needs objects told apart.", "Add --instances.")
     if matting and "cutout" not in chosen:
         raise UsageError("--matting is for cut-outs.", "Add --format cutout, or leave it out.")
     if matting:
@@ -157,8 +197,8 @@ def scene_sheet(scene: Scene) -> NDArray[np.uint8]:
         presence = "" if each.presence is None else f"presence {each.presence:.2f}"
         tiles.append(Tile(heatmap(each.score_map, scene.image), title, presence))
     share = float(np.logical_or.reduce(scene.masks).mean())
-    found = overlay_concepts(scene.image, scene.masks, scene.names)
-    tiles.append(Tile(found, "result", f"{share:.1%} of the image"))
+    counted = "" if scene.instances is None else f"{len(scene.instances)} instances, "
+    tiles.append(Tile(scene_overlay(scene), "result", f"{counted}{share:.1%} of the image"))
     columns = min(len(tiles), 6)
     return draw_sheet(
         [("", tiles)],
@@ -166,6 +206,19 @@ def scene_sheet(scene: Scene) -> NDArray[np.uint8]:
         tile_hw=tile_hw,
         most_columns=columns,
     )
+
+
+def scene_overlay(scene: Scene) -> NDArray[np.uint8]:
+    """The image with what was found: uint8 (H W 3)."""
+    if scene.instances is None:
+        return overlay_concepts(scene.image, scene.masks, scene.names)
+    several = len(scene.found) > 1
+    titles = [
+        f"{found.name} {each.id}" if several else str(each.id)
+        for found in scene.found
+        for each in found.instances or []
+    ]
+    return overlay_instances(scene.image, scene.instances, titles)
 
 
 def support_tile(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

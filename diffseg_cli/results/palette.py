@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from diffseg_cli.results.render import TINT, overlay
+from diffseg_cli.results.instances import Instance
+from diffseg_cli.results.render import TINT, contour_width, overlay
 
 Color = tuple[int, int, int]
 
@@ -118,6 +119,42 @@ def overlay_concepts(
         return tinted
     found = [name if mask.any() else f"{name} (not found)" for name, mask in zip(names, masks, strict=True)]
     return draw_legend(tinted, found)
+
+
+def overlay_instances(
+    image: NDArray[np.uint8], instances: Sequence[Instance], titles: Sequence[str]
+) -> NDArray[np.uint8]:
+    """An image with each instance in a colour of its own and its title on it.
+
+    Args:
+        image: (H W 3).
+        instances: of the image.
+        titles: one for each.
+
+    Returns:
+        uint8 (H W 3).
+    """
+    page, line = image.copy(), contour_width(image.shape)
+    places = []
+    for each in instances:
+        margin = [min(3 * line, each.top), min(3 * line, each.left)]  # room for the outline
+        rows, columns = each.window
+        around = (
+            slice(rows.start - margin[0], rows.stop + 3 * line),
+            slice(columns.start - margin[1], columns.stop + 3 * line),
+        )
+        mask = np.zeros(page[around].shape[:2], dtype=bool)
+        mask[margin[0] :, margin[1] :][: each.mask.shape[0], : each.mask.shape[1]] = each.mask
+        page[around] = overlay(page[around], mask, concept_color(each.id - 1), line)
+        depth = cv2.distanceTransform(np.pad(each.mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
+        y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        places.append((each.left + int(x) - 1, each.top + int(y) - 1))
+    drawn = Image.fromarray(page)
+    font = ImageFont.load_default(max(LEAST_TEXT, round(min(image.shape[:2]) * TEXT_SHARE)))
+    draw = ImageDraw.Draw(drawn)
+    for place, title in zip(places, titles, strict=True):
+        draw.text(place, title, INK, font, anchor="mm", stroke_width=max(1, line), stroke_fill=PANEL)
+    return np.array(drawn)
 
 
 def draw_legend(pixels: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.uint8]:

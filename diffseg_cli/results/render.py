@@ -72,8 +72,16 @@ def heatmap(score_map: NDArray[np.float32], image: NDArray[np.uint8] | None = No
     return blended
 
 
+def contour_width(shape: tuple[int, ...]) -> int:
+    """Width in pixels of outlines in an image of this shape."""
+    return max(1, round(min(shape[:2]) * CONTOUR_SHARE))
+
+
 def overlay(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_], tint: tuple[int, int, int] = TINT
+    image: NDArray[np.uint8],
+    mask: NDArray[np.bool_],
+    tint: tuple[int, int, int] = TINT,
+    line: int | None = None,
 ) -> NDArray[np.uint8]:
     """An image with the mask tinted, and outlined in the tint between two white lines.
 
@@ -81,6 +89,7 @@ def overlay(
         image: (H W 3).
         mask: (H W).
         tint: RGB.
+        line: width of the outline in pixels; default by the size of the image.
 
     Returns:
         uint8 (H W 3).
@@ -89,7 +98,7 @@ def overlay(
     flat = np.full_like(image, tint)
     tinted[mask] = cv2.addWeighted(image, 1 - TINT_SHARE, flat, TINT_SHARE, 0)[mask]
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    width = max(1, round(min(mask.shape) * CONTOUR_SHARE))
+    width = line or contour_width(mask.shape)
     cv2.drawContours(tinted, contours, -1, (255, 255, 255), 3 * width, cv2.LINE_AA)
     cv2.drawContours(tinted, contours, -1, tint, width, cv2.LINE_AA)
     return tinted
