@@ -1,5 +1,6 @@
 """`diffseg watch`: pictures that arrive slowly, by a rename, broken, or before it began."""
 
+import errno
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -215,6 +217,19 @@ def test_without_events_the_folder_is_listed(monkeypatch: pytest.MonkeyPatch) ->
     result = watch_while(work)
     assert "The system does not report changes here; listing the folder every 0.5 s." in result.stderr
     assert result.stdout == "out/late_mask.png\n"
+
+
+def test_without_instances_to_watch_with_the_folder_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "inotify instance limit reached")
+
+    monkeypatch.setattr(BaseObserver, "schedule", refuse)
+    Path("inbox/x.png").write_bytes(picture(1))
+    with Arrivals(Path("inbox"), recursive=False, out=Path("out"), settle=0.05, rescan=60) as arrivals:
+        assert not arrivals.listens
+        items: list[Item] = []
+        until(lambda: items.extend(arrivals.take()) or items)
+        assert [item.key for item in items] == ["x.png"]
 
 
 def test_what_vanishes_before_it_is_read_is_forgotten() -> None:

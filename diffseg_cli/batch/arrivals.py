@@ -66,12 +66,15 @@ class Arrivals:
         self._list_at = 0.0
         self._lock, self._news = threading.Lock(), threading.Event()
         self.listens = False
-        self._observer = _observer(self._hear, folder, recursive=recursive)
+        self._observer: Any = None
+        with suppress(OSError):  # the system has no more instances to watch with
+            self._observer = _observer(self._hear, folder, recursive=recursive)
 
     def __enter__(self) -> "Arrivals":
         with suppress(OSError):  # the system watches no more folders, or not this one
-            self._observer.start()
-            self.listens = True
+            if self._observer is not None:
+                self._observer.start()
+                self.listens = True
         return self
 
     def __exit__(
