@@ -573,10 +573,10 @@ def test_the_sheet_holds_every_picture() -> None:
     assert listed is not None
     cards = {card[0]: card for card in json.loads(listed[1])}
     assert len(cards) == 6
-    name, small, large, presence, area, found, error = cards["day1/100% <b>.png"]
+    name, small, large, presence, area, found, error, count = cards["day1/100% <b>.png"]
     assert Path("out/index_thumbnails", f"{name}.jpg").exists() and "<" not in small and "%25" in small
     assert large == "day1/100%25%20%3Cb%3E_overlay.png" and 0 < presence < 1 and 0 < area < 1
-    assert (found, error) == ("", None)
+    assert (found, error, count) == ("", None, None)
     assert cards["<script>&amp; \u00fc#1.jpg"][6].endswith("is empty (0 bytes).")
     for name in NAMES:
         with Image.open(f"out/index_thumbnails/{name}.png.jpg") as thumbnail:

@@ -163,6 +163,7 @@ def test_stages_hold_all_the_work(
 def test_random_networks_are_those_of_files(tmp_path: Path) -> None:
     """The same modules, parameters and buffers as a backbone loaded from files, and finite answers."""
     loaded = load_kandinsky(tiny.build(tmp_path), device=CPU, dtype=torch.float32)
+    loaded.embed(torch.rand(1, 3, 128, 128), torch.ones(1, 1, 128, 128))  # CLIP is filled when it is needed
     drawn = KandinskyBackbone(random_networks(TINY, device=CPU), device=CPU)
     for part in ("unet", "movq", "image_encoder"):
         theirs, ours = getattr(loaded, part), getattr(drawn, part)
@@ -258,7 +259,7 @@ def test_command_gives_json() -> None:
     ("arguments", "code", "text"),
     [
         (["--image-size", "200"], ExitCode.USAGE, "--image-size 200 is no multiple of 64."),
-        (["--random-weights", "--model", "nothing"], ExitCode.USAGE, "no random weights for 'nothing'"),
+        (["--random-weights", "--model", "nothing"], ExitCode.USAGE, "Unknown model 'nothing'"),
         (["--random-weights", "--checkpoint", "a"], ExitCode.USAGE, "contradict each other"),
         (["--device", "cuda:77"], ExitCode.USAGE, "cuda:77"),
     ],

@@ -1,5 +1,6 @@
 """Where the time goes, as a chart: one bar per half of the work, one colour per stage."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ PAPER, INK, FAINT = (255, 255, 255), (25, 25, 30), (110, 110, 118)
 COLORS = (
     *((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0)),
     *((150, 150, 150), (240, 228, 66), (120, 94, 160), (140, 200, 180), (245, 190, 160), (90, 90, 90)),
-    *((190, 170, 220), (120, 60, 20), (200, 210, 120)),
+    *((190, 170, 220), (120, 60, 20), (200, 210, 120), (60, 60, 130)),
 )
 NAMES = {"support": "one support", "query": "one query"}
 
@@ -26,7 +27,7 @@ def draw_chart(record: dict[str, Any]) -> NDArray[np.uint8]:
         uint8 (h w 3).
     """
     stages = list(dict.fromkeys(s["stage"] for half in NAMES for s in record[half]["stages"]))
-    colors = dict(zip(stages, COLORS, strict=False))
+    colors = dict(zip(stages, itertools.cycle(COLORS)))
     longest = max(record[half]["sum"]["seconds"] for half in NAMES)
     bars = [
         (
