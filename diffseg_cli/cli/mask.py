@@ -23,7 +23,7 @@ EXAMPLES = """Examples:
 
   diffseg mask dog.jpg --box 120,80,340,300
 
-  diffseg mask dog.jpg --point 290,200 --not-point 40,30 --out dog_mask.png"""
+  diffseg mask dog.jpg --point 290,200 --not-point 40,30 --out points.png"""
 
 HOW = "How"  # panel of the help
 MOST_CORNERS = 20_000  # numbers an outline on the command line may have
