@@ -65,6 +65,15 @@ def test_running_sums_equal_the_naive_product(seed: int, output: tuple[int, int]
     torch.testing.assert_close(score_maps(maps, output).score_map[:, 0], normalise(raw), atol=1e-4, rtol=1e-3)
 
 
+def test_the_cross_map_is_the_mean_of_all_layers() -> None:
+    """Also where several share a grid: the mean prompt share, of which presence takes the level."""
+    grid = OUTPUT_HW
+    layers = random_layers(5, [grid, grid, grid])
+    shares = [probabilities[..., :IMAGE_TOKENS].sum(-1).mean(1) for _, probabilities in layers]
+    expected = torch.stack(shares).mean(0).view(-1, *grid)
+    torch.testing.assert_close(cross_map(summed(layers), grid), expected)
+
+
 def test_region_affinity_is_the_transposed_product() -> None:
     layers = random_layers(3, [(4, 8), (2, 4)])
     weights = torch.zeros(2, *OUTPUT_HW)

@@ -199,6 +199,12 @@ def test_dropout_only_when_training() -> None:
         assert not torch.equal(pam(*inputs), pam(*inputs))
 
 
+def test_channels_that_stay_make_up_for_those_that_are_dropped() -> None:
+    channels, query = make_pam(channel_dropout=0.2, query_dropout=0.5).draw_drops(400)
+    assert channels.unique().tolist() == [0, 1.25] and query.unique().tolist() == [0, 1]
+    assert float(channels.mean()) == pytest.approx(1, abs=0.05)
+
+
 def test_query_dropout_leaves_out_whole_queries_and_nothing_else() -> None:
     pam = make_pam(channel_dropout=0.0, query_dropout=0.5).train()
     inputs = episode(b=16)
