@@ -52,6 +52,7 @@ def test_masks_beside_images_are_noticed_and_can_be_left_out() -> None:
     items = [Item(Path("photos", name), name) for name in names]
     assert [item.key for item in masks_among(items)] == ["a_mask.png", "d/c_mask.tif"]
     assert [item.key for item in without(items, ["*_mask.*", "d/e*"])] == ["a.jpg", "d/c.tif"]
+    assert "d/c.tif" not in [item.key for item in without(items, ["c.*"])]  # the name alone, in any folder
     assert without(items, []) == items
     with pytest.raises(InputError, match="--exclude leaves no image"):
         without(items, ["*"])

@@ -278,7 +278,7 @@ def fss_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("fss")
     photo, mask = Image.new("RGB", (24, 24), (90, 120, 60)), np.zeros((24, 24, 3), np.uint8)
     mask[6:18, 6:18] = 255
-    mask[5, 6:18] = 100  # a soft border, below the middle
+    mask[5, 6:18], mask[6, 6:18] = 127, 128  # a soft border: below the middle, and above it
     for name in (*fss.TEST, *fss.VAL, "extra_class"):
         (root / "fewshot_data" / name).mkdir(parents=True)
         for index in (1, 2):

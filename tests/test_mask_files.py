@@ -321,6 +321,26 @@ def test_files_that_lie_are_refused_by_name(save: Any, lie: str) -> None:
     assert says in said and len(said) < 900 and said.isprintable()
 
 
+def test_a_bitmap_may_hang_over_the_edge_of_its_image(save: Any) -> None:
+    stamp = np.random.default_rng(0).random((20, 30)) < 0.5
+    stream, expected = io.BytesIO(), np.zeros(HW, dtype=bool)
+    Image.fromarray(stamp).save(stream, "PNG")
+    bits = base64.b64encode(stream.getvalue()).decode()
+    expected[:17, :24] = stamp[3:, 6:]
+    path = save(labelme(shape("a", "mask", [[-6, -3], [23, 16]], mask=bits)))
+    np.testing.assert_array_equal(read_mask(path), expected)
+
+
+@pytest.mark.parametrize(("images_away", "refused_as_far"), [(3.9, False), (4.1, True)])
+def test_a_point_may_lie_a_few_images_outside(save: Any, images_away: float, refused_as_far: bool) -> None:
+    away = images_away * max(HW)
+    path = save(coco(annotation(5, 18, [[1, 1, away, 1, 1, HW[0] - 1]])))
+    if refused_as_far:
+        assert "far outside its image" in refused(path)
+    else:
+        assert read_mask(path, target=DOG).any()
+
+
 def test_a_bitmap_much_larger_than_its_image(save: Any) -> None:
     stream = io.BytesIO()
     Image.new("1", (97, 10), 1).save(stream, "PNG")

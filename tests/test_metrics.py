@@ -169,10 +169,12 @@ def test_bootstrap_averages_background_over_folds() -> None:
 
 def test_bootstrap_interval_covers_as_often_as_it_says() -> None:
     generator = np.random.default_rng(1)
-    inside = 0
+    inside, half = 0, 0
     for _ in range(60):
         shares = generator.beta(6, 4, (40, 1))
         counts = np.tile(np.hstack([(1000 * shares).astype(int), np.full((40, 1), 1000)]), 3)
         low, high = bootstrap_intervals({"a": counts}).mean_iou
         inside += low <= 0.6 <= high
-    assert 0.85 < inside / 60 <= 1
+        low, high = bootstrap_intervals({"a": counts}, level=0.5).mean_iou
+        half += low <= 0.6 <= high
+    assert 0.85 < inside / 60 <= 1 and 0.3 < half / 60 < 0.7

@@ -55,6 +55,15 @@ def test_pieces_give_the_whole(size_hw: tuple[int, int], tile: int, share: float
     assert np.isfinite(whole).all() and whole.min() >= 0 and whole.max() <= 1
 
 
+def test_a_colour_beyond_the_others_is_no_probability_beyond_one() -> None:
+    """The filter is linear in colour: a spot far brighter than the object would come out far above 1."""
+    image, found = np.full((60, 80, 3), 100, np.uint8), np.zeros((60, 80), np.float32)
+    image[:, 40:], found[:, 40:] = 140, 1
+    image[20:22, 41:43], image[40:42, 37:39] = 255, 0
+    refined = refine_borders(found, image, radius_share=0.1)
+    assert refined.min() == 0 and refined.max() == 1
+
+
 def test_sizes_that_differ_are_the_callers_mistake() -> None:
     with pytest.raises(ValueError, match="differ in size"):
         refine_borders(np.zeros((4, 5), np.float32), np.zeros((5, 4, 3), np.uint8))

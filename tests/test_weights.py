@@ -108,6 +108,13 @@ def test_written_file_reads_back_and_has_the_same_bytes_again(small_file: Path, 
         assert (tmp_path / f"{attempt}").read_bytes() == small_file.read_bytes()
 
 
+@pytest.mark.parametrize("length", range(8))
+def test_tensors_begin_at_a_multiple_of_eight_bytes(tmp_path: Path, length: int) -> None:
+    """So that they can be mapped into memory as they lie in the file."""
+    weights.write_safetensors(tmp_path / "a", TENSORS, {"source": "x" * length})
+    assert int.from_bytes((tmp_path / "a").read_bytes()[:8], "little") % 8 == 0
+
+
 def test_views_and_shared_tensors_can_be_written(tmp_path: Path) -> None:
     whole = torch.arange(12.0).reshape(3, 4)
     weights.write_safetensors(tmp_path / "views", {"whole": whole, "turned": whole.T, "row": whole[1]}, {})
