@@ -267,13 +267,10 @@ def _choose_reach(segmenter: Method, modules: nn.ModuleDict, views: _Views, conf
             ious[reach] = _found(segmenter.with_trained(moved(reach)), views)
         best = max(ious, key=lambda reach: ious[reach])  # of equals the nearest to the start
         return Adapted(moved(best), best, before, ious[best])
-    trained = moved(_unjudged_reach(before, len(views.queries), config))
-    return Adapted(
-        trained,
-        _unjudged_reach(before, len(views.queries), config),
-        before,
-        _found(segmenter.with_trained(trained), views),
-    )
+    reach = _unjudged_reach(before, len(views.queries), config)
+    trained = moved(reach)
+    after = _found(segmenter.with_trained(trained), views) if reach else before
+    return Adapted(trained, reach, before, after)
 
 
 def _unjudged_reach(found: float, shots: int, config: AdaptConfig) -> float:
