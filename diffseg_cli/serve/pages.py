@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
 
 SEARCH_PAGE = Path(__file__).with_name("page.html")
-FILES = Path(__file__).with_name("labelling_page")
+WEB = Path(__file__).with_name("web")  # a folder for each page, and one for what they share
 KINDS = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8"}
 # Of a page: its own script and styles, images it made itself, requests to this server, and nothing else.
 POLICY = (
@@ -28,19 +28,24 @@ def add_pages(app: FastAPI, *, labelling: bool) -> None:
 
     if not labelling:
         return
-    files = {path.name: path.read_bytes() for path in FILES.iterdir() if path.suffix in KINDS}
-    label_page = (FILES / "index.html").read_text(encoding="utf-8")
+    files = {
+        path.relative_to(WEB).as_posix(): path.read_bytes()
+        for path in WEB.glob("*/*")
+        if path.suffix in KINDS
+    }
+    label_page = (WEB / "labelling" / "index.html").read_text(encoding="utf-8")
     own = POLICY.format(script="'self'", style="'self'")
 
     @app.get("/", include_in_schema=False)
     async def label() -> Response:
         return HTMLResponse(label_page, headers={"Content-Security-Policy": own})
 
-    @app.get("/page/{name}", include_in_schema=False)
-    async def file(name: str) -> Response:
-        if name not in files:
+    @app.get("/page/{folder}/{name}", include_in_schema=False)
+    async def file(folder: str, name: str) -> Response:
+        content = files.get(f"{folder}/{name}")
+        if content is None:
             return Response(status_code=404)
-        return Response(files[name], media_type=KINDS[Path(name).suffix])
+        return Response(content, media_type=KINDS[Path(name).suffix])
 
 
 def _read_search_page() -> tuple[str, str]:

@@ -1,5 +1,7 @@
 /** Requests to the server: the token, a server that is busy or gone, and errors as sentences. */
 
+import { $ } from "./dom.js";
+
 export class Problem extends Error {
   constructor(message, status = 0) {
     super(message);
@@ -7,11 +9,21 @@ export class Problem extends Error {
   }
 }
 
-const $ = (id) => document.getElementById(id);
+document.body.insertAdjacentHTML("afterbegin", `<div id="problem" role="alert" hidden><span></span>
+  <button id="retry" type="button" hidden>Retry</button><button id="close-problem" type="button">Close</button></div>`);
+document.body.insertAdjacentHTML("beforeend", `<dialog id="ask" aria-labelledby="ask-title">
+  <h2 id="ask-title">This server asks for a token</h2>
+  <p id="ask-help"></p>
+  <form id="ask-form"><input id="token" type="password" autocomplete="off" aria-label="Token"><button class="main" type="submit">Go on</button></form>
+</dialog>`);
+
 const pause = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 let token = sessionStorage.getItem("diffseg-token");
 
-/** Send a request. A busy server is asked again, one that is gone once somebody presses Retry. */
+/**
+ * Send a request. A busy server is asked again (onBusy hears of it), one that is gone once somebody presses Retry;
+ * with quiet, one that is gone is a Problem.
+ */
 export async function call(path, options = {}) {
   for (;;) {
     let response;
@@ -21,11 +33,14 @@ export async function call(path, options = {}) {
       if (error.name === "AbortError") throw error;
       if (options.quiet) throw new Problem("The server does not answer.");
       await gone();
+      options.signal?.throwIfAborted();
       continue;
     }
     if (response.ok) return response;
     if (response.status === 503) {
+      options.onBusy?.();
       await pause(Number(response.headers.get("Retry-After")) || 2);
+      options.signal?.throwIfAborted();
       continue;
     }
     if (response.status === 401) {
@@ -81,10 +96,12 @@ function askToken() {
 /** Say what went wrong, until it is closed. */
 export function complain(error) {
   if (error.name === "AbortError" || error.name === "TimeoutError") return;
-  tell(error instanceof Problem ? error.message : `Something went wrong here: ${error.message}`);
+  tell(sentence(error));
 }
+export const sentence = (error) => (error instanceof Problem ? error.message : `Something went wrong here: ${error.message}`);
 export function tell(text) {
   $("problem").querySelector("span").textContent = text;
   $("problem").hidden = false;
 }
-$("close-problem").onclick = () => { if (!waiting) $("problem").hidden = true; };
+export const calm = () => { if (!waiting) $("problem").hidden = true; };
+$("close-problem").onclick = calm;

@@ -1,11 +1,11 @@
 /** One image, large: its mask, and the tools that change it. */
 
-import { Problem, complain, get, post, tell } from "./api.js";
-import { Mask, greysOf } from "./mask.js";
+import { Problem, complain, get, post, tell } from "../shared/api.js";
+import { $ } from "../shared/dom.js";
+import { Mask, greysOf } from "../shared/mask.js";
 import { decide, project } from "./state.js";
 import { View } from "./view.js";
 
-const $ = (id) => document.getElementById(id);
 const canvas = $("canvas"), context = canvas.getContext("2d"), view = new View(canvas);
 const pointers = new Map();
 let key = null, bitmap = null, mask = null, layer = null, tint = null, opening = 0;

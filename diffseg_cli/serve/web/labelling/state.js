@@ -1,6 +1,6 @@
 /** What the server knows of every image: a copy that is kept up to date, and who wants to hear of changes. */
 
-import { Problem, call, complain, get, post } from "./api.js";
+import { Problem, call, complain, get, post } from "../shared/api.js";
 
 export const STATES = ["proposed", "untouched", "corrected", "accepted", "nothing here", "failed"];
 const OPEN = new Set(["proposed", "untouched", "failed"]);

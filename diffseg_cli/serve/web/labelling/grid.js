@@ -1,6 +1,6 @@
 /** The grid of all images: only the tiles in sight exist, so that thousands open and scroll at once. */
 
-import { get } from "./api.js";
+import { get } from "../shared/api.js";
 import { project } from "./state.js";
 
 const grid = document.getElementById("grid"), spacer = document.getElementById("spacer");

@@ -1,11 +1,11 @@
 /** The page put together: the grid, the editor, keys, learning and export. */
 
-import { complain, post } from "./api.js";
+import { complain, post } from "../shared/api.js";
+import { $, create, download, showProgress } from "../shared/dom.js";
 import * as editor from "./editor.js";
 import * as grid from "./grid.js";
 import { STATES, cancelLearning, decide, follow, learn, listen, load, ordered, project } from "./state.js";
 
-const $ = (id) => document.getElementById(id);
 const KEYS = {
   "Arrows": "choose an image; in the editor move the tool (Shift: one pixel)", "Enter": "open; in the editor accept, or save what was drawn, and go on",
   "A": "accept the chosen image", "N": "nothing here", "R": "reopen: the model may propose again", "L": "learn and propose", "Escape": "back",
@@ -38,15 +38,13 @@ function showAll() {
   grid.show(keys);
 }
 function showLearning() {
-  const { stage, done = 0, total = 0, seconds_left: left, error } = project.learning;
+  const { stage, error } = project.learning;
   const busy = stage === "learning" || stage === "proposing";
   $("learn").disabled = busy;
   $("progress").hidden = $("cancel").hidden = !busy;
-  if (total) $("progress").value = done / total;
-  else $("progress").removeAttribute("value");
+  const far = showProgress($("progress"), project.learning);
   const taught = [...project.images.values()].filter((row) => row.state === "corrected" || row.state === "accepted").length;
-  const time = left == null ? "" : left < 90 ? `, ${Math.ceil(left)} s left` : `, ${Math.round(left / 60)} min left`;
-  $("left").textContent = busy ? `${stage}${total ? ` ${done} of ${total}` : ""}${time}` : stage === "failed" ? error
+  $("left").textContent = busy ? far : stage === "failed" ? error
     : taught ? `from ${taught} image${taught > 1 ? "s" : ""}` : "correct an image first";
 }
 
@@ -60,12 +58,10 @@ async function decideChosen(decision) {
     complain(error);
   }
 }
-async function download() {
+async function downloadLabels() {
   try {
     const format = $("format").value, answer = await post("/v1/project/export", { format, all: $("all").checked });
-    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(await answer.blob()), download: `labels-${format}.zip` });
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    download(`labels-${format}.zip`, await answer.blob());
   } catch (error) {
     complain(error);
   }
@@ -91,11 +87,11 @@ addEventListener("beforeunload", (event) => { if (editor.isChanged()) event.prev
 
 $("learn").onclick = () => learn().catch(complain);
 $("cancel").onclick = cancelLearning;
-$("export").onclick = download;
+$("export").onclick = downloadLabels;
 $("order").onchange = showAll;
 $("keys").onclick = () => $("help").showModal();
 for (const [key, meaning] of Object.entries(KEYS))
-  $("key-list").append(Object.assign(document.createElement("dt"), { textContent: key }), Object.assign(document.createElement("dd"), { textContent: meaning }));
+  $("key-list").append(create("dt", {}, key), create("dd", {}, meaning));
 
 listen(({ images, learned }) => {
   if (learned) showAll(); // the order is settled anew, and not under somebody's hands
