@@ -7,10 +7,11 @@ import re
 import socket
 import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -399,10 +400,10 @@ class Slow(InferenceEngine):
 
     begun, go = threading.Event(), threading.Event()
 
-    def work(self, orders: Sequence[Order]) -> list[Reply | Exception]:
+    def work(self, orders: Sequence[Order], wanted: Callable[[], bool]) -> list[Reply | Exception]:
         self.begun.set()
         assert self.go.wait(20)
-        return super().work(orders)
+        return super().work(orders, wanted)
 
 
 @pytest.fixture
@@ -440,6 +441,31 @@ def test_a_request_that_takes_too_long_ends_and_its_work_is_not_begun(
         slow.go.set()
     with serve(finder) as client:
         assert client.post("/v1/segment", files=ASK).status_code == 200
+
+
+@pytest.mark.parametrize("route", ["segment", "concepts", "mask"])
+def test_work_ends_before_its_next_stage_once_its_time_is_over(finder: Segmenter, route: str) -> None:
+    entered, over = list[str](), threading.Event()
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        entered.append(name)
+        if name in ("look", "crop"):
+            assert over.wait(20)
+        yield
+
+    sent: dict[str, tuple[Parts, dict[str, str]]] = {
+        "segment": (ASK, {}),
+        "concepts": (parts(support=[SUPPORT] * 3, mask=[MASK] * 3), {"name": "dog"}),
+        "mask": (parts(image=SUPPORT), {"x": "10", "y": "5", "width": "30", "height": "30"}),
+    }
+    files, data = sent[route]
+    with serve(replace(finder, stage=stage), seconds=0.3) as client, ThreadPoolExecutor() as pool:
+        ask = partial(client.post, f"/v1/{route}", files=files, data=data)
+        assert [each.result().status_code for each in [pool.submit(ask) for _ in range(2)]] == [504, 504]
+        over.set()
+    # The one in hand had one stage left to leave, and the one behind it never began.
+    assert entered[-1] in ("look", "crop") and entered.count(entered[-1]) == 1, entered
 
 
 def test_requests_at_once_get_the_answers_they_get_alone(finder: Segmenter, slow: type[Slow]) -> None:

@@ -2,9 +2,13 @@
 
 import io
 import json
+import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +196,30 @@ def test_learning_can_be_cancelled(client: TestClient) -> None:
     decide(client, "a.png", 0, "correct", labels())
     client.post("/v1/project/learn")
     assert client.delete("/v1/project/learn").json()["stage"] in ("cancelled", "done")
+
+
+def test_learning_ends_before_its_next_stage(small_segmenter: Segmenter, project: Project) -> None:
+    begun, go, entered = threading.Event(), threading.Event(), list[str]()
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        entered.append(name)
+        if name == "PAM":  # of the first step of the adaptation
+            begun.set()
+            assert go.wait(20)
+        yield
+
+    app = create_app(replace(small_segmenter, stage=stage), project=project)
+    with TestClient(app, base_url="http://localhost") as client, ThreadPoolExecutor() as pool:
+        decide(client, "a.png", 0, "correct", labels())
+        client.post("/v1/project/learn")
+        assert begun.wait(60)
+        cancelled = pool.submit(client.delete, "/v1/project/learn")
+        time.sleep(0.2)
+        go.set()
+        assert cancelled.result().json() == {"stage": "cancelled"}
+        assert entered[-1] == "PAM" and entered.count("PAM") == 1
+        assert set(states(client).values()) == {"corrected", "untouched"}
 
 
 def test_corrections_teach_before_accepted_ones(project: Project) -> None:

@@ -1,7 +1,7 @@
 """The queue in front of the model: order, batches, failures, the end."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 
 import pytest
@@ -13,10 +13,11 @@ class Bench:
     """Work that waits for a sign, notes its batches, and fails where it is told to."""
 
     def __init__(self) -> None:
-        self.go, self.batches = threading.Event(), list[list[str]]()
+        self.go, self.batches, self.wanted = threading.Event(), list[list[str]](), list[bool]()
 
-    def work(self, orders: Sequence[str]) -> list[str | Exception]:
+    def work(self, orders: Sequence[str], wanted: Callable[[], bool]) -> list[str | Exception]:
         assert self.go.wait(10)
+        self.wanted.append(wanted())
         self.batches.append(list(orders))
         if "bomb" in orders:
             raise ZeroDivisionError("boom")
@@ -71,3 +72,15 @@ def test_a_cancelled_order_is_left_out_and_closing_finishes_the_rest(bench: Benc
         gone.result(0)
     with pytest.raises(RuntimeError, match="closed"):
         worker.submit("late")
+
+
+def test_work_is_told_when_nobody_waits_for_any_of_it(bench: Bench) -> None:
+    worker = Worker[str, str](bench.work, lambda order: order[0], 8)
+    first = worker.submit("x")
+    while worker._waiting:
+        pass
+    assert not first.cancel()  # it has begun
+    last = worker.submit("y")
+    bench.go.set()
+    assert (first.result(10), last.result(10)) == ("X", "Y") and bench.wanted == [False, True]
+    worker.close()

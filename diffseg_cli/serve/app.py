@@ -137,7 +137,7 @@ def create_app(
     worker = Worker[Order, Any](engine.work, key_of, limits.batch_size)
     job = None
     if project is not None:
-        job = TeachingJob(segmenter, project, concepts, lambda run: worker.submit(CallOrder(run)))
+        job = TeachingJob(engine.segmenter, project, concepts, lambda run: worker.submit(CallOrder(run)))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -159,7 +159,7 @@ def create_app(
     answered = _answerer(worker)
     _add_work(app, engine, answered, limits)
     if project is not None and job is not None:
-        grower = ClickGrower(segmenter)
+        grower = ClickGrower(engine.segmenter)
 
         async def called(request: Request, run: Callable[[], Reply]) -> Response:
             return await answered(request, CallOrder(run))
@@ -203,7 +203,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _answerer(worker: Worker[Order, Any]) -> Answered:
-    """Sends an order to the worker, and takes it back where whoever asked goes away before its turn."""
+    """Sends an order to the worker, and takes it back where nobody waits for it any more."""
 
     async def answered(request: Request, order: Order) -> Response:
         future = asyncio.wrap_future(worker.submit(order))
@@ -212,7 +212,7 @@ def _answerer(worker: Worker[Order, Any]) -> Answered:
                 if await request.is_disconnected():
                     raise Refusal(CLOSED, "Whoever asked has gone.")
         finally:
-            future.cancel()  # where it has not begun, it never will
+            future.cancel()  # not begun, it never will be; begun, it ends before its next stage
         reply = future.result()
         return Response(reply.content, 200, reply.headers, reply.media_type)
 

@@ -6,8 +6,9 @@ Everything here runs in the worker's thread, but for `concepts`, which others ma
 import base64
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -102,24 +103,43 @@ class InferenceEngine:
         concepts: given at the start.
         limits: of pictures and concepts.
         metrics: counts what is done.
+
+    Attributes:
+        segmenter: the same, that stops before its next stage where nobody waits for an answer any more.
     """
 
     def __init__(
         self, segmenter: "Segmenter", concepts: Sequence[Concept], limits: Limits, metrics: Metrics
     ) -> None:
-        self.segmenter, self._limits, self._metrics = segmenter, limits, metrics
+        self.segmenter = replace(segmenter, stage=self._stage)
+        self._inner_stage, self._limits, self._metrics = segmenter.stage, limits, metrics
+        self._wanted: Callable[[], bool] = lambda: True
         self.concepts = {concept.name: concept for concept in concepts}
         self._fixed = frozenset(self.concepts)
         self._recent: OrderedDict[str, Concept] = OrderedDict()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="diffseg-pictures")
         metrics.add("diffseg_concepts", len(self.concepts))
 
-    def work(self, orders: Sequence[Order]) -> list[Any]:
-        """Answer orders of one key; what a user did wrong is the answer of that order."""
+    def work(self, orders: Sequence[Order], wanted: Callable[[], bool]) -> list[Any]:
+        """Answer orders of one key; what a user did wrong is the answer of that order.
+
+        Raises:
+            CancelledError: none of them is wanted any more.
+        """
+        self._wanted = wanted
+        self._check_wanted()
         finds = [order for order in orders if isinstance(order, FindOrder)]
         if finds:
             return self._find(finds)
         return [self._attempt(self._make, order) for order in orders]
+
+    def _check_wanted(self) -> None:
+        if not self._wanted():
+            raise CancelledError
+
+    def _stage(self, name: str) -> AbstractContextManager[None]:
+        self._check_wanted()
+        return self._inner_stage(name)
 
     def drop(self, name: str) -> None:
         """Forget a concept.
@@ -219,6 +239,7 @@ class InferenceEngine:
         readable = [image for image in images if isinstance(image, np.ndarray)]
         answers = iter(self._segment(readable, concept, first) if readable else [])
         stopwatch.mark("segment")
+        self._check_wanted()
         found = [image if isinstance(image, Exception) else next(answers) for image in images]
         replies = list(
             self._pool.map(lambda order, each: self._reply(order, each, concept.notes), orders, found)

@@ -3,19 +3,20 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.labelling.project import Project
 from diffseg_cli.labelling.review_log import Outdated
-from diffseg_cli.labelling.teaching import Taught, TeachStep, propose, teach_steps
+from diffseg_cli.labelling.teaching import Taught, propose, teach_steps
 from diffseg_cli.supports.concept import Concept
 
 if TYPE_CHECKING:
     from diffseg_cli.segmenter import Segmenter
 
+T = TypeVar("T")
 Submit = Callable[[Callable[[], Any]], "Future[Any]"]  # runs something in the thread that owns the model
 
 
@@ -36,6 +37,7 @@ class TeachingJob:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
+        self._in_hand: Future[Any] | None = None
         self._progress: dict[str, Any] = {"stage": "idle"}
 
     @property
@@ -55,32 +57,43 @@ class TeachingJob:
             self._thread.start()
 
     def cancel(self) -> None:
-        """Stop after the image in hand, and wait for that."""
+        """Stop before the next stage of the image in hand, and wait for that."""
         self._stop.set()
+        if self._in_hand is not None:
+            self._in_hand.cancel()
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
         try:
-            taught = self._learn()
-            if taught is not None:
-                self._propose(taught)
+            self._propose(self._learn())
         except DiffsegError as error:
             self._say(stage="failed", error=" ".join(filter(None, (error.message, error.hint))))
-        except RuntimeError:  # the worker is closed
+        except CancelledError:
             self._say(stage="cancelled")
         except Exception as error:
             self._say(stage="failed", error=f"{type(error).__name__}: this should not happen.")
 
-    def _learn(self) -> Taught | None:
-        """Learn step by step; None where it was cancelled."""
+    def _do(self, run: Callable[[], T]) -> T:
+        """Run something in the thread that owns the model.
+
+        Raises:
+            CancelledError: it was cancelled, or the worker is closed.
+        """
+        try:
+            self._in_hand = future = self._submit(run)
+        except RuntimeError as error:
+            raise CancelledError from error
+        if self._stop.is_set():  # before there was something to cancel
+            future.cancel()
+        return cast(T, future.result())
+
+    def _learn(self) -> Taught:
+        """Learn step by step."""
         steps = teach_steps(self._segmenter, self._project, self._given)
         began, step = time.monotonic(), None
         while step is None or step.taught is None:
-            if self._stop.is_set():
-                self._say(stage="cancelled")
-                return None
-            step = cast(TeachStep, self._submit(lambda: next(steps)).result())
+            step = self._do(lambda: next(steps))
             left = (time.monotonic() - began) / step.step * (step.steps - step.step)
             self._say(stage="learning", done=step.step, total=step.steps, seconds_left=round(left, 1))
         return step.taught
@@ -95,11 +108,8 @@ class TeachingJob:
             spent = time.monotonic() - began
             left = round(spent / done * (total - done), 1) if done else None
             self._say(stage="proposing", done=done, total=total, seconds_left=left, supports=taught.supports)
-            if self._stop.is_set():
-                self._say(stage="cancelled", done=done, total=total)
-                return
             try:
-                self._submit(partial(propose, self._project, taught, review.image)).result()
+                self._do(partial(propose, self._project, taught, review.image))
             except Outdated:  # somebody decided meanwhile, and that stands
                 continue
         self._say(stage="done", done=total, total=total, supports=taught.supports)
