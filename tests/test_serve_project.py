@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import shutil
 import threading
 import time
 import zipfile
@@ -14,15 +16,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_swift_segmenter
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
 from diffseg_cli.config import AdaptConfig
+from diffseg_cli.labelling.disk_cache import DiskCache
+from diffseg_cli.labelling.growing import ClickGrower
 from diffseg_cli.labelling.project import HIDDEN, Project
+from diffseg_cli.labelling.query_cache import QueryCache
 from diffseg_cli.labelling.teaching import propose, support_keys, teach_steps
 from diffseg_cli.labelling.thumbnails import Thumbnails
+from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve.app import create_app
@@ -188,7 +195,7 @@ def test_learning_adapts_the_modules_that_are_trained(small_segmenter: Segmenter
     taught = steps[-1].taught
     assert taught is not None and taught.concepts[0].adapted is not None and taught.supports == 1
     assert small_segmenter.trained.digest == before
-    review = propose(project, taught, "day1/c.png")
+    review = propose(project, taught, QueryCache(small_segmenter, project.out / "cache"), "day1/c.png")
     assert review.state.value == "proposed" and review.doubt is not None
 
 
@@ -233,7 +240,7 @@ def test_corrections_teach_before_accepted_ones(project: Project) -> None:
 
 
 def test_a_click_becomes_a_region_that_holds_it(client: TestClient) -> None:
-    assert client.post("/v1/project/look", data={"image": "a.png"}).status_code == 200
+    assert client.post("/v1/project/look", data={"image": "a.png"}).status_code == 204
     answer = client.post("/v1/project/click", data={"image": "a.png", "x": "0.5", "y": "0.5"})
     region = np.asarray(Image.open(io.BytesIO(answer.content)))
     assert region.shape == HW and region[24, 32] == 255
@@ -242,6 +249,53 @@ def test_a_click_becomes_a_region_that_holds_it(client: TestClient) -> None:
     assert np.asarray(Image.open(io.BytesIO(answer.content))).shape == HW
     answer = client.post("/v1/project/click", data={"image": "a.png", "x": "1.5", "y": "0.5"})
     assert answer.status_code == 400
+
+
+def test_clicks_do_not_wait_for_a_model_at_work(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once an image was looked at, neither the worker nor the image file is needed."""
+    click = {"image": "a.png", "x": "0.5", "y": "0.5"}
+    first = client.post("/v1/project/click", data=click)
+    monkeypatch.setattr(ClickGrower, "look", lambda *_: pytest.fail("looked again"))
+    assert client.post("/v1/project/click", data=click).content == first.content
+    box = {"image": "a.png", "x": "0.2", "y": "0.2", "width": "0.01", "height": "0.01"}
+    answer = client.post("/v1/project/box", data=box)
+    assert answer.status_code == 200, answer.text
+
+
+def test_queries_are_encoded_once_and_the_same_from_the_cache(
+    small_segmenter: Segmenter, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = project.item("a.png").path, project.out / "encoded"
+    first = QueryCache(small_segmenter, folder).encode(path)
+    exact = small_segmenter.encode_queries([path])
+    torch.testing.assert_close(first.latents, exact.latents, rtol=0, atol=1e-3)
+    assert first.edges is not None and exact.edges is not None
+    torch.testing.assert_close(first.edges, exact.edges, rtol=0, atol=1e-3)
+    with monkeypatch.context() as patched:
+        patched.setattr(CompactBackbone, "encode_blocks", lambda *_: pytest.fail("encoded again"))
+        again = QueryCache(small_segmenter, folder).encode(path)
+    assert torch.equal(again.latents, first.latents) and again.edges is not None
+    assert torch.equal(again.edges, first.edges)
+    (kept,) = folder.iterdir()
+    kept.write_bytes(kept.read_bytes()[:-100])  # a crash left half of it
+    assert torch.equal(QueryCache(small_segmenter, folder).encode(path).latents, first.latents)
+    project.item("b.png").path.replace(path)  # another image of this name
+    assert not torch.equal(QueryCache(small_segmenter, folder).encode(path).latents, first.latents)
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_cache_drops_what_was_not_used_for_longest(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache", most_bytes=1000)
+    for name in "abc":
+        cache.put(name, bytes(300))
+        os.utime(tmp_path / "cache" / name, ns=(0, "abc".index(name)))
+    assert cache.get("a") == bytes(300)  # now it is the last one used
+    cache.put("d", bytes(300))
+    assert [name for name in "abcd" if cache.get(name)] == ["a", "d"]
+    shutil.rmtree(tmp_path / "cache")
+    assert cache.get("a") is None
+    cache.put("a", b"again")
+    assert cache.get("a") == b"again"
 
 
 def test_an_export_is_a_zip_of_its_files(client: TestClient) -> None:
@@ -313,8 +367,18 @@ def test_alive_can_be_asked_without_a_body(client: TestClient) -> None:
 def test_a_person_is_simulated(small_segmenter: Segmenter, project: Project) -> None:
     segmenter = make_swift_segmenter(small_segmenter)
     truths = {key: labels() > 0 for key in KEYS}
+    queries = QueryCache(segmenter, project.out / "cache")
     rows = list(
-        simulate(segmenter, project.images, truths, order="doubt", adapt=False, milestones=(1, 2), seed=0)
+        simulate(
+            segmenter,
+            project.images,
+            truths,
+            queries,
+            order="doubt",
+            adapt=False,
+            milestones=(1, 2),
+            seed=0,
+        )
     )
     assert [row["corrected"] for row in rows] == [1, 2]
     for row in rows:  # what is corrected counts with 1, the rest as it was found

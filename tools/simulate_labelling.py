@@ -22,6 +22,7 @@ from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.datasets.episode import Sample, read_folder
 from diffseg_cli.labelling.doubt import by_doubt
 from diffseg_cli.labelling.project import Mask, Project
+from diffseg_cli.labelling.query_cache import QueryCache
 from diffseg_cli.labelling.review_log import State
 from diffseg_cli.labelling.teaching import ADAPT, propose, teach_steps
 from diffseg_cli.reading.image_io import read_pair
@@ -37,14 +38,16 @@ def iou(found: Mask, truth: Mask) -> float:
     return int((found & truth).sum()) / either if either else 1.0
 
 
-def learn(segmenter: Segmenter, project: Project, *, adapt: bool, most_supports: int) -> None:
+def learn(
+    segmenter: Segmenter, project: Project, queries: QueryCache, *, adapt: bool, most_supports: int
+) -> None:
     """Learn from everything that is corrected, and propose for the rest."""
     taught = None
     for step in teach_steps(segmenter, project, adapt=ADAPT if adapt else None, most_supports=most_supports):
         taught = step.taught
     if taught is not None:
         for review in project.reviews():
-            propose(project, taught, review.image)
+            propose(project, taught, queries, review.image)
 
 
 def figures(project: Project, truths: dict[str, Mask]) -> dict[str, float]:
@@ -68,6 +71,7 @@ def simulate(
     segmenter: Segmenter,
     images: Path,
     truths: dict[str, Mask],
+    queries: QueryCache,
     *,
     order: str,
     adapt: bool,
@@ -84,7 +88,7 @@ def simulate(
             for key in next_images(project, way, milestone - corrected, generator):
                 project.correct(key, project.review(key).revision, [truths[key]])
             corrected = milestone
-            learn(segmenter, project, adapt=adapt, most_supports=max(10, milestone))
+            learn(segmenter, project, queries, adapt=adapt, most_supports=max(10, milestone))
             yield {"order": order, "adapt": adapt, "corrected": corrected, **figures(project, truths)}
 
 
@@ -106,6 +110,7 @@ def simulate_class(
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder)
         truths = prepare(samples, images)
+        queries = QueryCache(segmenter, images / ".encoded")
         for seed in range(runs):
             for order, adapt, milestones in ways:
                 if milestones[-1] < len(truths):
@@ -115,6 +120,7 @@ def simulate_class(
                             segmenter,
                             images,
                             truths,
+                            queries,
                             order=order,
                             adapt=adapt,
                             milestones=milestones,

@@ -1,88 +1,174 @@
-"""A click grown to its region: what the backbone's own affinity puts together, cut out by GrabCut."""
+"""Clicks and boxes in the editor: what the backbone's own affinity puts together, cut out by GrabCut.
 
+The backbone looks at an image once. What an answer needs of that look is small, so it is kept in memory, and
+an answer needs neither the model nor the image file.
+
+Letters: h w size of the image as GrabCut sees it, H W size of the latents.
+"""
+
+import math
+import threading
 from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from diffseg_cli.frames import from_frame
+from diffseg_cli.frames import from_frame, stack_frames
 from diffseg_cli.labelling.project import Mask
-from diffseg_cli.models.attention import affinity_of
-from diffseg_cli.prediction import Look
-from diffseg_cli.supports.mask_making import discs, grabcut, look_at_itself
+from diffseg_cli.labelling.query_cache import QueryCache
+from diffseg_cli.models.attention import AttentionMaps, affinity_of
+from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.supports.mask_making import belonging_by, box_region, cut_out_box, discs, grabcut
 
 if TYPE_CHECKING:
     from diffseg_cli.segmenter import Segmenter
 
-LOOKS_KEPT = 3  # of the images that are open in an editor; some 25 MB each
+MOST_BYTES = 100_000_000  # of looks in memory; one of the compact model takes 2 MB
 LEVEL = 0.5  # twice the attention of the average place counts as 2/3, the same as 1/2
 LEAST_LEVEL = 0.35  # of the largest belonging
 REACH = 0.06  # of the longer side: GrabCut may move the border that far
-CLICK_SIZE = 320  # longest side GrabCut sees; a click is answered in a third of a second
+SIDE = 320  # longest side GrabCut sees: its time grows with the pixels
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What is kept of a look at an image.
+
+    Attributes:
+        image: uint8 (h w 3).
+        size_hw: of the image itself.
+        maps: of the look, in float32 on the CPU.
+        usual: (1 H W) attention every place gets, from all over the image.
+    """
+
+    image: NDArray[np.uint8]
+    size_hw: tuple[int, int]
+    maps: AttentionMaps
+    usual: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """In memory, about."""
+        return self.image.nbytes + sum(affinity.nbytes for affinity in self.maps.affinity.values())
 
 
 class ClickGrower:
-    """Looks at images once and answers clicks on them. For one thread.
+    """Looks at images in the thread that owns the model, and answers clicks and boxes in any.
 
     Args:
         segmenter: of any model; only its backbone looks.
+        queries: encodes the images.
     """
 
-    def __init__(self, segmenter: "Segmenter") -> None:
-        self.segmenter = segmenter
-        self._looks: OrderedDict[str, Look] = OrderedDict()
+    def __init__(self, segmenter: "Segmenter", queries: QueryCache) -> None:
+        self._segmenter, self._queries = segmenter, queries
+        self._glances: OrderedDict[str, Glance] = OrderedDict()  # the least used first
+        self._lock = threading.Lock()
 
-    def look(self, key: str, image: NDArray[np.uint8]) -> Look:
-        """The look at an image (H W 3), from memory if it was asked for lately."""
-        if key not in self._looks:
-            everything = np.ones(image.shape[:2], dtype=bool)
-            self._looks[key] = look_at_itself(self.segmenter, image, everything)
-            if len(self._looks) > LOOKS_KEPT:
-                self._looks.popitem(last=False)
-        self._looks.move_to_end(key)
-        return self._looks[key]
+    def seen(self, path: Path) -> Glance | None:
+        """The look at an image, where it is in memory."""
+        name = self._queries.name(path)
+        with self._lock:
+            if name in self._glances:
+                self._glances.move_to_end(name)
+            return self._glances.get(name)
+
+    def look(self, path: Path) -> Glance:
+        """The look at an image, taken now or earlier. For the thread that owns the model.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        glance = self.seen(path)
+        if glance is None:
+            glance = self._look(path)
+            with self._lock:
+                self._glances[self._queries.name(path)] = glance
+                while len(self._glances) > 1 and sum(g.bytes for g in self._glances.values()) > MOST_BYTES:
+                    self._glances.popitem(last=False)
+        return glance
 
     @torch.inference_mode()
-    def grow(self, key: str, image: NDArray[np.uint8], x: int, y: int) -> Mask:
+    def _look(self, path: Path) -> Glance:
+        """A look at an image with all of itself as support."""
+        query, segmenter = self._queries.encode(path), self._segmenter
+        backbone, latents = segmenter.backbone, query.latents
+        frames = stack_frames(query.images, backbone.image_size).to(backbone.device)
+        everything, cells = torch.ones_like(frames[:, :1]), torch.ones_like(latents[:, :1])
+        embeds = backbone.embed(frames, everything, latents)
+        support = SupportFeatures.of(backbone, latents[None], cells[None], embeds[None])
+        maps, _ = segmenter.find_scores(latents, query.edges, support, segmenter.make_noise(latents, 0))
+        affinity = {grid_hw: values.float().cpu() for grid_hw, values in maps.affinity.items()}
+        kept = AttentionMaps({}, affinity, maps.layers)
+        usual = affinity_of(kept, torch.ones(1, *latents.shape[2:]))
+        image = query.images[0]
+        return Glance(_shrunk(image), (image.shape[0], image.shape[1]), kept, usual)
+
+    @torch.inference_mode()
+    def grow(self, glance: Glance, x: float, y: float) -> Mask:
         """The region a click belongs to.
 
         Args:
-            key: under which the look is kept.
-            image: (H W 3).
-            x: of the click, in pixels from the left.
-            y: from the top.
+            glance: at the image.
+            x: of the click, as a share of the width in [0, 1].
+            y: of the height.
 
         Returns:
-            bool (H W); it holds the click and is connected.
-
-        Raises:
-            UsageError: the click lies outside the image.
+            bool (h w); it holds the click and is connected.
         """
-        size_hw = (image.shape[0], image.shape[1])
-        here = discs([(x, y)], size_hw)
-        look = self.look(key, image)
-        grid_hw = look.scores.score_map.shape[2:]
-        weights = torch.zeros(1, *grid_hw).to(look.scores.score_map)
-        row, column = y * grid_hw[0] // size_hw[0], x * grid_hw[1] // size_hw[1]
-        weights[0, row, column] = 1
-        paid = affinity_of(look.maps, weights)
-        usual = affinity_of(look.maps, torch.ones_like(weights))  # some places are looked at from everywhere
-        belonging = from_frame((paid / (paid + usual).clamp_min(1e-12))[0].float(), size_hw)
-        inside = _part_at(belonging > max(LEVEL, LEAST_LEVEL * float(belonging.max())), x, y)
+        h, w = size_hw = (glance.image.shape[0], glance.image.shape[1])
+        column, row = (min(int(share * side), side - 1) for share, side in ((x, w), (y, h)))
+        here = discs([(column, row)], size_hw)
+        weights = torch.zeros_like(glance.usual)
+        weights[0, row * weights.shape[1] // h, column * weights.shape[2] // w] = 1
+        paid = affinity_of(glance.maps, weights)
+        belonging = from_frame((paid / (paid + glance.usual).clamp_min(1e-12))[0], size_hw)
+        inside = _part_at(belonging > max(LEVEL, LEAST_LEVEL * float(belonging.max())), column, row)
         reach = max(1, round(REACH * max(size_hw)))
         kernel = np.ones((2 * reach + 1, 2 * reach + 1), dtype=np.uint8)
         near = cv2.dilate((inside | here).astype(np.uint8), kernel).astype(bool)
         hints = np.where(inside, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
         hints[~near] = cv2.GC_BGD
         hints[here] = cv2.GC_FGD
-        return _part_at(grabcut(image, hints.astype(np.uint8), CLICK_SIZE) | here, x, y)
+        return _part_at(grabcut(glance.image, hints.astype(np.uint8), SIDE) | here, column, row)
+
+    @torch.inference_mode()
+    def fill(self, glance: Glance, box: tuple[float, float, float, float]) -> Mask:
+        """What fills a box.
+
+        Args:
+            glance: at the image.
+            box: x, y of its upper left corner, width, height, as shares of the image.
+
+        Returns:
+            bool (h w), inside the box.
+
+        Raises:
+            UsageError: the box holds no pixel.
+        """
+        h, w = size_hw = (glance.image.shape[0], glance.image.shape[1])
+        left, top = math.floor(box[0] * w), math.floor(box[1] * h)
+        right, bottom = math.ceil((box[0] + box[2]) * w), math.ceil((box[1] + box[3]) * h)
+        region = box_region((left, top, right - left, bottom - top), size_hw)
+        belonging = belonging_by(glance.maps, region, self._segmenter.backbone.image_size)
+        return cut_out_box(glance.image, region, belonging, SIDE)
 
 
 def _part_at(mask: Mask, x: int, y: int) -> Mask:
-    """The connected part of a mask (H W) that holds a pixel; empty where the mask does not."""
+    """The connected part of a mask (h w) that holds a pixel; empty where the mask does not."""
     parts = cv2.connectedComponents(mask.astype(np.uint8))[1]
     part: Mask = (parts == parts[y, x]) & mask[y, x]
     return part
+
+
+def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    scale = min(1.0, SIDE / max(image.shape[:2]))
+    size_wh = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    shrunk: NDArray[np.uint8] = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
+    return shrunk

@@ -20,6 +20,7 @@ from diffseg_cli.batch.plan import REVIEW_LOG, Item
 from diffseg_cli.batch.search import find_items
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.files import Claims, check_folder, write_whole
+from diffseg_cli.labelling.disk_cache import stamp_of
 from diffseg_cli.labelling.review_log import Outdated, Review, ReviewLog, State, now
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.remote import relative_path, resolve_path
@@ -58,11 +59,14 @@ class Project:
         self._staged = out / HIDDEN / "staged"
         self.classes = self._agree_on_classes(classes)
         found = find_items([str(images)], recursive=True, out=out, read_stdin=bytes)
-        self._patterns = image_patterns(["mask"], self.classes)
         claims = Claims(out, read=[item.path for item in found])
-        for item in found:
-            claims.claim(item.outputs(self._patterns).values(), item.key)
         self._items = {item.key: item for item in found}
+        self._mask_paths = {}
+        self._sizes: dict[str, tuple[object, tuple[int, int]]] = {}  # stamp and size of those that were read
+        for item in found:
+            outputs = item.outputs(image_patterns(["mask"], self.classes))
+            claims.claim(outputs.values(), item.key)
+            self._mask_paths[item.key] = out / outputs["mask"]
         self._begin()
 
     def _agree_on_classes(self, wanted: Sequence[str] | None) -> list[str]:
@@ -122,6 +126,28 @@ class Project:
             raise InputError(f"{key} is a link that leads out of {self.images}.", "Copy the image itself.")
         return item
 
+    def read(self, key: str) -> NDArray[np.uint8]:
+        """An image (H W 3).
+
+        Raises:
+            InputError: there is none of this key, or it cannot be read.
+        """
+        path = self.item(key).path
+        stamp, image = stamp_of(path), read_image(path)
+        self._sizes[key] = stamp, (image.shape[0], image.shape[1])
+        return image
+
+    def size_hw(self, key: str) -> tuple[int, int]:
+        """Of an image; it is read where it was not yet, or has changed.
+
+        Raises:
+            InputError: as `read`.
+        """
+        known = self._sizes.get(key)
+        if known is None or known[0] != stamp_of(self.item(key).path):
+            self.read(key)
+        return self._sizes[key][1]
+
     def review(self, key: str) -> Review:
         """The last decision about an image. A mask nobody decided about is a proposal, as `batch` makes them.
 
@@ -149,7 +175,7 @@ class Project:
 
     def mask_path(self, key: str) -> Path:
         """Where the mask of an image is, or will be."""
-        return self.out / self._items[key].outputs(self._patterns)["mask"]
+        return self._mask_paths[key]
 
     def masks(self, key: str) -> list[Mask] | None:
         """Masks (H W) of an image, one a class, or None where there are none yet.
@@ -192,11 +218,11 @@ class Project:
             Outdated: the image is no longer at this revision.
             InputError: the masks have another size than the image.
         """
-        image = read_image(self.item(key).path)
-        if len(masks) != len(self.classes) or any(mask.shape != image.shape[:2] for mask in masks):
+        size_hw = self.size_hw(key)
+        if len(masks) != len(self.classes) or any(mask.shape != size_hw for mask in masks):
             raise InputError(
                 f"The masks of {key} have another size or number than they should.",
-                f"Send {len(self.classes)} of {image.shape[1]} x {image.shape[0]} pixels.",
+                f"Send {len(self.classes)} of {size_hw[1]} x {size_hw[0]} pixels.",
             )
         state = State.CORRECTED if any(mask.any() for mask in masks) else State.NOTHING
         return self._decide(key, revision, state, mask_png(masks))
@@ -207,7 +233,7 @@ class Project:
         Raises:
             Outdated: the image is no longer at this revision.
         """
-        empty = np.zeros(read_image(self.item(key).path).shape[:2], dtype=bool)
+        empty = np.zeros(self.size_hw(key), dtype=bool)
         return self._decide(key, revision, State.NOTHING, mask_png([empty] * len(self.classes)))
 
     def reopen(self, key: str, revision: int) -> Review:

@@ -14,8 +14,8 @@ from diffseg_cli.errors import DiffsegError, InputError, UsageError
 from diffseg_cli.finding import find_in
 from diffseg_cli.labelling.doubt import doubt_of
 from diffseg_cli.labelling.project import Mask, Project
+from diffseg_cli.labelling.query_cache import QueryCache
 from diffseg_cli.labelling.review_log import Review, State
-from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.supports.concept import Concept
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def teach_steps(
     config = adapt if segmenter.head == "pam" else None
     steps = sum(config.steps if config and each else 1 for each in keys)
     absent = [review.image for review in project.reviews() if review.state is State.NOTHING]
-    negatives = [read_image(project.item(key).path) for key in absent[-MOST_NEGATIVES:]] if config else []
+    negatives = [project.read(key) for key in absent[-MOST_NEGATIVES:]] if config else []
     done, learned = 0, list[Concept]()
     for index, name in enumerate(project.classes):
         pairs = [_pair(project, key, index) for key in keys[index]]
@@ -131,10 +131,10 @@ def _pair(project: Project, key: str, index: int) -> Pair:
     masks = project.masks(key)
     if masks is None:
         raise InputError(f"The mask of {key} is gone.", "Label the image again.")
-    return read_image(project.item(key).path), masks[index]
+    return project.read(key), masks[index]
 
 
-def propose(project: Project, taught: Taught, key: str) -> Review:
+def propose(project: Project, taught: Taught, queries: QueryCache, key: str) -> Review:
     """Propose masks for an image, unless a person has decided; an image that cannot be read fails.
 
     Raises:
@@ -145,7 +145,7 @@ def propose(project: Project, taught: Taught, key: str) -> Review:
         return review
     path = project.item(key).path
     try:
-        query = taught.segmenter.encode_queries([path])
+        query = queries.encode(path)
         calibrated = taught.segmenter.trained.presence is not None
         answer = AnswerChoice(min_presence=PRESENT if calibrated else 0.0)
         found = find_in(taught.segmenter, query, taught.concepts, [path], answer)[0].scene.found

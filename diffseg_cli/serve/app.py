@@ -19,7 +19,8 @@ from starlette.types import ASGIApp
 from diffseg_cli.choices import MIN_AREA, AnswerChoice, MaskChoice
 from diffseg_cli.errors import DiffsegError, UsageError
 from diffseg_cli.labelling.growing import ClickGrower
-from diffseg_cli.labelling.project import Project
+from diffseg_cli.labelling.project import HIDDEN, Project
+from diffseg_cli.labelling.query_cache import QueryCache
 from diffseg_cli.serve.bodies import ConceptBody, ConceptsBody, ErrorBody, FoundBody, HealthBody, ModelBody
 from diffseg_cli.serve.engine import (
     CallOrder,
@@ -137,7 +138,10 @@ def create_app(
     worker = Worker[Order, Any](engine.work, key_of, limits.batch_size)
     job = None
     if project is not None:
-        job = TeachingJob(engine.segmenter, project, concepts, lambda run: worker.submit(CallOrder(run)))
+        queries = QueryCache(engine.segmenter, project.out / HIDDEN / "encoded")
+        job = TeachingJob(
+            engine.segmenter, project, queries, concepts, lambda run: worker.submit(CallOrder(run))
+        )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -159,7 +163,7 @@ def create_app(
     answered = _answerer(worker)
     _add_work(app, engine, answered, limits)
     if project is not None and job is not None:
-        grower = ClickGrower(engine.segmenter)
+        grower = ClickGrower(engine.segmenter, job.queries)
 
         async def called(request: Request, run: Callable[[], Reply]) -> Response:
             return await answered(request, CallOrder(run))

@@ -5,7 +5,6 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import cv2
@@ -14,11 +13,12 @@ from fastapi import FastAPI, File, Form, Query, UploadFile
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.labelling.export import exported
-from diffseg_cli.labelling.growing import ClickGrower
+from diffseg_cli.labelling.growing import ClickGrower, Glance
 from diffseg_cli.labelling.project import Mask, Project
 from diffseg_cli.labelling.review_log import Review
 from diffseg_cli.labelling.thumbnails import Thumbnails
@@ -29,7 +29,6 @@ from diffseg_cli.results.palette import concept_color, label_map
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.serve.replies import JSON, PNG, Reply
 from diffseg_cli.serve.teaching_job import TeachingJob
-from diffseg_cli.supports.mask_making import box_region, mask_from_box
 
 JPEG = "image/jpeg"
 LONGEST = 2048  # side in pixels of an image in the editor; larger ones are corrected at this size
@@ -88,7 +87,7 @@ def _add_looking(app: FastAPI, project: Project, job: TeachingJob) -> None:
     @app.get("/v1/project/image", response_class=Response)
     def image(image: Key) -> Response:
         """An image, upright, as a JPEG of 2048 pixels at most."""
-        pixels = read_image(project.item(image).path)
+        pixels = project.read(image)
         stream = io.BytesIO()
         Image.fromarray(_shrunk(pixels, cv2.INTER_AREA)).save(stream, "JPEG", quality=QUALITY)
         return Response(stream.getvalue(), media_type=JPEG)
@@ -162,64 +161,66 @@ def _add_helping(
         job.cancel()
         return JSONResponse(job.progress)
 
-    @app.post("/v1/project/click", response_class=Response)
-    async def click(request: Request, image: KeyField, x: Share, y: Share) -> Response:
-        """The region of a click (shares of width and height) as a PNG of the image's size in the editor."""
-        path = project.item(image).path
-
-        def grow() -> Reply:
-            pixels = read_image(path)
-            h, w = pixels.shape[:2]
-            at = min(int(x * w), w - 1), min(int(y * h), h - 1)
-            return _mask_reply(grower.grow(image, pixels, *at))
-
-        return await answered(request, grow)
-
-    @app.post("/v1/project/look", status_code=204)
-    async def look(request: Request, image: KeyField) -> Response:
-        """Look at an image that was opened in an editor, so that the first click is answered at once."""
+    async def glance_at(request: Request, image: str) -> Glance:
+        """From memory; only a look that was not taken yet waits for the model."""
         path = project.item(image).path
 
         def look_now() -> Reply:
-            grower.look(image, read_image(path))
+            grower.look(path)
             return Reply(b"{}", JSON)
 
-        return await answered(request, look_now)
+        while (glance := grower.seen(path)) is None:
+            await answered(request, look_now)
+        return glance
+
+    @app.post("/v1/project/click", response_class=Response)
+    async def click(request: Request, image: KeyField, x: Share, y: Share) -> Response:
+        """The region of a click (shares of width and height) as a PNG of the image's size in the editor."""
+        glance = await glance_at(request, image)
+        return await run_in_threadpool(_mask_response, glance, lambda: grower.grow(glance, x, y))
+
+    @app.post("/v1/project/look", status_code=204)
+    async def look(request: Request, image: KeyField) -> Response:
+        """Look at an image that is, or will be, open in an editor, so that a click is answered at once."""
+        await glance_at(request, image)
+        return Response(status_code=204)
 
     @app.post("/v1/project/box", response_class=Response)
     async def box(
         request: Request, image: KeyField, x: Share, y: Share, width: Share, height: Share
     ) -> Response:
         """What fills a box (shares of width and height) as a PNG of the image's size in the editor."""
-        path = project.item(image).path
-
-        def cut_out() -> Reply:
-            pixels = read_image(path)
-            h, w = pixels.shape[:2]
-            region = box_region((x * w, y * h, width * w, height * h), (h, w))
-            return _mask_reply(mask_from_box(grower.segmenter, pixels, region))
-
-        return await answered(request, cut_out)
+        glance = await glance_at(request, image)
+        box = (x, y, width, height)
+        return await run_in_threadpool(_mask_response, glance, lambda: grower.fill(glance, box))
 
 
 # --- masks on their way --------------------------------------------------------------------------------
 
 
 def _record(review: Review) -> dict[str, Any]:
-    return {name: value for name, value in asdict(review).items() if name != "mask_sha256"}
+    return {name: value for name, value in vars(review).items() if name != "mask_sha256"}
 
 
-def _mask_reply(mask: Mask) -> Reply:
-    return Reply(mask_png([_shrunk(mask.astype(np.uint8), cv2.INTER_NEAREST) > 0]), PNG)
+def _mask_response(glance: Glance, find: Callable[[], Mask]) -> Response:
+    """A mask of any size as a PNG of the image's size in the editor."""
+    h, w = _shown_hw(glance.size_hw)
+    soft = cv2.resize(find().astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
+    return Response(mask_png([soft > 0.5]), media_type=PNG)
+
+
+def _shown_hw(size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Size of an image in the editor."""
+    scale = min(1.0, LONGEST / max(size_hw))
+    return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
 
 
 def _shrunk(pixels: NDArray[np.uint8], how: int) -> NDArray[np.uint8]:
     """At most as large as an image in the editor: (H W ...) -> (h w ...)."""
-    scale = LONGEST / max(pixels.shape[:2])
-    if scale >= 1:
+    h, w = _shown_hw((pixels.shape[0], pixels.shape[1]))
+    if pixels.shape[:2] == (h, w):
         return pixels
-    size_wh = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-    shrunk: NDArray[np.uint8] = cv2.resize(pixels, size_wh, interpolation=how)
+    shrunk: NDArray[np.uint8] = cv2.resize(pixels, (w, h), interpolation=how)
     return shrunk
 
 
@@ -240,7 +241,7 @@ def _at_full_size(project: Project, key: str, labels: NDArray[np.uint8]) -> list
 
     Where the editor shows an image smaller than it is, what was not changed there keeps its exact border.
     """
-    size_hw = read_image(project.item(key).path).shape[:2]
+    size_hw = project.size_hw(key)
     stored = project.masks(key)
     before = np.zeros(size_hw, dtype=np.uint8) if stored is None else label_map(stored)
     shown = _shrunk(before, cv2.INTER_NEAREST)

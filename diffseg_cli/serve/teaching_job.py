@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.labelling.project import Project
+from diffseg_cli.labelling.query_cache import QueryCache
 from diffseg_cli.labelling.review_log import Outdated
 from diffseg_cli.labelling.teaching import Taught, propose, teach_steps
 from diffseg_cli.supports.concept import Concept
@@ -26,14 +27,21 @@ class TeachingJob:
     Args:
         segmenter: that learns.
         project: that it learns from and proposes for.
+        queries: encodes its images.
         given: concepts to begin with.
         submit: of the worker.
     """
 
     def __init__(
-        self, segmenter: "Segmenter", project: Project, given: Sequence[Concept], submit: Submit
+        self,
+        segmenter: "Segmenter",
+        project: Project,
+        queries: QueryCache,
+        given: Sequence[Concept],
+        submit: Submit,
     ) -> None:
-        self._segmenter, self._project, self._given, self._submit = segmenter, project, given, submit
+        self._segmenter, self._project, self.queries = segmenter, project, queries
+        self._given, self._submit = given, submit
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -109,7 +117,7 @@ class TeachingJob:
             left = round(spent / done * (total - done), 1) if done else None
             self._say(stage="proposing", done=done, total=total, seconds_left=left, supports=taught.supports)
             try:
-                self._do(partial(propose, self._project, taught, review.image))
+                self._do(partial(propose, self._project, taught, self.queries, review.image))
             except Outdated:  # somebody decided meanwhile, and that stands
                 continue
         self._say(stage="done", done=total, total=total, supports=taught.supports)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from diffseg_cli.errors import UsageError
 from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
-from diffseg_cli.models.attention import affinity_of
+from diffseg_cli.models.attention import AttentionMaps, affinity_of
 from diffseg_cli.prediction import Look
 from diffseg_cli.reading.mask_shapes import draw_polygon
 from diffseg_cli.segmenter import Segmenter
@@ -85,14 +85,28 @@ def mask_from_box(segmenter: Segmenter, image: Image, region: Bools) -> Bools:
     Returns:
         bool (h w), inside the box.
     """
-    belonging = belonging_to(segmenter, image, region)
+    return cut_out_box(image, region, belonging_to(segmenter, image, region))
+
+
+def cut_out_box(image: Image, region: Bools, belonging: Floats, longest: int = GRABCUT_SIZE) -> Bools:
+    """The object in a box: GrabCut, told which part of the box is surely the object.
+
+    Args:
+        image: (h w 3).
+        region: (h w) the box.
+        belonging: (h w) of `belonging_to`.
+        longest: as of `grabcut`.
+
+    Returns:
+        bool (h w), inside the box.
+    """
     inside = belonging[region]
     sure = belonging > np.quantile(inside, 1 - SURE_SHARE)
     likely = belonging > _otsu(inside)
     hints = np.where(likely, cv2.GC_PR_FGD, cv2.GC_PR_BGD)
     hints[sure] = cv2.GC_FGD
     hints[~region] = cv2.GC_BGD
-    return grabcut(image, hints.astype(np.uint8))
+    return grabcut(image, hints.astype(np.uint8), longest)
 
 
 def mask_from_points(
@@ -128,13 +142,19 @@ def belonging_to(segmenter: Segmenter, image: Image, region: Bools) -> Floats:
     Returns:
         float32 (h w) in [0, 1], 0.5 where both look alike.
     """
-    look = look_at_itself(segmenter, image, region)
-    grid_hw = (look.scores.score_map.shape[2], look.scores.score_map.shape[3])
-    frame = mask_to_frame(region, segmenter.backbone.image_size)[None].to(segmenter.device)
-    inside = torch.nn.functional.interpolate(frame, size=grid_hw, mode="area")[0]  # (1 H W)
-    from_inside = affinity_of(look.maps, inside)
-    from_outside = affinity_of(look.maps, (1 - inside).clamp_min(1e-6))
-    return from_frame((from_inside / (from_inside + from_outside))[0], look.image_hw)
+    maps = look_at_itself(segmenter, image, region).maps
+    return belonging_by(maps, region, segmenter.backbone.image_size)
+
+
+def belonging_by(maps: AttentionMaps, region: Bools, frame_size: int) -> Floats:
+    """`belonging_to` a region (h w) by the maps of a look, whose model frame has this size."""
+    grid = frame_size // 8
+    like = next(iter(maps.affinity.values()))
+    frame = mask_to_frame(region, frame_size)[None].to(like)
+    inside = torch.nn.functional.interpolate(frame, size=(grid, grid), mode="area")[0]  # (1 H W)
+    from_inside = affinity_of(maps, inside)
+    from_outside = affinity_of(maps, (1 - inside).clamp_min(1e-6))
+    return from_frame((from_inside / (from_inside + from_outside))[0], (region.shape[0], region.shape[1]))
 
 
 def score_from(segmenter: Segmenter, image: Image, region: Bools) -> Floats:

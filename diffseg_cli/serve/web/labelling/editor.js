@@ -51,20 +51,41 @@ export async function open(next) {
   canvas.focus({ preventScroll: true });
   draw();
   try {
-    const [image, labels] = await Promise.all([get("/v1/project/image", { image: key }), get("/v1/project/mask", { image: key })]);
-    const decoded = await createImageBitmap(await image.blob());
-    const greys = labels.status === 204 ? null : await greysOf(await labels.blob());
+    const { image, labels } = await fetched(key);
     if (mine !== opening) return;
-    bitmap = decoded;
-    mask = new Mask(bitmap.width, bitmap.height, greys);
+    bitmap = image;
+    mask = new Mask(bitmap.width, bitmap.height, labels?.slice());
     layer = new OffscreenCanvas(bitmap.width, bitmap.height);
     tint = layer.getContext("2d").createImageData(bitmap.width, bitmap.height);
     view.fit(bitmap.width, bitmap.height);
     repaint();
-    post("/v1/project/look", { image: key }).catch(() => {}); // so that the first click is answered at once
+    prepare(mine).catch(() => {}); // whatever goes wrong there is said when it is needed
   } catch (error) {
     if (mine === opening) complain(error);
   }
+}
+
+const ahead = new Map(); // revision and key -> image and labels that are, or were, on their way
+/** Fetch an image and its labels, once a revision. */
+function fetched(next) {
+  const name = `${project.images.get(next).revision}:${next}`, found = ahead.get(name) ?? fetchBoth(next);
+  ahead.delete(name);
+  ahead.set(name, found); // to the end: it was just used
+  found.catch(() => ahead.delete(name));
+  if (ahead.size > 3) ahead.delete(ahead.keys().next().value);
+  return found;
+}
+async function fetchBoth(next) {
+  const [image, labels] = await Promise.all(["image", "mask"].map((what) => get(`/v1/project/${what}`, { image: next })));
+  return { image: await createImageBitmap(await image.blob()), labels: labels.status === 204 ? null : await greysOf(await labels.blob()) };
+}
+/** Have this image looked at, so that a click is answered at once, and fetch its neighbours. */
+async function prepare(mine) {
+  const next = onMove(key, 1);
+  await post("/v1/project/look", { image: key });
+  if (mine !== opening || next === null) return;
+  await fetched(next);
+  if (mine === opening) await post("/v1/project/look", { image: next });
 }
 
 /** Save what was drawn; false where it could not be kept and the image stays open. */

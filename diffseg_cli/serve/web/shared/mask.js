@@ -101,8 +101,8 @@ export class Mask {
   /** A PNG with the labels as grey values. */
   async png() {
     const canvas = new OffscreenCanvas(this.width, this.height), context = canvas.getContext("2d");
-    const image = context.createImageData(this.width, this.height);
-    for (let i = 0; i < this.labels.length; i++) image.data.set([this.labels[i], this.labels[i], this.labels[i], 255], 4 * i);
+    const image = context.createImageData(this.width, this.height), pixels = new Uint32Array(image.data.buffer);
+    for (let i = 0; i < pixels.length; i++) pixels[i] = 0xff000000 | (this.labels[i] * 0x010101);
     context.putImageData(image, 0, 0);
     return canvas.convertToBlob({ type: "image/png" });
   }
