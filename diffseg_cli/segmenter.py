@@ -21,7 +21,7 @@ from diffseg_cli.frames import from_frame, stack_frames
 from diffseg_cli.method import Method
 from diffseg_cli.models.attention import OnLayer
 from diffseg_cli.models.support import SupportFeatures
-from diffseg_cli.prediction import Look, Prediction, QueryFeatures, check_finite
+from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput, check_finite
 from diffseg_cli.presence import presence_features
 from diffseg_cli.reading.image_io import ImageSource, MaskSource, read_image, read_pair
 from diffseg_cli.refine import refine_borders
@@ -159,15 +159,13 @@ class Segmenter(Method):
         stopwatch = Stopwatch()
         output = self.predict(queries.latents, queries.edges, support, seed)
         with self.stage("presence"):
-            presences: list[float] | list[None] = [None] * len(queries.images)
-            if self.trained.presence is not None:
-                features = presence_features(output, queries.latents, support)
-                presences = self.trained.presence.score(features).tolist()
+            presences = self.score_presence(output, queries.latents, support)
         with self.stage("resize"):
             probabilities, score_maps = output.probability.cpu(), output.scores.score_map.float().cpu()
         stopwatch.mark("look and modules")
         predictions = []
-        for index, (image, presence) in enumerate(zip(queries.images, presences, strict=True)):
+        for index, image in enumerate(queries.images):
+            presence = None if presences is None else presences[index]
             mask, probability = self.finish(
                 probabilities[index, 0],
                 image,
@@ -184,6 +182,23 @@ class Segmenter(Method):
         stages = {**queries.seconds, **stopwatch.seconds}
         seconds = {stage: spent / len(queries.images) for stage, spent in stages.items()}
         return [Prediction(*values, threshold, seconds) for values in predictions]
+
+    def score_presence(
+        self, output: SegmenterOutput, latents: Tensor, support: SupportFeatures
+    ) -> list[float] | None:
+        """How sure it is that the concept is in each query, in [0, 1]; None without calibration.
+
+        Args:
+            output: of `predict`.
+            latents: (b c H W) of the queries.
+            support: that was looked for.
+        """
+        if self.trained.presence is None:
+            return None
+        scores: list[float] = self.trained.presence.score(
+            presence_features(output, latents, support)
+        ).tolist()
+        return scores
 
     def finish(
         self,

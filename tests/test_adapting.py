@@ -26,6 +26,7 @@ from diffseg_cli.config import AdaptConfig
 from diffseg_cli.doctor import examine_file
 from diffseg_cli.errors import WeightsError
 from diffseg_cli.evaluation import evaluate as evaluation_module
+from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.supports import support_check
 from diffseg_cli.supports.concept import open_concept
@@ -420,7 +421,12 @@ def _classes() -> None:
 
 
 @pytest.mark.usefixtures("moves", "_classes")
-def test_evaluate_adapts_once_per_support_set_beside_the_plain_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_adapts_once_per_support_set_beside_the_plain_model(
+    monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter
+) -> None:
+    presence = PresenceCalibration((1.0, 1.0, 1.0), 0.0)
+    scored = small_segmenter.with_trained(replace(small_segmenter.trained, presence=presence))
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: scored)
     sets = []
     steps = adaptation.adapt_steps
 
@@ -435,17 +441,26 @@ def test_evaluate_adapts_once_per_support_set_beside_the_plain_model(monkeypatch
     assert list(record["methods"]) == ["model", "adapted"]
     assert record["adapted"]["share_moved"] == 1
     assert record["adapted"]["mean_reach"] == 0.25
+    for name, row in record["adapted"]["classes"].items():
+        before, after = (record["methods"][method]["per_class"][name] for method in ("model", "adapted"))
+        assert (row["reach"], row["difference"]) == (0.25, after - before)
     assert (record["adapt"]["steps"], record["queries_per_set"]) == (AdaptConfig.steps, 3)
     assert evaluate(*words)["methods"]["model"] == record["methods"]["model"]
     rows = [json.loads(line) for line in Path("report/episodes.jsonl").read_bytes().splitlines()[1:]]
     assert len(rows) == 6
     assert all(row["adapted"]["reach"] == 0.25 for row in rows)
+    assert all(set(row["presence"]) == {"model", "adapted"} for row in rows)
     assert "adapted" in Path("report/report.html").read_text()
     text = done("evaluate", "--root", "classes", *words, "--adapt", "--out", "report").stdout
     assert re.search(
-        r"^adapted: modules moved in 100% of the episodes, mean reach 0\.25, \d+ s per support set$",
+        r"^adapted: modules moved in 100% of the episodes, mean reach 0\.25, \d+ s per support set; "
+        r"\d+% of the classes fell by more than 0\.02$",
         text,
         re.M,
+    )
+    assert re.search(r"^  striped  0\.\d{3}    0\.\d{3}  [+-]0\.\d{3}   0\.25      \d\.\d$", text, re.M)
+    assert re.search(
+        r"^  presence, adapted: ROC AUC 0\.\d{3}, mean 0\.\d\d with the class, 0\.\d\d without$", text, re.M
     )
     assert sets == [1, 1]  # everything was there already
 

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffseg_cli.datasets.episode import FewShotDataset, Sample, draw_episode, group_by_class, read_folder
+from diffseg_cli.datasets.episode import (
+    FewShotDataset,
+    Sample,
+    draw_episode,
+    draw_set,
+    group_by_class,
+    read_folder,
+)
 from diffseg_cli.errors import InputError
 
 
@@ -38,15 +45,13 @@ def test_episode_is_pure_and_its_pictures_distinct(sizes: dict, index: int, seed
 
 def test_queries_of_a_set_follow_each_other_and_are_none_of_its_supports() -> None:
     data = dataset({"a": 9, "b": 7, "c": 4})
-    usable = data.with_enough(2, 5)
-    assert usable.classes == ["a", "b"]
-    drawn = [draw_episode(usable, i, shots=2, seed=3, queries_per_set=5) for i in range(20)]
-    for place in range(4):
-        episodes = drawn[5 * place : 5 * place + 5]
+    sets = [draw_set(data, place, shots=2, seed=3, queries=5) for place in range(6)]
+    for place, episodes in enumerate(sets):
         (support,) = {episode.support for episode in episodes}
-        assert len({*support, *(episode.query for episode in episodes)}) == 7
-        assert {episode.class_name for episode in episodes} == {"ab"[place % 2]}
-    assert drawn[0].support != drawn[10].support
+        assert len(episodes) == (5, 5, 2)[place % 3]  # the last class has no more images
+        assert len({*support, *(episode.query for episode in episodes)}) == 2 + len(episodes)
+        assert {episode.class_name for episode in episodes} == {"abc"[place % 3]}
+    assert sets[0][0].support != sets[3][0].support
 
 
 def test_seeds_differ_and_small_classes_are_left_out() -> None:

@@ -87,6 +87,8 @@ def test_runs_draw_other_episodes_and_the_mean_is_over_them(plan: EvaluationPlan
     first, second = ([t.episode for t in run.tasks if t.run == r] for r in (0, 1))
     usable = run.dataset(None).with_enough(1)
     assert first == [draw_episode(usable, i, shots=1, seed=0) for i in range(6)]
+    done = [result.class_name for result in run_benchmark(run)]
+    assert done == sorted(done)  # the encodings of a class are remembered
     assert second == [draw_episode(usable, i, shots=1, seed=1) for i in range(6)] != first
     record = run.record(list(run_benchmark(run)))
     figures = record["methods"]["model"]

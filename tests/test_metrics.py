@@ -13,6 +13,7 @@ from diffseg_cli.evaluation.metrics import (
     boundary_width,
     count_pixels,
     mask_boundary,
+    roc_auc,
 )
 
 masks = arrays(np.bool_, (5, 7))
@@ -178,3 +179,8 @@ def test_bootstrap_interval_covers_as_often_as_it_says() -> None:
         low, high = bootstrap_intervals({"a": counts}, level=0.5).mean_iou
         half += low <= 0.6 <= high
     assert 0.85 < inside / 60 <= 1 and 0.3 < half / 60 < 0.7
+
+
+def test_roc_auc_by_hand() -> None:
+    assert roc_auc([0.9, 0.4], [0.4, 0.1]) == pytest.approx(3.5 / 4)
+    assert roc_auc([-0.9, -0.4], [-0.4, -0.1]) == pytest.approx(0.5 / 4)

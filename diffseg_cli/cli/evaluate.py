@@ -235,15 +235,29 @@ def show_figures(record: dict[str, Any], *, as_json: bool) -> None:
         for name, text in rows:
             console.result(f"  {name:<{width}}  {text}")
     if record["adapted"]:
-        console.result(f"\n{_adaptations(record['adapted'])}")
+        _show_adaptations(record["adapted"])
     _show_published(record)
 
 
-def _adaptations(adapted: dict[str, float]) -> str:
-    return (
-        f"adapted: modules moved in {adapted['share_moved']:.0%} of the episodes, mean reach "
-        f"{adapted['mean_reach']:.2f}, {adapted['seconds_per_set']:.0f} s per support set"
+def _show_adaptations(adapted: dict[str, Any]) -> None:
+    """What adaptation did: one line, a table of the classes, and what became of the presence score."""
+    console.result(
+        f"\nadapted: modules moved in {adapted['share_moved']:.0%} of the episodes, mean reach "
+        f"{adapted['mean_reach']:.2f}, {adapted['seconds_per_set']:.0f} s per support set; "
+        f"{adapted['share_lowered']:.0%} of the classes fell by more than 0.02"
     )
+    width = max(map(len, adapted["classes"]))
+    console.result(f"  {'':<{width}}  model  adapted  change  reach  seconds")
+    for name, row in sorted(adapted["classes"].items(), key=lambda item: -item[1]["difference"]):
+        console.result(
+            f"  {name:<{width}}  {row['model']:.3f}  {row['adapted']:7.3f}  {row['difference']:+.3f}  "
+            f"{row['reach']:5.2f}  {row['seconds']:7.1f}"
+        )
+    for method, figures in adapted["presence"].items():
+        console.result(
+            f"  presence, {method}: ROC AUC {figures['auc']:.3f}, mean {figures['present']:.2f} with the "
+            f"class, {figures['absent']:.2f} without"
+        )
 
 
 def _interval(ends: tuple[float, float] | None) -> str:

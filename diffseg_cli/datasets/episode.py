@@ -64,9 +64,25 @@ class FewShotDataset:
     def classes(self) -> list[str]:
         return list(self.by_class)
 
-    def with_enough(self, shots: int, queries: int = 1) -> "FewShotDataset":
-        """Only the classes that have `shots` supports and so many queries to spare."""
-        return replace(self, by_class={n: i for n, i in self.by_class.items() if len(i) >= shots + queries})
+    def with_enough(self, shots: int) -> "FewShotDataset":
+        """Only the classes that have `shots` supports and a query to spare."""
+        return replace(self, by_class={n: i for n, i in self.by_class.items() if len(i) > shots})
+
+    def without(self, class_name: str, *, source: str = "") -> list[int]:
+        """Indices of samples of other classes, whose image is not known to hold this one as well.
+
+        Args:
+            class_name: "class" or "source/class"; classes of its name in other sources are left out too.
+            source: only samples whose class name begins with it.
+        """
+        wanted = class_name.rsplit("/", 1)[-1]
+        return [
+            index
+            for name, members in self.by_class.items()
+            if name.rsplit("/", 1)[-1] != wanted and name.startswith(source)
+            for index in members
+            if wanted not in self.samples[index].present
+        ]
 
     def relative(self, path: Path) -> str:
         """A path of this data set as lists of episodes name it, the same on every machine."""
@@ -135,26 +151,27 @@ def _read_index(root: Path, index: Path, split: str | None, sources: Sequence[st
     return samples
 
 
-def draw_episode(
-    dataset: FewShotDataset, index: int, *, shots: int, seed: int, queries_per_set: int = 1
-) -> Episode:
-    """The `index`-th episode: classes take turns, images are drawn without replacement.
+def draw_episode(dataset: FewShotDataset, index: int, *, shots: int, seed: int) -> Episode:
+    """The `index`-th episode: the only one of its support set, see `draw_set`."""
+    return draw_set(dataset, index, shots=shots, seed=seed, queries=1)[0]
 
-    Where a support set has several queries, the episodes that share it follow each other.
 
-    The same arguments give the same episode on every machine and in any order of asking.
+def draw_set(dataset: FewShotDataset, index: int, *, shots: int, seed: int, queries: int) -> list[Episode]:
+    """The episodes of the `index`-th support set: classes take turns, images are drawn without replacement.
+
+    The same arguments give the same episodes on every machine and in any order of asking.
 
     Args:
-        dataset: every class of it must have at least `shots + queries_per_set` images (`with_enough`).
+        dataset: every class of it must have more than `shots` images (`with_enough`).
         index: 0, 1, 2, ...
-        shots: supports per episode.
+        shots: supports of the set.
         seed: of the whole list.
-        queries_per_set: episodes that share a support set.
+        queries: episodes of the set; of a class with fewer images, as many as it has beside the supports.
     """
-    place, query = divmod(index, queries_per_set)
-    name = dataset.classes[place % len(dataset.classes)]
+    name = dataset.classes[index % len(dataset.classes)]
     members = dataset.by_class[name]
-    generator = np.random.Generator(np.random.PCG64([seed, place]))
-    chosen = generator.choice(len(members), size=shots + queries_per_set, replace=False)
-    support = tuple(members[i] for i in chosen[queries_per_set:])
-    return Episode(name, support, members[chosen[query]])
+    queries = min(queries, len(members) - shots)
+    generator = np.random.Generator(np.random.PCG64([seed, index]))
+    chosen = generator.choice(len(members), size=shots + queries, replace=False)
+    support = tuple(members[i] for i in chosen[queries:])
+    return [Episode(name, support, members[i]) for i in chosen[:queries]]

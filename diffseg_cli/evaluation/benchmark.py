@@ -199,6 +199,7 @@ class Benchmark:
         plan = self.plan
         fold = plan.folds[0] if len(plan.folds) == 1 else None
         split = str(self.about()["split"])
+        methods = summarise(results)
         costs = summarise_costs(results)
         segmenter = self.segmenter
         own = {
@@ -221,9 +222,9 @@ class Benchmark:
             "description": self.segmenter.description,
             "episodes": len(results),
             "classes": len({result.class_name for result in results}),
-            "methods": summarise(results),
+            "methods": methods,
             "costs": costs,
-            "adapted": summarise_adaptations(results),
+            "adapted": summarise_adaptations(results, methods),
             "kinds": {method: self._kind(method) for method in plan.methods},
             "notes": self._notes(),
             "published": [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
+from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_set
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.files import write_whole
 
@@ -51,7 +51,7 @@ def draw_tasks(
         seed: of the first run.
         runs: repetitions.
         episodes_per_class: in each run.
-        queries_per_set: episodes that share a support set.
+        queries_per_set: episodes that share a support set; fewer of a class with too few images.
 
     Raises:
         InputError: no class has enough images.
@@ -64,19 +64,19 @@ def draw_tasks(
         )
     tasks = []
     for fold, dataset in datasets.items():
-        usable = dataset.with_enough(shots, queries_per_set)
+        usable = dataset.with_enough(shots)
         if not usable.classes:
             raise InputError(
-                f"{dataset.root} has no class with {shots + queries_per_set} images, and {shots}-shot needs "
-                "as many.",
-                "Use fewer --shots or --queries-per-set, or add images.",
+                f"{dataset.root} has no class with {shots + 1} images, and {shots}-shot needs as many.",
+                "Use fewer --shots, or add images.",
             )
         for run in range(runs):
-            for index in range(episodes_per_class * len(usable.classes)):
-                episode = draw_episode(
-                    usable, index, shots=shots, seed=seed + run, queries_per_set=queries_per_set
-                )
-                tasks.append(Task(run, fold, index, episode))
+            for place in range(episodes_per_class // queries_per_set * len(usable.classes)):
+                drawn = draw_set(usable, place, shots=shots, seed=seed + run, queries=queries_per_set)
+                tasks += [
+                    Task(run, fold, place * queries_per_set + number, episode)
+                    for number, episode in enumerate(drawn)
+                ]
     return tasks
 
 

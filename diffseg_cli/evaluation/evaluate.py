@@ -1,12 +1,13 @@
 """Run episodes at the images' own size and count pixels.
 
 Every method sees the same episodes: the segmenter through its inner door, the training-free prototype line
-from the same latents, and peers with the images themselves. The last few hundred encodings are remembered.
+from the same latents, and peers with the images themselves. The last encodings are remembered, so episodes of
+one class are best run one after another.
 """
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -24,13 +25,14 @@ from diffseg_cli.evaluation.summary import EpisodeResult
 from diffseg_cli.frames import from_frame
 from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.prediction import SegmenterOutput
 from diffseg_cli.reading.image_io import check_pair, read_image
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Stages
 
 OWN_METHODS = ("model", "attention", "prototype")
 ADAPTED = "adapted"  # the model with its modules adapted to the supports
-REMEMBERED = 256  # encoded images; of the compact model 2.5 MB each
+REMEMBERED = 128  # images, encoded queries and encoded supports each; of the compact model 2.5 MB each
 
 
 class Peer(Protocol):
@@ -49,23 +51,43 @@ class Peer(Protocol):
 
 
 @dataclass(frozen=True)
-class EncodedSample:
-    """A labelled image after the frozen parts, batch of one.
+class LabelledImage:
+    """A sample as it was read.
 
     Attributes:
         image: uint8 (h w 3), its own size.
-        latents: (1 c H W) of the image.
-        edges: (1 1 E E), or None.
-        support: the image and its mask as a support, (1 1 ...).
-        truth: at the image's own size.
-        seconds: what each stage of `Segmenter.encode_queries` took, and "support".
+        truth: at that size.
     """
 
     image: NDArray[np.uint8]
+    truth: Truth
+
+
+@dataclass(frozen=True)
+class EncodedQuery:
+    """A query after the frozen parts.
+
+    Attributes:
+        latents: (1 c H W).
+        edges: (1 1 E E), or None.
+        seconds: what each stage of `Segmenter.encode_queries` took.
+    """
+
     latents: Tensor
     edges: Tensor | None
-    support: SupportFeatures
-    truth: Truth
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EncodedSupport:
+    """A support after the frozen parts.
+
+    Attributes:
+        features: (1 1 ...).
+        seconds: what each stage of `Segmenter.encode_pairs` took.
+    """
+
+    features: SupportFeatures
     seconds: dict[str, float]
 
 
@@ -88,6 +110,22 @@ class Illustration:
     predicted: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class _AdaptedTo:
+    """The segmenter adapted to some supports, with figures as `EpisodeResult.adapted`."""
+
+    segmenter: Segmenter
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a method says of an image: score (1 1 S S) or (1 1 H W), and presence in [0, 1] if it has one."""
+
+    score: Tensor
+    presence: float | None
+
+
 class Evaluation:
     """Episodes over a data set.
 
@@ -98,7 +136,6 @@ class Evaluation:
         seed: of the list of episodes.
         methods: "model"; "adapted", the same with modules adapted to the supports; "attention", its own
             score map cut at the threshold; "prototype"; or a peer's name.
-        thresholds: of each method of our own, on its own scale.
         peers: other methods by name.
     """
 
@@ -110,16 +147,17 @@ class Evaluation:
         shots: int,
         seed: int,
         methods: tuple[str, ...] = ("model", "prototype"),
-        thresholds: dict[str, float] | None = None,
         peers: Mapping[str, Peer] | None = None,
     ) -> None:
         self.segmenter, self.shots, self.seed, self.methods = segmenter, shots, seed, methods
         self.dataset = dataset.with_enough(shots)
         self.peers = dict(peers or {})
-        self.thresholds = {**own_thresholds(segmenter), **(thresholds or {})}
+        self.thresholds = own_thresholds(segmenter)
         self.results: list[EpisodeResult] = []
-        self._encoded: OrderedDict[int, EncodedSample] = OrderedDict()
-        self._adapted: tuple[tuple[int, ...], Segmenter, dict[str, float]] | None = None  # of these supports
+        self._labelled = lru_cache(REMEMBERED)(self._read)
+        self._query = lru_cache(REMEMBERED)(self._encode_query)
+        self._support = lru_cache(REMEMBERED)(self._encode_support)
+        self._adapted = lru_cache(1)(self._adapt)
 
     def run(self, episodes: int) -> Iterator[EpisodeResult]:
         """The first `episodes` episodes; results gather in `self.results`."""
@@ -142,40 +180,46 @@ class Evaluation:
         Raises:
             InputError: an image or mask cannot be used.
         """
-        query = self._encode(episode.query)
-        truth = query.truth
-        for support in episode.support:
-            self._encode(support)
-        images = self._images(episode) if self.peers else None
+        query, seed = self._labelled(episode.query), self.seed + run
+        images = self._images(episode)
+        self._encode(episode)
         device = self.segmenter.device
-        adapted = self._adapt(episode) if ADAPTED in self.methods else None
+        adapted = self._adapted(episode.support).figures if ADAPTED in self.methods else None
+        absent_query = None if adapted is None else self._draw_absent(episode, index, seed)
         counts, seconds, memory = {}, {}, {}
+        presence: dict[str, tuple[float, float]] = {}
         for method in self.methods:
             read, encoding, on_cuda = read_time(device), 0.0, device.type == "cuda"
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats(device)
-            if method in self.peers and images:
+            if method in self.peers:
                 predicted = self.peers[method].predict(*images)
             else:
-                score, encoding = self._score(method, query, episode, self.seed + run)
-                predicted = self._cut(method, score, query.image)
+                answer = self._answer(method, episode.query, episode.support, seed)
+                predicted = self._cut(method, answer.score, query.image)
+                encoding = self._encoding_seconds(method, episode)
             seconds[method] = read() + encoding
             if on_cuda:
                 memory[method] = torch.cuda.max_memory_allocated(device) / 2**20
-            counts[method] = tuple(count_pixels(predicted, truth.mask, truth.ignore).tolist())
-        return EpisodeResult(run, fold, index, episode.class_name, counts, seconds, memory, adapted)
+            counts[method] = tuple(count_pixels(predicted, query.truth.mask, query.truth.ignore).tolist())
+            if absent_query is not None and method in ("model", ADAPTED):
+                without = self._answer(method, absent_query, episode.support, seed)
+                if answer.presence is not None and without.presence is not None:
+                    presence[method] = (answer.presence, without.presence)
+        return EpisodeResult(run, fold, index, episode.class_name, counts, seconds, memory, adapted, presence)
 
     def illustrate(self, episode: Episode, *, run: int = 0) -> Illustration:
         """One episode again, to look at."""
-        query = self._encode(episode.query)
-        output = self._forward(self.segmenter, query, episode, self.seed + run)
+        query = self._labelled(episode.query)
+        output = self._forward(self.segmenter, episode.query, episode.support, self.seed + run)
         image, supports = self._images(episode)
+        score_map = output.scores.score_map.float()[0, 0]
         return Illustration(
             supports,
             image,
             query.truth,
-            from_frame(output[1][0, 0], (image.shape[0], image.shape[1])),
-            self._cut("model", output[0], image),
+            from_frame(score_map, (image.shape[0], image.shape[1])),
+            self._cut("model", output.probability, image),
         )
 
     def _cut(self, method: str, score: Tensor, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -186,69 +230,93 @@ class Evaluation:
             score[0, 0], image, threshold=threshold, refine=refine, min_area=min_area
         )[0]
 
-    def _score(self, method: str, query: EncodedSample, episode: Episode, seed: int) -> tuple[Tensor, float]:
-        """Score (1 1 S S) of one of our methods, and the seconds its images took to encode.
-
-        Encodings are remembered, so their time is added to each episode, not measured in it.
-        """
-        parts = [self._encode(i) for i in episode.support]
-        encoding = query.seconds["encode"] + sum(part.seconds["encode"] for part in parts)
+    def _answer(self, method: str, query: int, supports: tuple[int, ...], seed: int) -> _Answer:
+        """What one of our own methods says of an image."""
+        support = self._join(supports)
         if method == "prototype":
-            support = SupportFeatures.join([part.support for part in parts])
             weights = self.segmenter.backbone.channel_weights
-            return prototype_scores(query.latents, support.latents, support.masks, weights), encoding
-        encoding += query.seconds["edges"] + sum(part.seconds["support"] for part in parts)
-        segmenter = self._adapted[1] if method == ADAPTED and self._adapted else self.segmenter
-        probability, score_map = self._forward(segmenter, query, episode, seed)
-        return (score_map if method == "attention" else probability), encoding
+            latents = self._query(query).latents
+            return _Answer(prototype_scores(latents, support.latents, support.masks, weights), None)
+        segmenter = self._adapted(supports).segmenter if method == ADAPTED else self.segmenter
+        output = self._forward(segmenter, query, supports, seed)
+        if method == "attention":
+            return _Answer(output.scores.score_map, None)
+        presence = segmenter.score_presence(output, self._query(query).latents, support)
+        return _Answer(output.probability, None if presence is None else presence[0])
 
-    def _adapt(self, episode: Episode) -> dict[str, float]:
-        """Adapt the modules to the supports as the other verbs do, once for episodes that share them.
+    def _draw_absent(self, episode: Episode, index: int, seed: int) -> int | None:
+        """An image without the class: of its source, or where that has none, of any other."""
+        source, slash, _ = episode.class_name.rpartition("/")
+        free = self.dataset.without(episode.class_name, source=source + slash) or self.dataset.without(
+            episode.class_name
+        )
+        generator = np.random.Generator(np.random.PCG64([seed, index, 1]))
+        return free[int(generator.integers(len(free)))] if free else None
 
-        Returns:
-            As `EpisodeResult.adapted`.
-        """
-        if self._adapted is None or self._adapted[0] != episode.support:
-            read = read_time(self.segmenter.device)
-            *_, last = adapt_steps(self.segmenter, self._images(episode)[1])
-            assert last.adapted is not None
-            figures = {name: getattr(last.adapted, name) for name in ("reach", "before", "after")}
-            figures["seconds"] = read()
-            segmenter = self.segmenter.with_trained(last.adapted.trained)
-            self._adapted = episode.support, segmenter, figures
-        return self._adapted[2]
+    def _adapt(self, supports: tuple[int, ...]) -> _AdaptedTo:
+        """Adapt the modules to supports as the other verbs do; episodes that share them share the result."""
+        read = read_time(self.segmenter.device)
+        *_, last = adapt_steps(self.segmenter, self._pairs(supports))
+        assert last.adapted is not None
+        figures = {name: getattr(last.adapted, name) for name in ("reach", "before", "after")}
+        figures["seconds"] = read()
+        return _AdaptedTo(self.segmenter.with_trained(last.adapted.trained), figures)
 
     @torch.inference_mode()
     def _forward(
-        self, segmenter: Segmenter, query: EncodedSample, episode: Episode, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        support = SupportFeatures.join([self._encode(i).support for i in episode.support])
-        output = segmenter.predict(query.latents, query.edges, support, seed)
-        return output.probability, output.scores.score_map
+        self, segmenter: Segmenter, query: int, supports: tuple[int, ...], seed: int
+    ) -> SegmenterOutput:
+        encoded = self._query(query)
+        return segmenter.predict(encoded.latents, encoded.edges, self._join(supports), seed)
+
+    # --- read and encoded, each once as long as it is remembered ---
+
+    def _encode(self, episode: Episode) -> None:
+        """Encode what an episode needs, so that no method's time depends on what was encoded before."""
+        for index in episode.support:
+            self._support(index)
+        self._query(episode.query)
+
+    def _encoding_seconds(self, method: str, episode: Episode) -> float:
+        """What an episode's images took to encode.
+
+        Encodings are remembered, so their time is added to each episode, not measured in it.
+        """
+        query, supports = self._query(episode.query), [self._support(i) for i in episode.support]
+        seconds = query.seconds["encode"] + sum(each.seconds["encode"] for each in supports)
+        if method == "prototype":
+            return seconds
+        return seconds + query.seconds["edges"] + sum(each.seconds["embed"] for each in supports)
+
+    def _join(self, supports: tuple[int, ...]) -> SupportFeatures:
+        return SupportFeatures.join([self._support(i).features for i in supports])
+
+    def _pairs(self, supports: tuple[int, ...]) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+        labelled = [self._labelled(i) for i in supports]
+        return [(each.image, each.truth.mask) for each in labelled]
 
     def _images(
         self, episode: Episode
     ) -> tuple[NDArray[np.uint8], list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]]:
-        parts = [self._encode(i) for i in episode.support]
-        return self._encode(episode.query).image, [(part.image, part.truth.mask) for part in parts]
+        return self._labelled(episode.query).image, self._pairs(episode.support)
+
+    def _read(self, index: int) -> LabelledImage:
+        sample = self.dataset.samples[index]
+        image, truth = read_image(sample.image), read_truth(self.dataset.name, sample)
+        check_pair(image, truth.mask, sample.image, sample.mask)
+        return LabelledImage(image, truth)
 
     @torch.inference_mode()
-    def _encode(self, index: int) -> EncodedSample:
-        if index not in self._encoded:
-            sample = self.dataset.samples[index]
-            image, truth = read_image(sample.image), read_truth(self.dataset.name, sample)
-            check_pair(image, truth.mask, sample.image, sample.mask)
-            stages = Stages(read_time(self.segmenter.device))
-            query = replace(self.segmenter, stage=stages).encode_queries([image])
-            with stages("support"):
-                support = self.segmenter.encode_pairs([(image, truth.mask)])
-            self._encoded[index] = EncodedSample(
-                image, query.latents, query.edges, support, truth, stages.spent
-            )
-        self._encoded.move_to_end(index)
-        if len(self._encoded) > REMEMBERED:
-            self._encoded.popitem(last=False)
-        return self._encoded[index]
+    def _encode_query(self, index: int) -> EncodedQuery:
+        stages = Stages(read_time(self.segmenter.device))
+        query = replace(self.segmenter, stage=stages).encode_queries([self._labelled(index).image])
+        return EncodedQuery(query.latents, query.edges, stages.spent)
+
+    @torch.inference_mode()
+    def _encode_support(self, index: int) -> EncodedSupport:
+        stages = Stages(read_time(self.segmenter.device))
+        features = replace(self.segmenter, stage=stages).encode_pairs(self._pairs((index,)))
+        return EncodedSupport(features, stages.spent)
 
 
 def own_thresholds(segmenter: Segmenter) -> dict[str, float]:

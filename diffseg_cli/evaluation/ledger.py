@@ -35,7 +35,8 @@ def read_ledgers(out: Path, key: dict[str, Any]) -> dict[tuple[int, int, int], E
             if head is not None:
                 _check_key(path, head, key)
             for row in rows:
-                row["counts"] = {method: tuple(counts) for method, counts in row["counts"].items()}
+                for name in ("counts", "presence"):
+                    row[name] = {method: tuple(values) for method, values in row.get(name, {}).items()}
                 result = EpisodeResult(**row)
                 done[result.place] = result
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

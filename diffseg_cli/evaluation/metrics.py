@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 BOUNDARY_SHARE = 0.02  # of the image's diagonal, as in the boundary IoU paper
 COUNTS = 6  # numbers `count_pixels` gives
@@ -182,3 +182,14 @@ def _share(intersection: np.int64, union: np.int64) -> float:
 
 def _mean(values: list[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
+
+
+def roc_auc(with_it: ArrayLike, without: ArrayLike) -> float:
+    """Probability that an image with the object scores above one without; ties count half.
+
+    Args:
+        with_it: (n) scores of images that hold the object.
+        without: (m) scores of images that do not.
+    """
+    difference = np.asarray(with_it)[:, None] - np.asarray(without)[None]
+    return float((difference > 0).mean() + 0.5 * (difference == 0).mean())

@@ -29,7 +29,8 @@ def run_benchmark(
 ) -> Iterator[EpisodeResult]:
     """All episodes of a benchmark, those already in `out` first.
 
-    Of several processes of a launch each takes its share and yields it; `collect` then has all of them.
+    Of several processes of a launch each takes its share of the support sets and yields it; `collect` then
+    has all of them.
 
     Args:
         benchmark: what to run.
@@ -47,9 +48,9 @@ def run_benchmark(
     if world > 1 and find_spec("accelerate") is None:
         raise MissingDependency("accelerate is not installed.", "pip install 'diffseg[accelerate]'")
     done = {} if out is None else read_ledgers(out, benchmark.key())
-    places = {task.place: task for task in benchmark.tasks[rank::world]}
-    yield from (done[place] for place in places if place in done)
-    todo = [task for place, task in places.items() if place not in done]
+    mine = [task for together in _support_sets(benchmark.tasks)[rank::world] for task in together]
+    yield from (done[task.place] for task in mine if task.place in done)
+    todo = [task for task in mine if task.place not in done]
     if ray:
         fresh = _measure_on_ray(benchmark.plan, _chunks(todo))
     elif workers > 1 and len(todo) > 1:
@@ -98,11 +99,17 @@ def _rank_and_world() -> tuple[int, int]:
 # --- processes -----------------------------------------------------------------------------------------
 
 
+def _support_sets(tasks: list[Task]) -> list[list[Task]]:
+    """Tasks that share supports and so an adaptation, class by class: its encodings are remembered."""
+    by_class = sorted(tasks, key=lambda task: (task.place[1], task.episode.class_name))
+    sets = groupby(by_class, key=lambda task: (task.run, task.fold, task.episode.support))
+    return [list(same) for _, same in sets]
+
+
 def _chunks(tasks: list[Task]) -> list[list[Task]]:
-    """Tasks in a few at a time; those of one support set, which share its adaptation, stay together."""
+    """Tasks a few at a time, whole support sets of them."""
     chunks: list[list[Task]] = []
-    for _, same in groupby(tasks, key=lambda task: (task.run, task.fold, task.episode.support)):
-        together = list(same)
+    for together in _support_sets(tasks):
         if chunks and len(chunks[-1]) + len(together) <= CHUNK:
             chunks[-1] += together
         else:

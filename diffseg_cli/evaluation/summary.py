@@ -1,13 +1,15 @@
 """From episodes to figures: sums over classes, folds and runs, in any order of arrival."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from diffseg_cli.evaluation.metrics import IouCounts, bootstrap_intervals
+from diffseg_cli.evaluation.metrics import IouCounts, bootstrap_intervals, roc_auc
+
+LOWERED = 0.02  # of IoU: a class that adaptation lowers by more counts as harmed
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class EpisodeResult:
         device_mib: method -> most memory held on a CUDA device; empty elsewhere.
         adapted: of the modules adapted to its supports "reach", "before" and "after" as in `Adapted`, and the
             "seconds" that took, once for all episodes of the support set; None without adaptation.
+        presence: "model" and "adapted" -> presence score of the query, and of an image without the class.
     """
 
     run: int
@@ -34,6 +37,7 @@ class EpisodeResult:
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
     device_mib: dict[str, float] = field(default_factory=dict, compare=False)
     adapted: dict[str, float] | None = field(default=None, compare=False)
+    presence: dict[str, tuple[float, float]] = field(default_factory=dict, compare=False)
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -134,17 +138,59 @@ def summarise_costs(results: Sequence[EpisodeResult]) -> dict[str, dict[str, flo
     return costs
 
 
-def summarise_adaptations(results: Sequence[EpisodeResult]) -> dict[str, float] | None:
-    """Share of episodes whose modules moved, mean reach over episodes, median seconds of an adaptation."""
-    adapted = [result.adapted for result in results if result.adapted is not None]
-    if not adapted:
+def summarise_adaptations(
+    results: Sequence[EpisodeResult], methods: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any] | None:
+    """What adaptation did, over all and by class.
+
+    Args:
+        results: of all runs and folds.
+        methods: of `summarise`.
+
+    Returns:
+        None without adaptation, else plain values for JSON: "share_moved" of the episodes whose modules
+        moved, "mean_reach" over episodes, "seconds_per_set" (median), "share_lowered" of the classes whose
+        IoU fell by more than `LOWERED`, "classes" (name -> "model", "adapted", "difference", "reach",
+        "seconds") and "presence" ("model" and "adapted" -> "auc", mean score with and without the class
+        "present", "absent").
+    """
+    by_class: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for result in results:
+        if result.adapted is not None:
+            by_class[result.class_name].append(result.adapted)
+    if not by_class:
         return None
-    reaches = [each["reach"] for each in adapted]
-    return {
-        "share_moved": float(np.mean([reach > 0 for reach in reaches])),
-        "mean_reach": float(np.mean(reaches)),
-        "seconds_per_set": float(np.median([each["seconds"] for each in adapted])),
+    plain, moved = (methods[name]["per_class"] for name in ("model", "adapted"))
+    classes = {
+        name: {
+            "model": plain[name],
+            "adapted": moved[name],
+            "difference": moved[name] - plain[name],
+            "reach": _mean(each["reach"] for each in by_class[name]),
+            "seconds": float(np.median([each["seconds"] for each in by_class[name]])),
+        }
+        for name in sorted(by_class)
     }
+    everything = [each for of_class in by_class.values() for each in of_class]
+    return {
+        "share_moved": _mean(each["reach"] > 0 for each in everything),
+        "mean_reach": _mean(each["reach"] for each in everything),
+        "seconds_per_set": float(np.median([each["seconds"] for each in everything])),
+        "share_lowered": _mean(row["difference"] < -LOWERED for row in classes.values()),
+        "classes": classes,
+        "presence": _summarise_presence(results),
+    }
+
+
+def _summarise_presence(results: Sequence[EpisodeResult]) -> dict[str, dict[str, float]]:
+    figures = {}
+    for method in ("model", "adapted"):
+        pairs = np.array([result.presence[method] for result in results if method in result.presence])
+        if len(pairs):
+            present, absent = pairs.T
+            auc = roc_auc(present, absent)
+            figures[method] = {"auc": auc, "present": float(present.mean()), "absent": float(absent.mean())}
+    return figures
 
 
 def telling_episodes(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
+from diffseg_cli.evaluation.metrics import roc_auc
 from diffseg_cli.evaluation.summary import class_groups
 from diffseg_cli.loading import load_modules
 from diffseg_cli.presence import PresenceCalibration, presence_features
@@ -52,16 +53,8 @@ def draw_presence_episode(
     episode = draw_episode(dataset, index // 2, shots=shots, seed=seed)
     if index % 2 == 0:
         return episode, True
-    source, wanted = (
-        episode.class_name.rsplit("/", 1) if "/" in episode.class_name else ("", episode.class_name)
-    )
-    free = [
-        i
-        for name, members in dataset.by_class.items()
-        if name != episode.class_name and name.startswith(source)
-        for i in members
-        if wanted not in dataset.samples[i].present
-    ]
+    source, slash, _ = episode.class_name.rpartition("/")
+    free = dataset.without(episode.class_name, source=source + slash)
     if not free:
         return episode, True
     generator = np.random.Generator(np.random.PCG64([seed, index, 1]))
@@ -112,14 +105,6 @@ def fit_calibration(features: Tensor, present: Tensor) -> PresenceCalibration:
     return PresenceCalibration(tuple(unscaled.tolist()), float(bias.detach() - (unscaled * mean).sum()))
 
 
-def roc_auc(scores: Tensor, present: Tensor) -> float:
-    """Probability that an image with the object scores above one without; ties count half."""
-    with_it, without = scores[present > 0], scores[present <= 0]
-    above = (with_it[:, None] > without[None]).double().mean()
-    level = (with_it[:, None] == without[None]).double().mean()
-    return float(above + 0.5 * level)
-
-
 def calibrate(sample: PresenceSample) -> tuple[PresenceCalibration, Tensor]:
     """The calibration of a sample, and scores to judge it by.
 
@@ -151,7 +136,9 @@ def presence_report(
     figures = {}
     for group, members in groups.items():
         chosen = torch.tensor([name in members for name in sample.class_names])
-        figures[f"auc {group}"] = roc_auc(scores[chosen], sample.present[chosen])
+        held = sample.present > 0
+        with_it, without = scores[chosen & held], scores[chosen & ~held]
+        figures[f"auc {group}"] = roc_auc(with_it.numpy(), without.numpy())
     figures["calibration error"] = sum(
         abs(stated - true) * share for stated, true, share in reliability(scores, sample.present)
     )
