@@ -94,7 +94,7 @@ def test_wheel_carries_every_module_and_every_weight_file(wheel: Path) -> None:
         names = set(archive.namelist())
         modules = {name for name in tracked_files() if name.startswith("diffseg") and name.endswith(".py")}
         assert {name for name in names if name.endswith(".py")} == modules
-        assert {"diffseg/py.typed", "diffseg_cli/py.typed", "diffseg_cli/serve/page.html"} <= names
+        assert {"diffseg/py.typed", "diffseg_cli/py.typed", "diffseg_cli/serve/web/search/main.js"} <= names
         folder = REPOSITORY / "weights"
         shipped = {path.relative_to(folder).as_posix() for path in folder.glob("**/*") if path.is_file()}
         assert {f"diffseg_cli/_weights/{name}" for name in shipped} <= names

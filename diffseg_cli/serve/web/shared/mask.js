@@ -1,6 +1,7 @@
 /** Labels of an image as the editor draws them: strokes, polygons, regions, and taking them back. */
 
 const MOST_UNDOS = 30;
+const WHITE = [255, 255, 255], TINT_ALPHA = 115; // 45 %
 
 export class Mask {
   /** Labels of width x height: 0, or the number of a class from 1. */
@@ -80,40 +81,62 @@ export class Mask {
     this.labels.fill(0);
   }
 
-  /** Draw labels in their colours, with a white line round them, into an RGBA image of the same size. */
+  /**
+   * Draw labels into an RGBA image of the same size, as in the overlays of the command line: tinted, and outlined in the
+   * tint between two white lines. area: what changed, or null for all of it.
+   */
   paint(image, colors, area = null) {
-    const { width, height, labels } = this, { data } = image;
-    const reach = Math.max(1, Math.round(Math.min(width, height) / 300));
+    const { width, height, labels } = this, { data } = image, line = Math.max(1, Math.round(Math.min(width, height) / 300));
     const { left, top, right, bottom } = area ?? { left: 0, top: 0, right: width - 1, bottom: height - 1 };
-    for (let y = Math.max(0, top - 2 * reach); y <= Math.min(height - 1, bottom + 2 * reach); y++)
-      for (let x = Math.max(0, left - 2 * reach); x <= Math.min(width - 1, right + 2 * reach); x++) {
-        const i = y * width + x, label = labels[i], at = 4 * i;
-        const other = x >= reach && labels[i - reach] !== label ? labels[i - reach] : x < width - reach && labels[i + reach] !== label ? labels[i + reach]
-          : y >= reach && labels[i - reach * width] !== label ? labels[i - reach * width] : y < height - reach && labels[i + reach * width] !== label ? labels[i + reach * width] : label;
-        const color = label ? colors[label - 1] : [255, 255, 255];
-        data[at] = color[0];
-        data[at + 1] = color[1];
-        data[at + 2] = color[2];
-        data[at + 3] = other !== label ? 255 : label ? 115 : 0;
+    const [firstX, lastX] = [Math.max(0, left - 2 * line), Math.min(width - 1, right + 2 * line)];
+    const [firstY, lastY] = [Math.max(0, top - 2 * line), Math.min(height - 1, bottom + 2 * line)];
+    for (let y = firstY; y <= lastY; y++)
+      for (let x = firstX; x <= lastX; x++) {
+        const i = y * width + x, label = labels[i];
+        const crosses = (reach) => (x >= reach && labels[i - reach] !== label) || (x < width - reach && labels[i + reach] !== label) ||
+          (y >= reach && labels[i - reach * width] !== label) || (y < height - reach && labels[i + reach * width] !== label);
+        const outline = crosses(line), white = label ? !outline && crosses(2 * line) : outline;
+        const color = white || !label ? WHITE : colors[label - 1];
+        data[4 * i] = color[0];
+        data[4 * i + 1] = color[1];
+        data[4 * i + 2] = color[2];
+        data[4 * i + 3] = outline || white ? 255 : label ? TINT_ALPHA : 0;
       }
   }
 
-  /** A PNG with the labels as grey values. */
-  async png() {
+  /** A PNG with the labels, each times a factor, as grey values. */
+  async png(factor = 1) {
     const canvas = new OffscreenCanvas(this.width, this.height), context = canvas.getContext("2d");
     const image = context.createImageData(this.width, this.height), pixels = new Uint32Array(image.data.buffer);
-    for (let i = 0; i < pixels.length; i++) pixels[i] = 0xff000000 | (this.labels[i] * 0x010101);
+    for (let i = 0; i < pixels.length; i++) pixels[i] = 0xff000000 | (factor * this.labels[i] * 0x010101);
     context.putImageData(image, 0, 0);
     return canvas.convertToBlob({ type: "image/png" });
   }
 }
 
-/** The grey values of a PNG of the server. */
-export async function greysOf(blob) {
-  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height), context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
-  const { data } = context.getImageData(0, 0, bitmap.width, bitmap.height), greys = new Uint8Array(bitmap.width * bitmap.height);
+/** A mask as an image to draw over its own. */
+export class MaskLayer {
+  constructor(mask) {
+    this.mask = mask;
+    this.canvas = new OffscreenCanvas(mask.width, mask.height);
+    this.image = this.canvas.getContext("2d").createImageData(mask.width, mask.height);
+  }
+
+  /** Draw what changed in an area, or all of it. */
+  repaint(colors, area = null) {
+    const { width, height } = this.mask, border = 20; // of a stroke's white line
+    const { left, top, right, bottom } = area ?? { left: 0, top: 0, right: width, bottom: height };
+    this.mask.paint(this.image, colors, area);
+    this.canvas.getContext("2d").putImageData(this.image, 0, 0, left - border, top - border, right - left + 2 * border, bottom - top + 2 * border);
+  }
+}
+
+/** The grey values of a PNG of the server, at its own size or another. */
+export async function greysOf(blob, size = null) {
+  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" }), { width, height } = size ?? bitmap;
+  const canvas = new OffscreenCanvas(width, height), context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0, width, height);
+  const { data } = context.getImageData(0, 0, width, height), greys = new Uint8Array(width * height);
   for (let i = 0; i < greys.length; i++) greys[i] = data[4 * i];
   return greys;
 }

@@ -1,0 +1,57 @@
+/** The page put together: the object on the left, the images to search on the right. */
+
+import { call, complain } from "../shared/api.js";
+import { $ } from "../shared/dom.js";
+import { view } from "./answers.js";
+import * as cards from "./cards.js";
+import * as concepts from "./concepts.js";
+import { accept, limits } from "./files.js";
+import * as painter from "./painter.js";
+import * as supports from "./supports.js";
+
+let source = "paint";
+
+function pickSource(name) {
+  source = name;
+  document.querySelector(`input[name=source][value=${name}]`).checked = true;
+  $("painting").hidden = name !== "paint";
+  $("choosing").hidden = name !== "concept";
+  cards.renew(0);
+}
+
+const object = {
+  isReady: () => (source === "concept" ? concepts.chosen.name !== null : supports.painted().length > 0),
+  append: (form) => (source === "concept" ? form.append("concept", concepts.chosen.name) : supports.append(form)),
+  missing: () => (source === "concept" ? "Choose a concept first." : painter.support.file ? "Paint the object first." : "Show the object first."),
+};
+
+function showSliders() {
+  Object.assign(view, { threshold: Number($("threshold").value), presence: Number($("min-presence").value) });
+  $("threshold-out").textContent = (view.threshold / 100).toFixed(2);
+  $("presence-out").textContent = view.presence ? (view.presence / 100).toFixed(2) : "off";
+  cards.redraw();
+}
+
+for (const input of document.querySelectorAll("input[name=source]")) input.onchange = () => pickSource(input.value);
+for (const input of document.querySelectorAll("input[name=show]")) input.onchange = () => { view.show = input.value; cards.redraw(); };
+$("threshold").oninput = $("min-presence").oninput = showSliders;
+document.addEventListener("keydown", (event) => {
+  if ($("painting").hidden || event.target.matches("input[type=text], input[type=password]")) return;
+  if (painter.useKey(event)) event.preventDefault();
+});
+
+supports.setUp((milliseconds) => { concepts.show(); cards.renew(milliseconds); });
+concepts.setUp(() => cards.renew(0), () => pickSource("concept"));
+cards.setUp(object);
+accept($("object"), $("support-drop"), $("support-file"), ([file]) => { pickSource("paint"); supports.open(file); });
+accept($("where"), $("query-drop"), $("query-file"), cards.add);
+showSliders();
+
+(async () => {
+  const model = await (await call("/v1/model")).json();
+  Object.assign(limits, model.limits);
+  $("about").textContent = `diffseg ${model.version}: ${model.description}. Images stay on the machine that runs the server.`;
+  $("presence-slider").hidden = !model.has_presence;
+  await concepts.load();
+  document.body.dataset.ready = "true";
+})().catch(complain);
