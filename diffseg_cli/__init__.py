@@ -14,14 +14,24 @@ if TYPE_CHECKING:
     from diffseg_cli.models.support import SupportFeatures
     from diffseg_cli.prediction import Prediction
     from diffseg_cli.segmenter import Segmenter
+    from diffseg_cli.supports.concept import load_concept
 
-__all__ = ["DiffsegError", "Prediction", "Segmenter", "SupportFeatures", "__version__", "load_segmenter"]
+__all__ = [
+    "DiffsegError",
+    "Prediction",
+    "Segmenter",
+    "SupportFeatures",
+    "__version__",
+    "load_concept",
+    "load_segmenter",
+]
 
 _HOME = {
     "DiffsegError": "diffseg_cli.errors",
     "Prediction": "diffseg_cli.prediction",
     "Segmenter": "diffseg_cli.segmenter",
     "SupportFeatures": "diffseg_cli.models.support",
+    "load_concept": "diffseg_cli.supports.concept",
     "load_segmenter": "diffseg_cli.assembly",
 }
 

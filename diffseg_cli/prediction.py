@@ -4,17 +4,26 @@ Letters: b queries, S image size, H W = S/8, c latent channels.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from diffseg_cli.errors import DiffsegError
+from diffseg_cli.errors import DiffsegError, InputError
+from diffseg_cli.files import write_whole
 from diffseg_cli.models.attention import AttentionMaps, ScoreMaps
+from diffseg_cli.results.annotations import box_xywh
+from diffseg_cli.results.formats import FORMATS, UNNAMED, encode_image, format_of
+from diffseg_cli.results.outputs import ConceptResult, Scene, number_instances, shrunk
+from diffseg_cli.results.render import overlay, png_bytes
+
+SHOWN = 1024  # longest side in pixels of what a notebook shows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class QueryFeatures:
     """Read and encoded queries, in which any number of concepts can be looked for.
 
@@ -31,7 +40,7 @@ class QueryFeatures:
     seconds: dict[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SegmenterOutput:
     """What `Segmenter.forward` gives, in the model frame.
 
@@ -74,9 +83,9 @@ def check_finite(*values: Tensor) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
-    """One segmented query, in its own size and orientation.
+    """One segmented query, in its own size and orientation; a notebook shows it as an overlay.
 
     Attributes:
         mask: bool (h w).
@@ -85,6 +94,9 @@ class Prediction:
         presence: in [0, 1], how sure it is that the concept is in the image; None without calibration.
         threshold: what `mask` was cut at.
         seconds: wall time of each stage; shared stages of a batch are divided by its size.
+        image: uint8 (h w 3), the query.
+        path: of the query, or None where it was no file.
+        name: of the concept.
     """
 
     mask: NDArray[np.bool_]
@@ -93,9 +105,63 @@ class Prediction:
     presence: float | None
     threshold: float
     seconds: dict[str, float]
+    image: NDArray[np.uint8]
+    path: Path | None = None
+    name: str = UNNAMED
+
+    def __repr__(self) -> str:
+        h, w = self.mask.shape
+        parts = [str(self.path)] if self.path else []
+        parts += [f"{w} x {h} px", f"{self.mask.mean():.1%} {self.name}"]
+        parts += [] if self.presence is None else [f"presence {self.presence:.2f}"]
+        return f"Prediction({', '.join(parts)})"
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(shrunk(overlay(self.image, self.mask), SHOWN))
+
+    @property
+    def box(self) -> list[int] | None:
+        """Left, top, width and height of the mask in pixels; None where it is empty."""
+        return box_xywh(self.mask) if self.mask.any() else None
+
+    def overlay(self) -> Image.Image:
+        """The query with the mask tinted and outlined."""
+        return Image.fromarray(overlay(self.image, self.mask))
+
+    def save(self, path: str | Path, format: str | None = None) -> None:
+        """Write the mask, or what else a format holds.
+
+        Args:
+            path: of the file, whole or not there; one that exists is replaced.
+            format: of `--format`, with a file per image; default by the name: `scene_overlay.png`,
+                `scene_cutout.png` and the like as the command line names them, any other .png the mask, .npy
+                the probability, .json LabelMe's outlines, .txt YOLO's.
+
+        Raises:
+            InputError: there is no such format, LabelMe is asked of an image that is no file, or the file
+                cannot be written.
+        """
+        path = Path(path)
+        chosen = format or format_of(path.name)
+        if chosen is None or chosen not in FORMATS or not FORMATS[chosen].pattern:
+            known = ", ".join(name for name, each in FORMATS.items() if each.pattern)
+            raise InputError(
+                f"{path} has no format for one image"
+                + (f", and there is none called {format}." if format else " by its name."),
+                f"End it in .png, .npy, .json or .txt, or give format=, one of {known}.",
+            )
+        if chosen == "labelme" and self.path is None:
+            raise InputError(
+                f"{path} would have to name its image, which is no file.", "Segment a path to use LabelMe."
+            )
+        found = [ConceptResult(self.name, self.mask, self.probability, self.score_map, self.presence)]
+        scene = Scene(
+            self.path or path, self.image, number_instances(found) if chosen == "instances" else found
+        )
+        write_whole(path, encode_image(chosen, path, scene))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Look:
     """A look at one query, for `diffseg attn`.
 

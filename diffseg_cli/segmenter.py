@@ -8,6 +8,9 @@ Letters: b queries, k supports, S image size, H W = S/8, c latent channels, E ed
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,14 +26,33 @@ from diffseg_cli.models.attention import OnLayer
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.prediction import Look, Prediction, QueryFeatures, SegmenterOutput, check_finite
 from diffseg_cli.presence import presence_features
+from diffseg_cli.reading.given import kind_of, listed_pairs
 from diffseg_cli.reading.image_io import ImageSource, MaskSource, read_image, read_pair
 from diffseg_cli.refine import refine_borders
+from diffseg_cli.results.formats import UNNAMED
 from diffseg_cli.specks import drop_specks
 from diffseg_cli.timing import Stopwatch
 
 
+@runtime_checkable
+class Findable(Protocol):
+    """A concept, encoded or in a file: what can be looked for besides encoded supports."""
+
+    @property
+    def name(self) -> str: ...
+
+    def ready_for(self, segmenter: "Segmenter") -> "tuple[Segmenter, SupportFeatures]":
+        """The segmenter with the modules that answer for it, and its supports."""
+        ...
+
+
 class Segmenter(Method):
     """Images in, masks out; what it is made of stands at `Method`."""
+
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        size = self.backbone.image_size
+        return f"Segmenter({self.model}, head {self.head}, {size} px, {self.device}, {dtype})"
 
     @torch.inference_mode()
     def encode_support(self, pairs: Sequence[tuple[ImageSource, MaskSource]]) -> SupportFeatures:
@@ -40,12 +62,11 @@ class Segmenter(Method):
             pairs: images and their masks; paths, PIL images or arrays, a mask of the size of its image.
 
         Raises:
-            InputError: an image or mask cannot be used, or their sizes differ.
+            InputError: an image or mask cannot be used, their sizes differ, or it is no list of pairs.
         """
-        if not pairs:
-            raise InputError("There is no support image.", "Give at least one image with its mask.")
+        listed = listed_pairs(pairs)
         with self.stage("read"):
-            read = [read_pair(image, mask) for image, mask in pairs]
+            read = [read_pair(image, mask) for image, mask in listed]
         return self.encode_pairs(read)
 
     def adapt(
@@ -71,35 +92,92 @@ class Segmenter(Method):
             UsageError: there is no PAM to adapt, or there are too many supports.
         """
         read, absent = (
-            [read_pair(image, mask) for image, mask in pairs],
+            [read_pair(image, mask) for image, mask in listed_pairs(pairs)],
             [read_image(each) for each in negatives],
         )
         steps = adapt_steps(self, read, negatives=absent, config=config, seed=seed)
         (adapted,) = [step.adapted for step in steps if step.adapted]
         return self.with_trained(adapted.trained)
 
+    @overload
     def segment(
         self,
         query: ImageSource,
-        support: SupportFeatures,
+        support: SupportFeatures | Findable,
+        *,
+        threshold: float | None = ...,
+        min_presence: float = ...,
+        refine: bool | None = ...,
+        min_area: str | None = ...,
+        seed: int = ...,
+    ) -> Prediction: ...
+    @overload
+    def segment(
+        self,
+        query: list[Any] | tuple[ImageSource, ...],
+        support: SupportFeatures | Findable,
+        *,
+        threshold: float | None = ...,
+        min_presence: float = ...,
+        refine: bool | None = ...,
+        min_area: str | None = ...,
+        seed: int = ...,
+    ) -> list[Prediction]: ...
+    def segment(
+        self,
+        query: ImageSource | list[Any] | tuple[ImageSource, ...],
+        support: SupportFeatures | Findable,
         *,
         threshold: float | None = None,
         min_presence: float = 0.0,
         refine: bool | None = None,
         min_area: str | None = None,
         seed: int = 0,
-    ) -> Prediction:
-        """Find the supports' object in one image; arguments as in `segment_encoded`."""
-        queries = self.encode_queries([query])
-        return self.segment_encoded(
-            queries,
-            support,
-            threshold=threshold,
-            min_presence=min_presence,
-            refine=refine,
-            min_area=min_area,
-            seed=seed,
-        )[0]
+    ) -> Prediction | list[Prediction]:
+        """Find an object in one image, or in each of a list, one after the other.
+
+        Args:
+            query: path, PIL image or uint8 array, or a list of those.
+            support: from `encode_support` of the same model, or a concept, whose own modules answer.
+            threshold: this and the rest as in `segment_encoded`.
+            min_presence: see there.
+            refine: see there.
+            min_area: see there.
+            seed: see there.
+
+        Returns:
+            A prediction, or a list of them in the order of the queries.
+
+        Raises:
+            InputError: an image cannot be used, or `support` is none.
+            DiffsegError: as `segment_encoded`.
+        """
+        model, features, name = self._ready(support)
+        predictions = []
+        for each in query if isinstance(query, list | tuple) else [query]:
+            (prediction,) = model.segment_encoded(
+                model.encode_queries([each]),
+                features,
+                threshold=threshold,
+                min_presence=min_presence,
+                refine=refine,
+                min_area=min_area,
+                seed=seed,
+            )
+            path = Path(each) if isinstance(each, str | Path) else None
+            predictions.append(replace(prediction, path=path, name=name))
+        return predictions if isinstance(query, list | tuple) else predictions[0]
+
+    def _ready(self, support: Any) -> "tuple[Segmenter, SupportFeatures, str]":
+        """What looks for an object, its supports and its name. Raises InputError: it is no such thing."""
+        if isinstance(support, SupportFeatures):
+            return self, support, UNNAMED
+        if isinstance(support, Findable) and not isinstance(support, type):
+            return *support.ready_for(self), support.name
+        raise InputError(
+            f"segment looks for encoded supports or a concept, and not for {kind_of(support)}.",
+            "Encode them first: support = segmenter.encode_support([(image, mask)]).",
+        )
 
     @torch.inference_mode()
     def encode_queries(self, queries: Sequence[ImageSource]) -> QueryFeatures:
@@ -181,7 +259,10 @@ class Segmenter(Method):
         stopwatch.mark("resize")
         stages = {**queries.seconds, **stopwatch.seconds}
         seconds = {stage: spent / len(queries.images) for stage, spent in stages.items()}
-        return [Prediction(*values, threshold, seconds) for values in predictions]
+        return [
+            Prediction(*values, threshold, seconds, image)
+            for values, image in zip(predictions, queries.images, strict=True)
+        ]
 
     def score_presence(
         self, output: SegmenterOutput, latents: Tensor, support: SupportFeatures

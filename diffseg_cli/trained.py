@@ -11,7 +11,7 @@ from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.weights.files import tensors_digest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """The trained modules with the figures that were fitted to them.
 
@@ -31,6 +31,12 @@ class Trained:
     mask_gamma: float = 1.0
     image_size: int | None = None
     source: str = ""
+
+    def __repr__(self) -> str:
+        modules = " and ".join(name.upper() for name in sorted(self.modules)) or "no modules"
+        presence = "with" if self.presence else "without"
+        source = f", from {self.source}" if self.source else ""
+        return f"Trained({modules}, {presence} a presence score{source})"
 
     @property
     def digest(self) -> str:

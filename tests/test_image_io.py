@@ -134,14 +134,6 @@ def test_float_pictures(tmp_path: Path) -> None:
     assert "not numbers" in refusal(read_image, tmp_path / "nan.tif")
 
 
-@pytest.mark.parametrize(
-    "array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((2, 4, 4, 3), np.uint8)]
-)
-def test_an_array_of_another_kind_is_the_programmers_mistake(array: NDArray[Any]) -> None:
-    with pytest.raises(ValueError, match="an image must be uint8"):
-        read_image(array)
-
-
 # --- files that cannot be used -------------------------------------------------------------------------
 
 

@@ -227,7 +227,7 @@ def read_concepts(
             "--concept stands for supports and their masks; both are given.",
             "Put the supports into a concept of their own with `diffseg concept make`.",
         )
-    from diffseg_cli.supports.concept import UNNAMED
+    from diffseg_cli.results.formats import UNNAMED
 
     if not choice.concept:
         name = UNNAMED if choice.name is None else choice.name

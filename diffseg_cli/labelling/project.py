@@ -24,7 +24,7 @@ from diffseg_cli.labelling.disk_cache import stamp_of
 from diffseg_cli.labelling.review_log import Outdated, Review, ReviewLog, State, now
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.remote import relative_path, resolve_path
-from diffseg_cli.results.formats import image_patterns
+from diffseg_cli.results.formats import UNNAMED, image_patterns
 from diffseg_cli.results.outputs import mask_png
 from diffseg_cli.results.palette import MOST_CONCEPTS
 from diffseg_cli.supports.concept import check_name
@@ -32,7 +32,6 @@ from diffseg_cli.supports.concept import check_name
 Mask = NDArray[np.bool_]  # (H W) of an image at its own size
 
 HIDDEN = ".diffseg-labels"  # below the folder of masks: staged files and caches
-UNNAMED = "object"  # the class of a project that names none
 
 
 class Project:

@@ -16,7 +16,7 @@ from diffseg_cli.models.backbone import Backbone
 TENSORS = ("latents", "masks", "image_embeds")  # in the order of the digest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SupportFeatures:
     """Encoded supports of one class.
 
@@ -33,6 +33,10 @@ class SupportFeatures:
     latents: Tensor
     masks: Tensor
     image_embeds: Tensor
+
+    def __repr__(self) -> str:
+        h, w = self.latents.shape[-2:]
+        return f"SupportFeatures({self.shots} of {self.backbone}, latents {h} x {w})"
 
     @classmethod
     def of(

@@ -19,6 +19,7 @@ from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.reading.annotated import Target
 from diffseg_cli.reading.array_files import is_array_file, read_array_file
 from diffseg_cli.reading.documents import is_annotation_file, read_document
+from diffseg_cli.reading.given import check_mask, image_array
 from diffseg_cli.reading.image_files import (
     DAMAGED,
     MAX_PIXELS,
@@ -74,8 +75,7 @@ def read_image(source: ImageSource, most_pixels: int = MAX_PIXELS) -> NDArray[np
         uint8 (H W 3).
 
     Raises:
-        InputError: missing, unreadable, damaged, too large, or no image.
-        ValueError: an array of another type or shape.
+        InputError: missing, unreadable, damaged, too large, no image, or an array that is none.
     """
     return _read_oriented(source, most_pixels)[0]
 
@@ -88,9 +88,7 @@ def _read_oriented(source: ImageSource, most_pixels: int) -> tuple[NDArray[np.ui
     elif isinstance(source, Image.Image):
         image, orientation = upright(source)
     else:
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,), (4,)):
-            raise ValueError(f"an image must be uint8 (H W 3), not {source.dtype} {source.shape}")
-        image = Image.fromarray(source)
+        image = Image.fromarray(image_array(source))
     return _as_rgb(image, source_name(source, "The image")), orientation
 
 
@@ -203,6 +201,7 @@ def _read_raster(
     if isinstance(source, Image.Image):
         return upright(source)
     if file is None:
+        check_mask(source)
         return np.asarray(source), 1
     return (read_array_file(file, most_pixels), 1) if is_array_file(file) else load_image(file, most_pixels)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Shapes = list[dict[str, Any]]
 DEFAULT = ("mask", "heatmap", "overlay")
+UNNAMED = "object"  # what a concept without a name is called in results
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,15 @@ def stem(key: str) -> str:
 def image_name(pattern: str, key: str) -> str:
     """The name of an image's file below the folder of the results."""
     return pattern.replace("*", stem(key), 1)
+
+
+def format_of(name: str) -> str | None:
+    """The format that a file's name asks for, or None: `scene_overlay.png` is an overlay, other PNG masks."""
+    ends = {each.name: each.pattern.rpartition("*")[2] for each in FORMATS.values() if each.pattern}
+    named = [form for form, end in ends.items() if end.startswith("_") and name.endswith(end)]
+    suffix = PurePosixPath(name).suffix.lower()
+    alike = [form for form, end in ends.items() if suffix and end.endswith(suffix)]
+    return next(iter([*named, *alike]), None)
 
 
 def image_patterns(formats: Iterable[str], names: Sequence[str]) -> dict[str, str]:

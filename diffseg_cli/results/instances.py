@@ -83,7 +83,7 @@ def find_instances(
     for part in range(1, count):
         left, top, width, height = (int(value) for value in figures[part][:4])
         pieces = _split(parts[top : top + height, left : left + width] == part)
-        for number in range(1, int(pieces.max()) + 1):
+        for number in np.unique(pieces[pieces > 0]):  # a small one may be lost where the part was shrunk
             piece = pieces == number
             rows, columns = np.flatnonzero(piece.any(1)), np.flatnonzero(piece.any(0))
             y, x = int(rows[0]), int(columns[0])

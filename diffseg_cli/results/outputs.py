@@ -224,7 +224,7 @@ def scene_overlay(scene: Scene) -> NDArray[np.uint8]:
 def support_tile(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """A support (H W 3) as it is meant: its background (H W) darkened, at most a sheet's tile large."""
     meant = np.where(mask[..., None], image, image // 4)
-    return _shrunk(meant, SHEET_TILE)
+    return shrunk(meant, SHEET_TILE)
 
 
 def support_sheet(
@@ -251,7 +251,8 @@ def _fitted(pixels: NDArray[np.uint8], tile_hw: tuple[int, int]) -> NDArray[np.u
     return tile
 
 
-def _shrunk(pixels: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+def shrunk(pixels: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+    """An image (H W 3) whose longest side has at most so many pixels."""
     scale = longest / max(pixels.shape[:2])
     if scale >= 1:
         return pixels

@@ -20,13 +20,14 @@ from diffseg_cli.choices import AnswerChoice
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.files import folded
 from diffseg_cli.finding import Answer, find_in
+from diffseg_cli.results.formats import UNNAMED
 from diffseg_cli.results.outputs import mask_png
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
 from diffseg_cli.serve.refusals import Refusal
 from diffseg_cli.serve.replies import PNG, Reply, found_record, image_reply, json_reply
 from diffseg_cli.serve.uploads import SupportUpload, Upload, read_picture, read_supports
-from diffseg_cli.supports.concept import UNNAMED, Concept, SupportSet
+from diffseg_cli.supports.concept import Concept, SupportSet
 from diffseg_cli.supports.mask_making import box_region, mask_from_box
 from diffseg_cli.timing import Stopwatch
 

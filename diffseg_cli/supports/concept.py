@@ -41,7 +41,6 @@ PLAIN, WITH_MODULES = "1", "2"  # versions of the format
 THUMBNAIL = 384  # longest side: what the compact model sees of an image anyway
 PREVIEW = 160  # longest side
 MOST_SUPPORTS = 256
-UNNAMED = "object"  # what a concept without a name is called in results
 MOST_THUMBNAIL_BYTES = 4_000_000
 DIMENSIONS = {"latents": 4, "masks": 4, "image_embeds": 3}  # of the encoded supports
 
@@ -63,7 +62,7 @@ class Source:
     mask_sha256: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Concept:
     """A class to look for, by its encoded supports.
 
@@ -84,6 +83,14 @@ class Concept:
     notes: Sequence[str] = ()
     file: Path | None = None
     adapted: "Adapted | None" = None
+
+    def __repr__(self) -> str:
+        own = ", adapted" if self.adapted else ""
+        return f"Concept({self.name}, {self.support!r}{own})"
+
+    def ready_for(self, segmenter: "Segmenter") -> "tuple[Segmenter, SupportFeatures]":
+        """What looks for it, and its supports: as `segmenter.Findable`."""
+        return self.answering(segmenter), self.support
 
     def answering(self, segmenter: "Segmenter") -> "Segmenter":
         """The segmenter with the modules that answer for this concept."""
@@ -138,7 +145,7 @@ class SupportSet:
         return Concept(self.name, segmenter.encode_support(self.pairs), tiles, self.sources, self.notes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SavedConcept:
     """A concept in a file, as far as its header tells.
 
@@ -161,6 +168,14 @@ class SavedConcept:
     sources: tuple[Source, ...]
     version: str
     adapted: SavedModules | None = None
+
+    def __repr__(self) -> str:
+        own = ", adapted" if self.adapted else ""
+        return f"SavedConcept({self.name}, {len(self.sources)} of {self.backbone}, {self.file}{own})"
+
+    def ready_for(self, segmenter: "Segmenter") -> "tuple[Segmenter, SupportFeatures]":
+        """Read and check the file; raises as `concept`."""
+        return self.concept(segmenter).ready_for(segmenter)
 
     @property
     def files(self) -> Sequence[Path]:
@@ -327,6 +342,15 @@ def open_concept(path: Path) -> SavedConcept:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise WeightsError(f"{path} is damaged: its record of the supports cannot be read.", AGAIN) from error
     return SavedConcept(path, name, *made, adapted)
+
+
+def load_concept(path: str | Path) -> SavedConcept:
+    """A concept in a file, for `Segmenter.segment`, which reads all but its header.
+
+    Raises:
+        WeightsError: as `open_concept`.
+    """
+    return open_concept(Path(path))
 
 
 def _thumbnails(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[bytes, bytes]:
