@@ -1,5 +1,5 @@
 """python -m diffseg."""
 
-from diffseg_cli.cli.main import main
+from diffseg_cli.__main__ import main
 
 main()

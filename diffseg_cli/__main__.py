@@ -1,5 +1,21 @@
-"""python -m diffseg_cli."""
+"""What `diffseg` and `python -m diffseg_cli` run: signals are heeded before the command line is imported."""
 
-from diffseg_cli.cli.main import main
+import os
+import signal
 
-main()
+from diffseg_cli.errors import ExitCode
+
+
+def main() -> None:
+    """Run the command line."""
+    if os.getpid() == 1:  # in a container, where SIGTERM does nothing unless the program says what
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+    try:
+        from diffseg_cli.cli.main import main as run
+    except KeyboardInterrupt as error:
+        raise SystemExit(ExitCode.INTERRUPTED) from error
+    run()
+
+
+if __name__ == "__main__":
+    main()

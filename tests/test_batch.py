@@ -218,6 +218,28 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch, 
     assert all(outcome.row.error is None for outcome in outcomes) and sizes.count(1) == 4
 
 
+@pytest.mark.parametrize("refused", ["read 0", "model 0", "write 0", "read 1", "write 1"])
+def test_a_system_without_threads_gets_fewer_or_an_error_and_never_waits(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, refused: str
+) -> None:
+    start = threading.Thread.start
+
+    def scarce(self: threading.Thread) -> None:
+        if self.name == refused:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    runner = Runner(assembly.load_segmenter(), _job_of(folder), store.Store(folder / "x"))
+    items = [runner_module.Item(Path("photos", f"{name}.png"), f"{name}.png") for name in NAMES]
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    running = pipeline.Pipeline(runner, workers=2, batch_size=1).run(items)
+    if refused.endswith("1"):
+        assert sorted(outcome.item.key for outcome in running) == [f"{name}.png" for name in NAMES]
+    else:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            list(running)
+
+
 # --- going on ------------------------------------------------------------------------------------------
 
 

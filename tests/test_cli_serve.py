@@ -1,9 +1,11 @@
 """`diffseg serve` from the outside: what it refuses, what it prints, how it ends."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -129,6 +131,37 @@ def test_the_command_serves_a_concept_and_ends_with_130(tmp_path: Path) -> None:
         out, err = server.communicate(timeout=20)
     assert (server.returncode, out) == (130, "")
     assert err.endswith("Ready; Ctrl-C ends it.\nStopped; every request in hand was answered.\n"), err
+
+
+def test_a_server_that_cannot_say_where_it_is_ends(caplog: pytest.LogCaptureFixture) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run_server(PlainTextResponse("here"), open_socket("localhost", 0), 1, full)
+    assert caplog.text == ""
+
+
+def test_sigterm_ends_it_while_it_loads_as_the_first_process_of_a_container() -> None:
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-m", "diffseg_cli", "serve"]
+    if subprocess.run([*command[:4], "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a process may make no PID namespace here")
+    outer = subprocess.Popen([*command, "--port", "0"], cwd=REPOSITORY, stdout=subprocess.PIPE)
+    try:
+        kids = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+        while not (kid := kids.read_text().strip()) or not _heeds(kid, signal.SIGTERM):
+            assert outer.poll() is None
+        os.kill(int(kid), signal.SIGTERM)
+        out, _ = outer.communicate(timeout=20)
+    finally:
+        outer.kill()
+    assert (outer.returncode, out) == (128 + signal.SIGTERM, b"")
+
+
+def _heeds(process: str, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    (caught,) = re.findall(r"SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{process}/status").read_text())
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 # --- silent connections --------------------------------------------------------------------------------

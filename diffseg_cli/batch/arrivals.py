@@ -71,7 +71,7 @@ class Arrivals:
             self._observer = _observer(self._hear, folder, recursive=recursive)
 
     def __enter__(self) -> "Arrivals":
-        with suppress(OSError):  # the system watches no more folders, or not this one
+        with suppress(OSError, RuntimeError):  # no more folders, or not this one; no more threads
             if self._observer is not None:
                 self._observer.start()
                 self.listens = True

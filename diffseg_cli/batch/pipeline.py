@@ -97,9 +97,10 @@ class Pipeline:
         with ExitStack() as stack:
             stack.enter_context(exact_threads(self._runner.segmenter))
             stack.callback(self._drain)
-            self._start("read", self._workers, lambda: self._read(next_item), self._decoded, self._models)
-            self._start("model", self._models, self._look, self._found, self._workers)
+            # Who takes from a queue is there before who fills it.
             self._start("write", self._workers, self._write, self._outcomes, 1)
+            self._start("model", self._models, self._look, self._found, self._workers)
+            self._start("read", self._workers, lambda: self._read(next_item), self._decoded, self._models)
             while (outcome := self._outcomes.get()) is not END:
                 if self._stop_on_error and outcome.row.error is not None:
                     self.stop()
@@ -117,8 +118,22 @@ class Pipeline:
     def _start(
         self, stage: str, count: int, work: Callable[[], None], outlet: "queue.Queue[Any]", readers: int
     ) -> None:
-        """Start the threads of a stage; the last to end says so to the `readers` of its outlet."""
+        """Start the threads of a stage; the last to end says so to the `readers` of its outlet.
+
+        Where the system allows fewer threads, those that run do the work; without any the run is lost, and no
+        further stage starts.
+        """
+        if self._lost is not None:
+            return
         left, lock = [count], threading.Lock()
+
+        def leave(threads: int) -> None:
+            with lock:
+                left[0] -= threads
+                last = left[0] == 0
+            if last:
+                for _ in range(readers):
+                    outlet.put(END)
 
         def body() -> None:
             try:
@@ -126,16 +141,16 @@ class Pipeline:
             except Exception as error:
                 self._lose(error)
             finally:
-                with lock:
-                    left[0] -= 1
-                    last = left[0] == 0
-                if last:
-                    for _ in range(readers):
-                        outlet.put(END)
+                leave(1)
 
         for index in range(count):
-            # A second Ctrl-C must not wait for them.
-            threading.Thread(target=body, name=f"{stage} {index}", daemon=True).start()
+            try:  # A second Ctrl-C must not wait for them.
+                threading.Thread(target=body, name=f"{stage} {index}", daemon=True).start()
+            except RuntimeError as error:
+                if index == 0:
+                    self._lose(error)
+                leave(count - index)
+                return
 
     def _lose(self, error: Exception) -> None:
         self._lost = self._lost or error

@@ -36,6 +36,9 @@ EXAMPLES = """Examples:
   diffseg attn --support dog.jpg --mask dog.png --query scene.jpg --out maps/"""
 
 
+NO_THREAD = "can't start new thread"  # Python knows no better than by these words
+
+
 class Translator(CalmHelp, TyperGroup):
     """Typer's group, with our errors as `error:` and `hint:` lines on stderr and their exit code."""
 
@@ -113,4 +116,6 @@ def _advice(error: Exception) -> str:
                 "Memory ran out. On a GPU try --offload or --device cpu; on a CPU end other programs, give "
                 "fewer images at once (--batch-size 1) or smaller ones."
             )
+        if NO_THREAD in str(error):
+            return "The system allows no more: end other programs, or raise the limit (ulimit -u)."
     return f"This should not happen: set {console.DEBUG_VARIABLE}=1 to see where it did."

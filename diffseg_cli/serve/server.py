@@ -22,11 +22,15 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._on_ready = on_ready
         self.stopped_by: int | None = None
+        self.unsaid: OSError | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        if self.started:
-            self._on_ready()
+        if self.started and not self.should_exit:
+            try:
+                self._on_ready()
+            except OSError as error:  # raised in here, uvicorn would log it at length
+                self.unsaid, self.should_exit = error, True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -88,6 +92,9 @@ def run_server(app: ASGIApp, opened: socket.socket, seconds: float, on_ready: Ca
 
     Returns:
         Whether Ctrl-C ended it, and not a polite SIGTERM.
+
+    Raises:
+        OSError: `on_ready` could not say what it should.
     """
     config = uvicorn.Config(
         app,
@@ -101,4 +108,6 @@ def run_server(app: ASGIApp, opened: socket.socket, seconds: float, on_ready: Ca
     server = _Server(config, on_ready)
     with opened:
         asyncio.run(server.serve(sockets=[opened]))
+    if server.unsaid is not None:
+        raise server.unsaid
     return server.stopped_by == signal.SIGINT
