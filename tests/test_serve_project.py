@@ -371,7 +371,7 @@ def test_a_person_is_simulated(small_segmenter: Segmenter, project: Project) -> 
     rows = list(
         simulate(
             segmenter,
-            project.images,
+            project,
             truths,
             queries,
             order="doubt",

@@ -2,10 +2,11 @@
 
     python -m tools.simulate_labelling FOLDER --classes voc/cat voc/aeroplane --images 100 --runs 3
 
-FOLDER is laid out as for `diffseg evaluate`. The true masks play the person, who corrects one image, lets the
-model learn and propose, then corrects the images that come first: by doubt, as the page orders them, or at
-random. Corrected images count with the IoU of their true mask, 1. For comparison: as many supports drawn at
-random as `--baseline` says, without adaptation.
+FOLDER is laid out as for `diffseg evaluate`. The true masks play the person, who corrects a few images, lets
+the model learn and propose, then corrects the images that come first: by doubt, as the page orders them, or
+at random. The first ones are always drawn at random, for nothing was proposed yet. Corrected images count
+with the IoU of their true mask, 1. For comparison: as many supports drawn at random as `--baseline` says,
+without adaptation.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from diffseg_cli.labelling.teaching import ADAPT, propose, teach_steps
 from diffseg_cli.reading.image_io import read_pair
 from diffseg_cli.segmenter import Segmenter
 
-MILESTONES = (1, 3, 5, 10)  # corrections after which the model learns
-WAYS = (("doubt", True), ("random", True), ("doubt", False), ("random", False))  # order, adapted
+MILESTONES = (3, 5, 10)  # corrections after which the model learns
+ORDERS = ("doubt", "random")  # in which the person looks at images
 
 
 def iou(found: Mask, truth: Mask) -> float:
@@ -69,7 +70,7 @@ def next_images(project: Project, order: str, count: int, generator: np.random.G
 
 def simulate(
     segmenter: Segmenter,
-    images: Path,
+    project: Project,
     truths: dict[str, Mask],
     queries: QueryCache,
     *,
@@ -79,17 +80,36 @@ def simulate(
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     """One person at work on one folder: a row for each milestone."""
-    generator, corrected = np.random.default_rng(seed), 0
-    with tempfile.TemporaryDirectory() as out:
-        project = Project(images, Path(out), ["object"])
-        for milestone in milestones:
-            # The first choice is the same for every way: nothing was proposed yet.
-            way = order if corrected else "random"
-            for key in next_images(project, way, milestone - corrected, generator):
-                project.correct(key, project.review(key).revision, [truths[key]])
-            corrected = milestone
-            learn(segmenter, project, queries, adapt=adapt, most_supports=max(10, milestone))
-            yield {"order": order, "adapt": adapt, "corrected": corrected, **figures(project, truths)}
+    generator = np.random.default_rng(seed)
+    for milestone in milestones:
+        corrected = sum(review.is_reviewed for review in project.reviews())
+        for key in next_images(project, order, milestone - corrected, generator):
+            project.correct(key, project.review(key).revision, [truths[key]])
+        learn(segmenter, project, queries, adapt=adapt, most_supports=max(10, milestone))
+        yield {"order": order, "adapt": adapt, "corrected": milestone, **figures(project, truths)}
+
+
+def simulate_orders(
+    segmenter: Segmenter,
+    images: Path,
+    truths: dict[str, Mask],
+    *,
+    adapt: bool,
+    milestones: Sequence[int],
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """The same beginning, for nothing was proposed yet, then every order on a copy of that project."""
+    queries = QueryCache(segmenter, images / ".encoded")
+    options: dict[str, Any] = {"adapt": adapt, "seed": seed}
+    with tempfile.TemporaryDirectory() as work:
+        begun = Path(work) / "begun"
+        project, first = Project(images, begun, ["object"]), milestones[:1]
+        (row,) = simulate(segmenter, project, truths, queries, order="random", milestones=first, **options)
+        for order in ORDERS if len(milestones) > 1 else ["random"]:
+            yield {**row, "order": order}
+            project = Project(images, shutil.copytree(begun, Path(work) / order))
+            rest = milestones[1:]
+            yield from simulate(segmenter, project, truths, queries, order=order, milestones=rest, **options)
 
 
 def prepare(samples: Sequence[Sample], folder: Path) -> dict[str, Mask]:
@@ -103,30 +123,19 @@ def prepare(samples: Sequence[Sample], folder: Path) -> dict[str, Mask]:
 
 
 def simulate_class(
-    segmenter: Segmenter, samples: Sequence[Sample], baseline: int, runs: int
+    segmenter: Segmenter, samples: Sequence[Sample], adapted: Sequence[bool], baseline: int, runs: int
 ) -> Iterator[dict[str, Any]]:
     """Every way to label the images of one class, and the baseline."""
-    ways = [(order, adapt, MILESTONES) for order, adapt in WAYS] + [("random", False, (baseline,))]
+    ways = [(adapt, MILESTONES) for adapt in adapted] + ([] if all(adapted) else [(False, (baseline,))])
     with tempfile.TemporaryDirectory() as folder:
-        images = Path(folder)
-        truths = prepare(samples, images)
-        queries = QueryCache(segmenter, images / ".encoded")
+        truths = prepare(samples, Path(folder))
         for seed in range(runs):
-            for order, adapt, milestones in ways:
+            for adapt, milestones in ways:
                 if milestones[-1] < len(truths):
-                    yield from (
-                        {"seed": seed, "images": len(truths), **row}
-                        for row in simulate(
-                            segmenter,
-                            images,
-                            truths,
-                            queries,
-                            order=order,
-                            adapt=adapt,
-                            milestones=milestones,
-                            seed=seed,
-                        )
-                    )
+                    for row in simulate_orders(
+                        segmenter, Path(folder), truths, adapt=adapt, milestones=milestones, seed=seed
+                    ):
+                        yield {"seed": seed, "images": len(truths), **row}
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
@@ -145,14 +154,16 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", required=True, help="such as voc/cat")
     parser.add_argument("--images", type=int, default=100, help="at most, of each class")
     parser.add_argument("--runs", type=int, default=1, help="people who start with different images")
+    parser.add_argument("--adapt", choices=("no", "yes", "both"), default="both")
     parser.add_argument("--baseline", type=int, default=25, help="supports at random, without adaptation")
     parser.add_argument("--json", type=Path, help="append a line for each figure")
     arguments = parser.parse_args()
+    adapted = {"no": [False], "yes": [True], "both": [False, True]}[arguments.adapt]
     data, segmenter, rows = read_folder(arguments.folder), load_segmenter(), []
     for name in arguments.classes:
         own = np.random.default_rng(0).permutation(data.by_class[name])[: arguments.images]
         samples = [data.samples[index] for index in own]
-        for row in simulate_class(segmenter, samples, arguments.baseline, arguments.runs):
+        for row in simulate_class(segmenter, samples, adapted, arguments.baseline, arguments.runs):
             rows.append({"class": name, **row})
             line = json.dumps(rows[-1])
             print(line, flush=True)
