@@ -7,12 +7,13 @@ import shutil
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,17 +23,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
+from diffseg_cli.adaptation import adapt_steps
 from diffseg_cli.config import AdaptConfig
+from diffseg_cli.labelling import teaching
 from diffseg_cli.labelling.disk_cache import DiskCache
 from diffseg_cli.labelling.growing import ClickGrower
 from diffseg_cli.labelling.project import HIDDEN, Project
 from diffseg_cli.labelling.query_cache import QueryCache
-from diffseg_cli.labelling.teaching import propose, support_keys, teach_steps
+from diffseg_cli.labelling.teaching import Lesson, Taught, lesson_of, propose, teach_steps
 from diffseg_cli.labelling.thumbnails import Thumbnails
 from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve.app import create_app
+from diffseg_cli.supports.concept import Concept
 from tools.simulate_labelling import simulate
 
 HW = (48, 64)
@@ -199,6 +203,78 @@ def test_learning_adapts_the_modules_that_are_trained(small_segmenter: Segmenter
     assert review.state.value == "proposed" and review.doubt is not None
 
 
+def test_what_was_learned_is_there_after_a_restart(
+    small_segmenter: Segmenter, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def teach(project: Project, given: Sequence[Concept] = ()) -> Taught:
+        *_, last = teach_steps(small_segmenter, project, given, adapt=AdaptConfig(steps=2, single_found=2.0))
+        assert last.taught is not None
+        return last.taught
+
+    def again() -> Project:
+        return Project(project.images, project.out)
+
+    project.correct("a.png", 0, [labels() > 0])
+    queries = QueryCache(small_segmenter, project.out / "cache")
+    first = teach(project)
+    adapted = first.concepts[0].adapted
+    assert adapted is not None and adapted.reach > 0
+    with monkeypatch.context() as patched:
+        patched.setattr(teaching, "adapt_steps", lambda *_, **__: pytest.fail("learned again"))
+        later = teach(again())
+    assert (later.since, later.supports) == (first.since, first.supports)
+    kept = later.concepts[0].adapted
+    assert kept is not None and kept.trained.digest == adapted.trained.digest
+    for taught, key in ((first, "b.png"), (later, "day1/c.png")):
+        propose(project, taught, queries, key)
+    assert project.review("b.png").doubt is not None
+
+    concept = project.out / "concepts" / "bird.dsc"
+    whole = concept.read_bytes()
+    for spoil in (
+        lambda: concept.write_bytes(whole[:-10]),
+        concept.unlink,
+        lambda: project.say_nothing("b.png", 1),
+    ):
+        spoil()
+        monkeypatch.setattr(teaching, "adapt_steps", counted := Mock(side_effect=adapt_steps))
+        teach(again())
+        assert counted.call_count == 1
+
+
+def test_what_is_proposed_already_is_not_proposed_again(client: TestClient, project: Project) -> None:
+    decide(client, "a.png", 0, "correct", labels())
+    assert learn(client)["total"] == 2
+    time.sleep(1.1)  # times of decisions are whole seconds
+    project.refresh()
+    version = project.review("b.png").revision
+    assert learn(client)["total"] in (0, 1, 2)  # those of the second in which it had learned
+    decide(client, "b.png", project.review("b.png").revision, "reopen")
+    assert learn(client)["total"] >= 1
+    project.refresh()
+    assert project.review("b.png").revision > version
+
+
+def test_what_was_taken_away_teaches_what_a_class_is_not(project: Project, tmp_path: Path) -> None:
+    project = Project(project.images, tmp_path / "two", ["bird", "nest"])
+    bird, nest, empty = labels() > 0, labels(0) > 0, np.zeros(HW, dtype=bool)
+    for key in KEYS:
+        project.propose(key, 0, [bird, nest], {}, 0.5)
+    project.correct("b.png", 1, [bird, empty])
+    assert project.review("b.png").rejected == ["nest"]
+    project.say_nothing("day1/c.png", 1)
+    assert project.review("day1/c.png").rejected == ["bird", "nest"]
+    project.correct("a.png", 1, [bird, nest])
+    assert project.review("a.png").rejected == []
+    assert lesson_of(project, 0) == Lesson(0, "bird", ["a.png", "b.png"], ["day1/c.png"])
+    nests = lesson_of(project, 1)
+    assert nests.supports == ["a.png"] and sorted(nests.negatives) == ["b.png", "day1/c.png"]
+    project.correct("b.png", 2, [bird, empty])  # looked at once more
+    assert Project(project.images, project.out).review("b.png").rejected == ["nest"]
+    project.reopen("b.png", 3)
+    assert lesson_of(project, 1).negatives == ["day1/c.png"] and project.review("b.png").rejected == []
+
+
 def test_learning_can_be_cancelled(client: TestClient) -> None:
     decide(client, "a.png", 0, "correct", labels())
     client.post("/v1/project/learn")
@@ -236,7 +312,7 @@ def test_corrections_teach_before_accepted_ones(project: Project) -> None:
     project.accept("a.png", 1)
     project.correct("b.png", 1, [mask])
     project.say_nothing("day1/c.png", 0)
-    assert support_keys(project, 0) == ["b.png", "a.png"]
+    assert lesson_of(project, 0).supports == ["b.png", "a.png"]
 
 
 def test_a_click_becomes_a_region_that_holds_it(client: TestClient) -> None:

@@ -32,6 +32,7 @@ from diffseg_cli.supports.concept import check_name
 Mask = NDArray[np.bool_]  # (H W) of an image at its own size
 
 HIDDEN = ".diffseg-labels"  # below the folder of masks: staged files and caches
+CONCEPTS = "concepts"  # below it too: what was learned of each class
 
 
 class Project:
@@ -93,7 +94,7 @@ class Project:
         record = {"images": relative_path(self.out, self.images), "classes": self.classes}
         with self._log.writing():
             if any(self._log.project.get(what) != value for what, value in record.items()):
-                self._log.append({**record, "time": now()})
+                self._log.append({**self._log.project, **record, "time": now()})
             for staged in self._staged.glob("*.png"):
                 decided = [key for key in self._items if self._log.get(key).mask_sha256 == staged.stem]
                 for key in decided:
@@ -191,7 +192,32 @@ class Project:
                 labels = values if image.mode == "P" else (values > 127).astype(np.uint8)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{path} is no mask file, or is damaged.", "Remove it.") from error
+
         return [labels == number for number in range(1, len(self.classes) + 1)]
+
+    # --- what was learned ---
+
+    def concept_path(self, name: str) -> Path:
+        """Where the concept that was learned of a class is, or will be.
+
+        Raises:
+            InputError: the folder leads elsewhere.
+        """
+        path = self.out / CONCEPTS / f"{name}.dsc"
+        self._check_inside(path)
+        return path
+
+    def remember(self, name: str, learned_from: str) -> None:
+        """Note what the concept at `concept_path` was learned from."""
+        known = {"learned_from": learned_from, "sha256": _sha256_of(self.concept_path(name)), "time": now()}
+        with self._log.writing():
+            taught = {**self._log.project.get("taught", {}), name: known}
+            self._log.append({**self._log.project, "taught": taught})
+
+    def remembered(self, name: str) -> dict[str, str]:
+        """What was noted of a concept, `learned_from` and `time`; empty where its file is another one."""
+        known = self._log.project.get("taught", {}).get(name)
+        return known if known and known["sha256"] == _sha256_of(self.concept_path(name)) else {}
 
     # --- deciding ---
 
@@ -208,7 +234,7 @@ class Project:
                 f"{key} has no mask that could be accepted.", "Draw one, or let one be proposed."
             )
         state = State.ACCEPTED if any(mask.any() for mask in masks) else State.NOTHING
-        return self._decide(key, revision, state, self.mask_path(key).read_bytes())
+        return self._decide(key, revision, state, self.mask_path(key).read_bytes(), drawn=masks)
 
     def correct(self, key: str, revision: int, masks: Sequence[Mask]) -> Review:
         """Keep masks (H W) a person drew, one a class; empty ones say that nothing is there.
@@ -224,7 +250,7 @@ class Project:
                 f"Send {len(self.classes)} of {size_hw[1]} x {size_hw[0]} pixels.",
             )
         state = State.CORRECTED if any(mask.any() for mask in masks) else State.NOTHING
-        return self._decide(key, revision, state, mask_png(masks))
+        return self._decide(key, revision, state, mask_png(masks), drawn=masks)
 
     def say_nothing(self, key: str, revision: int) -> Review:
         """Say that no class is in the image.
@@ -232,8 +258,8 @@ class Project:
         Raises:
             Outdated: the image is no longer at this revision.
         """
-        empty = np.zeros(self.size_hw(key), dtype=bool)
-        return self._decide(key, revision, State.NOTHING, mask_png([empty] * len(self.classes)))
+        empty = [np.zeros(self.size_hw(key), dtype=bool)] * len(self.classes)
+        return self._decide(key, revision, State.NOTHING, mask_png(empty), drawn=empty)
 
     def reopen(self, key: str, revision: int) -> Review:
         """Take a decision back: the mask becomes a proposal that the model may change.
@@ -253,7 +279,7 @@ class Project:
         Raises:
             Outdated: the image is no longer at this revision, or a person has decided.
         """
-        found = {"presence": presence, "doubt": round(doubt, 4)}
+        found: dict[str, Any] = {"presence": presence, "doubt": round(doubt, 4)}
         return self._decide(key, revision, State.PROPOSED, mask_png(masks), by_model=True, **found)
 
     def fail(self, key: str, revision: int, error: str) -> Review:
@@ -271,10 +297,21 @@ class Project:
         state: State,
         mask: bytes | None,
         *,
+        drawn: Sequence[Mask] | None = None,
         by_model: bool = False,
         **found: Any,
     ) -> Review:
-        """Stage the mask, write the line that makes the decision, then put the mask in its place."""
+        """Stage the mask, write the line that makes the decision, then put the mask in its place.
+
+        Args:
+            key: of the image.
+            revision: that was decided about.
+            state: from now on.
+            mask: content of its file, or None for no file.
+            drawn: the same, where a person vouches for it.
+            by_model: it must not take the place of what a person decided.
+            **found: other fields of the review.
+        """
         self.item(key)
         with self._log.writing():
             last = self._log.get(key)
@@ -283,8 +320,9 @@ class Project:
                     f"{key} is {last.state.value} at revision {last.revision}, not at {revision} any more.",
                     "Look at it again before you decide.",
                 )
-            if not by_model:  # what the model thought stays readable
-                found = {"presence": last.presence, "doubt": last.doubt}
+            if drawn is not None:  # what the model thought stays readable
+                rejected = self._rejected(last, drawn)
+                found = {"presence": last.presence, "doubt": last.doubt, "rejected": rejected}
             digest = None if mask is None else hashlib.sha256(mask).hexdigest()
             review = Review(key, revision + 1, state, digest, time=now(), **found)
             if mask is None:
@@ -297,6 +335,16 @@ class Project:
                 self._publish(key, mask)
                 staged.unlink(missing_ok=True)
         return review
+
+    def _rejected(self, last: Review, drawn: Sequence[Mask]) -> list[str]:
+        """Classes that are not drawn though they were proposed."""
+        absent = [index for index, mask in enumerate(drawn) if not mask.any()]
+        before = None
+        if absent:
+            with suppress(InputError):  # a damaged file tells nothing
+                before = self.masks(last.image)
+        names = [(self.classes[i], before is not None and before[i].any()) for i in absent]
+        return [name for name, was_there in names if was_there or name in last.rejected]
 
     def _publish(self, key: str, mask: bytes) -> None:
         path = self.mask_path(key)

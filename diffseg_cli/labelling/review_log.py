@@ -51,6 +51,7 @@ class Review:
         mask_sha256: of its mask file, or None where there is none.
         presence: class -> presence score in [0, 1], of proposals of a calibrated model.
         doubt: expected loss of IoU of the proposal, in [0, 1]; None where no model looked.
+        rejected: classes that the model had found and a person took away.
         error: why it failed, or None.
         time: of the decision, UTC in ISO 8601.
     """
@@ -61,6 +62,7 @@ class Review:
     mask_sha256: str | None = None
     presence: dict[str, float] = field(default_factory=dict)
     doubt: float | None = None
+    rejected: list[str] = field(default_factory=list)
     error: str | None = None
     time: str = ""
 
@@ -76,7 +78,7 @@ def _parse(record: Any) -> Review | None:
         review = Review(**{**record, "state": State(record["state"])})
         numbers = [review.revision, review.doubt or 0, *review.presence.values()]
         whole = isinstance(review.image, str) and all(isinstance(each, int | float) for each in numbers)
-        texts = (review.mask_sha256, review.error, review.time)
+        texts = (review.mask_sha256, review.error, review.time, *review.rejected)
         return review if whole and all(text is None or isinstance(text, str) for text in texts) else None
     except (TypeError, ValueError, KeyError, AttributeError):
         return None

@@ -12,11 +12,19 @@ from diffseg_cli.choices import AnswerChoice
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.errors import DiffsegError, InputError, UsageError
 from diffseg_cli.finding import find_in
+from diffseg_cli.labelling.disk_cache import name_of, stamp_of
 from diffseg_cli.labelling.doubt import doubt_of
 from diffseg_cli.labelling.project import Mask, Project
 from diffseg_cli.labelling.query_cache import QueryCache
-from diffseg_cli.labelling.review_log import Review, State
-from diffseg_cli.supports.concept import Concept
+from diffseg_cli.labelling.review_log import Review, State, now
+from diffseg_cli.supports.concept import (
+    Concept,
+    Source,
+    SupportSet,
+    open_concept,
+    source_of,
+    write_concept,
+)
 
 if TYPE_CHECKING:
     from diffseg_cli.segmenter import Segmenter
@@ -25,7 +33,7 @@ Pair = tuple[NDArray[np.uint8], Mask]
 
 MOST_SUPPORTS = 10  # per class: a look takes longer with each
 ADAPT = AdaptConfig()
-MOST_NEGATIVES = 5  # images without any class that are learned from
+MOST_NEGATIVES = 5  # images without a class that it is learned from
 PRESENT = 0.5  # presence below which nothing is proposed, where there is a calibrated score
 
 
@@ -37,11 +45,18 @@ class Taught:
         segmenter: that encoded the concepts; where they are adapted, their own modules answer.
         concepts: one for each class that has supports.
         supports: how many images they were learned from.
+        since: when the last of them was learned; what was proposed later is of no older concept.
     """
 
     segmenter: "Segmenter"
     concepts: list[Concept]
     supports: int
+    since: str
+
+    def knows(self, review: Review) -> bool:
+        """Whether a proposal is of these concepts."""
+        by_model = review.state is State.PROPOSED and review.doubt is not None
+        return by_model and review.time > self.since
 
 
 @dataclass(frozen=True)
@@ -53,26 +68,57 @@ class TeachStep:
     taught: Taught | None = None
 
 
-def support_keys(project: Project, index: int, most: int = MOST_SUPPORTS) -> list[str]:
-    """Images to learn a class from: corrected before accepted ones, new before old ones.
+# --- what to learn from --------------------------------------------------------------------------------
 
-    What was corrected holds what the model did not know.
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a class is learned from.
+
+    Attributes:
+        index: of the class.
+        name: of the class.
+        supports: keys of images that hold it.
+        negatives: keys of images that do not.
+    """
+
+    index: int
+    name: str
+    supports: list[str]
+    negatives: list[str]
+
+
+def lesson_of(project: Project, index: int, most_supports: int = MOST_SUPPORTS) -> Lesson:
+    """Choose what to learn a class from among what a person decided.
+
+    Supports were corrected rather than accepted: those hold what the model did not know. Negatives are rather
+    those where the model had found the class. Of equals the last ones count.
 
     Args:
         project: what was decided.
         index: of the class.
-        most: images.
+        most_supports: images that hold it.
     """
-    told = [review for review in project.reviews() if review.state in (State.CORRECTED, State.ACCEPTED)]
-    told.sort(key=lambda review: (review.state is State.CORRECTED, review.time), reverse=True)
-    keys = []
-    for review in told:
-        masks = project.masks(review.image)
-        if masks is not None and masks[index].any() and not masks[index].all():
-            keys.append(review.image)
-        if len(keys) == most:
+    name, supports, negatives = project.classes[index], list[str](), list[str]()
+
+    def worth(review: Review) -> tuple[bool, str]:
+        return review.state is State.CORRECTED or name in review.rejected, review.time
+
+    for review in sorted(filter(lambda each: each.is_reviewed, project.reviews()), key=worth, reverse=True):
+        wanted = supports if review.state is not State.NOTHING else negatives
+        if len(supports) >= most_supports and len(negatives) >= MOST_NEGATIVES:
             break
-    return keys
+        if wanted is supports:
+            masks = project.masks(review.image)
+            if masks is None or masks[index].all():
+                continue
+            wanted = supports if masks[index].any() else negatives
+        if len(wanted) < (most_supports if wanted is supports else MOST_NEGATIVES):
+            wanted.append(review.image)
+    return Lesson(index, name, supports, negatives)
+
+
+# --- learning ------------------------------------------------------------------------------------------
 
 
 def teach_steps(
@@ -83,7 +129,10 @@ def teach_steps(
     adapt: AdaptConfig | None = ADAPT,
     most_supports: int = MOST_SUPPORTS,
 ) -> Iterator[TeachStep]:
-    """Learn the classes of a project from the images a person accepted or corrected.
+    """Learn the classes of a project from what a person decided.
+
+    What is learned of a class is kept as a concept in the project, and read again as long as it would be
+    learned from the same.
 
     Args:
         segmenter: that learns; it stays as it is.
@@ -98,40 +147,73 @@ def teach_steps(
 
     Raises:
         UsageError: there is nothing to learn from yet.
-        InputError: an image or mask cannot be read any more.
+        InputError: an image or mask cannot be read any more, or the project cannot be written.
     """
-    keys = [support_keys(project, index, most_supports) for index in range(len(project.classes))]
-    start = {concept.name: concept for concept in given}
     config = adapt if segmenter.head == "pam" else None
-    steps = sum(config.steps if config and each else 1 for each in keys)
-    absent = [review.image for review in project.reviews() if review.state is State.NOTHING]
-    negatives = [project.read(key) for key in absent[-MOST_NEGATIVES:]] if config else []
-    done, learned = 0, list[Concept]()
-    for index, name in enumerate(project.classes):
-        pairs = [_pair(project, key, index) for key in keys[index]]
-        adapted = None
-        if pairs and config:
-            for step in adapt_steps(segmenter, pairs, negatives=negatives, config=config):
-                done += 1
-                adapted = step.adapted
-                yield TeachStep(done, steps)
-        if pairs:
-            learned.append(Concept(name, segmenter.encode_support(pairs), tiles=(), adapted=adapted))
-        elif name in start:
-            learned.append(start[name])
+    lessons = [lesson_of(project, index, most_supports) for index in range(len(project.classes))]
+    digests = [_digest(segmenter, project, lesson, config) for lesson in lessons]
+    known = [_kept(segmenter, project, *each) for each in zip(lessons, digests, strict=True)]
+    start, times = {concept.name: concept for concept in given}, list[str]()
+    new = [bool(lesson.supports) and not kept for lesson, kept in zip(lessons, known, strict=True)]
+    done, steps = 0, max(1, sum(new) * (config.steps if config else 1))
+    learned = list[Concept]()
+    for lesson, digest, kept, is_new in zip(lessons, digests, known, new, strict=True):
+        if is_new:
+            supports = _supports(project, lesson)
+            adapted = None
+            if config:
+                absent = [project.read(key) for key in lesson.negatives]
+                for step in adapt_steps(segmenter, supports.pairs, negatives=absent, config=config):
+                    done += 1
+                    adapted = step.adapted
+                    yield TeachStep(done, steps)
+            saved = write_concept(project.concept_path(lesson.name), segmenter, supports, adapted)
+            project.remember(lesson.name, digest)
+            learned.append(saved.concept(segmenter))
+            times.append(now())
+        elif kept:
+            learned.append(kept)
+            times.append(project.remembered(lesson.name)["time"])
+        elif lesson.name in start:
+            learned.append(start[lesson.name])
+            times.append(now())
     if not learned:
         raise UsageError(
             "There is nothing to learn from yet.",
             "Correct an image first, or start the server with --concept.",
         )
-    yield TeachStep(steps, steps, Taught(segmenter, learned, len({key for each in keys for key in each})))
+    count = len({key for lesson in lessons for key in lesson.supports})
+    yield TeachStep(steps, steps, Taught(segmenter, learned, count, max(times)))
 
 
-def _pair(project: Project, key: str, index: int) -> Pair:
-    masks = project.masks(key)
-    if masks is None:
-        raise InputError(f"The mask of {key} is gone.", "Label the image again.")
-    return project.read(key), masks[index]
+def _digest(segmenter: "Segmenter", project: Project, lesson: Lesson, config: AdaptConfig | None) -> str:
+    """Of everything a class is learned from."""
+    decisions = [
+        (key, stamp_of(project.item(key).path), project.review(key).mask_sha256)
+        for key in (*lesson.supports, *lesson.negatives)
+    ]
+    return name_of(segmenter.digest, lesson.index, len(lesson.supports), decisions, config)
+
+
+def _kept(segmenter: "Segmenter", project: Project, lesson: Lesson, digest: str) -> Concept | None:
+    """The concept that was learned from the same, by this process or an earlier one."""
+    if not lesson.supports or project.remembered(lesson.name).get("learned_from") != digest:
+        return None
+    return open_concept(project.concept_path(lesson.name)).concept(segmenter)
+
+
+def _supports(project: Project, lesson: Lesson) -> SupportSet:
+    pairs, sources = list[Pair](), list[Source]()
+    for key in lesson.supports:
+        masks = project.masks(key)
+        if masks is None:
+            raise InputError(f"The mask of {key} is gone.", "Label the image again.")
+        pairs.append((project.read(key), masks[lesson.index]))
+        sources.append(source_of(project.item(key).path, project.mask_path(key)))
+    return SupportSet(lesson.name, pairs, sources)
+
+
+# --- proposing -----------------------------------------------------------------------------------------
 
 
 def propose(project: Project, taught: Taught, queries: QueryCache, key: str) -> Review:

@@ -109,7 +109,7 @@ class TeachingJob:
     def _propose(self, taught: Taught) -> None:
         """Images nobody decided about: those that are waited for most, the most doubtful, before others."""
         self._project.refresh()
-        open_ones = [review for review in self._project.reviews() if not review.is_reviewed]
+        open_ones = [each for each in self._project.reviews() if not (each.is_reviewed or taught.knows(each))]
         open_ones.sort(key=lambda review: -(review.doubt or 0.0))
         began, total = time.monotonic(), len(open_ones)
         for done, review in enumerate(open_ones):

@@ -27,9 +27,9 @@ export function setUp(onLeave, onNeighbour) {
     choice.title = `Key ${index + 1}`;
     return choice;
   }));
-  $("classes").hidden = project.classes.length < 2;
+  $("classes").hidden = $("not-it").hidden = project.classes.length < 2; // of one class it would be "nothing here"
   for (const input of document.querySelectorAll("input[name=tool]")) input.onchange = () => pickTool(input.value);
-  const buttons = { undo, redo, clear, hide, back: () => leaveTo(null), save, nothing: () => finish("nothing"), reopen: () => finish("reopen", 0), in: () => zoom(1.4), out: () => zoom(1 / 1.4), fit, previous: () => step(-1), next: () => step(1) };
+  const buttons = { undo, redo, clear, hide, back: () => leaveTo(null), save, "not-it": notIt, nothing: () => finish("nothing"), reopen: () => finish("reopen", 0), in: () => zoom(1.4), out: () => zoom(1 / 1.4), fit, previous: () => step(-1), next: () => step(1) };
   for (const [id, act] of Object.entries(buttons)) $(id).onclick = () => { act(); canvas.focus({ preventScroll: true }); };
   $("size").oninput = draw;
 }
@@ -239,6 +239,8 @@ function useBox(at) {
 function undo() { if (points.length) points.pop(); else mask?.undo(); if (mask) repaint(); }
 function redo() { mask?.redo(); if (mask) repaint(); }
 function clear() { if (mask) { mask.begin(); mask.clear(); repaint(); } }
+/** What is marked as the chosen class is something else: take it away, save, and go on. */
+function notIt() { if (mask) { mask.begin(); mask.clear(label); repaint(); save(); } }
 function hide() { hidden = !hidden; $("hide").setAttribute("aria-pressed", String(hidden)); draw(); }
 function zoom(factor) { view.zoomAt(factor); draw(); }
 function fit() { view.fit(); draw(); }
@@ -322,7 +324,7 @@ export function useKey(event) {
     (name === "y" || event.shiftKey ? redo : undo)();
     return true;
   }
-  const acts = { escape: () => (points.length || corner ? (points = [], corner = null, draw()) : leaveTo(null)), enter: () => (points.length > 2 ? closePolygon() : save()), n: () => finish("nothing"), r: () => finish("reopen", 0), pageup: () => step(-1), pagedown: () => step(1), h: hide, "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: fit, "[": () => resize(-5), "]": () => resize(5), " ": () => { if (cursor) press(cursor); } };
+  const acts = { escape: () => (points.length || corner ? (points = [], corner = null, draw()) : leaveTo(null)), enter: () => (points.length > 2 ? closePolygon() : save()), n: () => finish("nothing"), m: notIt, r: () => finish("reopen", 0), pageup: () => step(-1), pagedown: () => step(1), h: hide, "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: fit, "[": () => resize(-5), "]": () => resize(5), " ": () => { if (cursor) press(cursor); } };
   const classes = document.querySelectorAll("input[name=class]");
   if (name in TOOLS) pickTool(TOOLS[name]);
   else if (/^[1-9]$/.test(name) && classes[name - 1]) { classes[name - 1].checked = true; label = Number(name); }

@@ -8,7 +8,7 @@ import { STATES, cancelLearning, decide, follow, learn, listen, load, ordered, p
 
 const KEYS = {
   "Arrows": "choose an image; in the editor move the tool (Shift: one pixel)", "Enter": "open; in the editor accept, or save what was drawn, and go on",
-  "A": "accept the chosen image", "N": "nothing here", "R": "reopen: the model may propose again", "L": "learn and propose", "Escape": "back",
+  "A": "accept the chosen image", "N": "nothing here", "M": "in the editor: what is marked as the chosen class is something else", "R": "reopen: the model may propose again", "L": "learn and propose", "Escape": "back",
   "B E P X": "brush, eraser, polygon, box", "C V": "add or remove the region under the tool", "Space": "use the tool", "[ ]": "size of the brush",
   "Ctrl Z": "undo (with Shift: redo)", "+ − 0": "zoom in, out, fit; the wheel and two fingers do too", "H": "hide the mask", "1 to 9": "class", "Page up, Page down": "previous, next image", "?": "these keys",
 };

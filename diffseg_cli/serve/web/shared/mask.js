@@ -77,8 +77,9 @@ export class Mask {
         else if (this.labels[i] === label) this.labels[i] = 0;
       }
   }
-  clear() {
-    this.labels.fill(0);
+  /** Take away every label, or only one. */
+  clear(label = null) {
+    for (let i = 0; i < this.labels.length; i++) if (label === null || this.labels[i] === label) this.labels[i] = 0;
   }
 
   /**
