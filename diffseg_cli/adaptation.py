@@ -178,7 +178,7 @@ def adapt_steps(
         config: the numbers; default `AdaptConfig`.
         seed: of views, episodes and the support that is kept out.
 
-    Yields:
+    Returns:
         Every step; the last one carries what came out.
 
     Raises:
@@ -197,6 +197,16 @@ def adapt_steps(
             f"Adaptation takes up to {config.most_supports} supports, and there are {len(pairs)}.",
             "Choose the most different ones, or use `diffseg train` for so many.",
         )
+    return _steps(segmenter, pairs, negatives, config, seed)
+
+
+def _steps(
+    segmenter: Method,
+    pairs: Sequence[Pair],
+    negatives: Sequence[NDArray[np.uint8]],
+    config: AdaptConfig,
+    seed: int,
+) -> Iterator[AdaptStep]:
     views = _Views(segmenter, pairs, negatives, config, seed)
     start = segmenter.trained.modules
     modules = copy.deepcopy(start).float().requires_grad_(True)

@@ -28,6 +28,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
+from diffseg_cli.adaptation import adapt_steps
 from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.results.render import png_bytes
@@ -346,6 +347,72 @@ def test_a_concept_is_kept_used_and_forgotten(finder: Segmenter) -> None:
         assert client.delete("/v1/concepts/sofa").status_code == 409
         assert client.delete("/v1/concepts/my%20dog").status_code == 204
         assert client.delete("/v1/concepts/my%20dog").status_code == 404
+
+
+def await_adaptation(client: TestClient, name: str) -> dict[str, Any]:
+    for _ in range(1200):
+        adaptation: dict[str, Any] = client.get(f"/v1/concepts/{name}").json()["adaptation"]
+        if adaptation["stage"] != "adapting":
+            return adaptation
+        threading.Event().wait(0.05)
+    raise AssertionError(adaptation)
+
+
+def test_a_concept_is_adapted_in_the_background_and_used(small_segmenter: Segmenter) -> None:
+    pairs, absent = [(picture(seed), MASK > 0) for seed in (0, 4, 5)], picture(9)
+    files = [*parts(support=[pair[0] for pair in pairs], mask=[MASK] * 3), *parts(**{"not": absent})]
+    (adapted,) = [
+        step.adapted for step in adapt_steps(small_segmenter, pairs, negatives=[absent]) if step.adapted
+    ]
+    support = small_segmenter.encode_support(pairs)
+    expected = small_segmenter.with_trained(adapted.trained).segment(QUERY, support)
+    with serve(small_segmenter) as client:
+        made = client.post("/v1/concepts", files=files, data={"name": "bird", "adapt": "true"})
+        assert made.status_code == 200 and made.json()["adaptation"]["stage"] == "adapting"
+        busy = client.post("/v1/concepts", files=files, data={"name": "other", "adapt": "true"})
+        assert busy.status_code == 503 and busy.headers["retry-after"].isdecimal()
+        assert "adapting to bird" in busy.json()["error"]
+        plain = client.post("/v1/segment", files=parts(query=QUERY), data={"concept": "bird"})
+        assert plain.status_code == 200  # it is of use before
+        said = await_adaptation(client, "bird")
+        assert (said["reach"], said["before"], said["after"]) == (
+            *(adapted.reach, adapted.before, adapted.after),
+        )
+        assert [each["id"] for each in client.get("/v1/concepts").json()["concepts"]] == ["bird"]
+        found = client.post("/v1/segment", files=parts(query=QUERY), data={"concept": "bird"})
+        np.testing.assert_array_equal(pixels(found.content) > 0, expected.mask)
+
+
+def test_adapting_can_be_stopped_and_the_concept_stays(small_segmenter: Segmenter) -> None:
+    with serve(small_segmenter) as client:
+        client.post("/v1/concepts", files=ONE, data={"name": "dog", "adapt": "true"})
+        stopped = client.delete("/v1/concepts/dog/adaptation")
+        assert stopped.status_code == 200 and stopped.json()["adaptation"] == {"stage": "cancelled"}
+        by_concept = client.post("/v1/segment", files=parts(query=QUERY), data={"concept": "dog"})
+        assert by_concept.content == client.post("/v1/segment", files=ASK).content
+        assert client.delete("/v1/concepts/cat/adaptation").status_code == 404
+        client.post("/v1/concepts", files=ONE, data={"name": "cat", "adapt": "true"})
+        assert client.delete("/v1/concepts/cat").status_code == 204
+        assert [each["id"] for each in client.get("/v1/concepts").json()["concepts"]] == ["dog"]
+
+
+def test_what_cannot_be_adapted_to_is_refused_and_not_kept(
+    client: TestClient, small_segmenter: Segmenter
+) -> None:
+    data = {"name": "dog", "adapt": "true"}
+    refused = client.post("/v1/concepts", files=ONE, data=data)
+    assert refused.status_code == 400 and "no trained modules to adapt" in refused.json()["error"]
+    assert not client.get("/v1/model").json()["can_adapt"]
+    with serve(small_segmenter) as adapting:
+        assert adapting.get("/v1/model").json()["can_adapt"]
+        for files, fields, status, text in (
+            ([*ONE, *parts(**{"not": QUERY})], {"name": "dog"}, 400, "The field not is for adapting"),
+            ([*ONE, *parts(**{"not": b"no image"})], data, 422, "image 1 without the object is not an image"),
+            ([*ONE, *parts(**{"not": [QUERY] * 17})], data, 400, "16 images without the object at most"),
+        ):
+            answer = adapting.post("/v1/concepts", files=files, data=fields)
+            assert answer.status_code == status and text in answer.json()["error"], answer.text
+        assert adapting.get("/v1/concepts").json() == {"concepts": []}
 
 
 # --- limits --------------------------------------------------------------------------------------------

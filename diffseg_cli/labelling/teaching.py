@@ -1,8 +1,9 @@
 """What the model does in a project: learn from what a person decided, then propose masks for the rest."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from diffseg_cli.labelling.disk_cache import name_of, stamp_of
 from diffseg_cli.labelling.doubt import doubt_of
 from diffseg_cli.labelling.project import Mask, Project
 from diffseg_cli.labelling.query_cache import QueryCache
-from diffseg_cli.labelling.review_log import Review, State, now
+from diffseg_cli.labelling.review_log import Outdated, Review, State, now
 from diffseg_cli.supports.concept import (
     Concept,
     Source,
@@ -239,3 +240,40 @@ def propose(project: Project, taught: Taught, queries: QueryCache, key: str) -> 
     presence = {each.name: round(each.presence, 4) for each in found if each.presence is not None}
     doubt = max(doubt_of(each.mask, each.probability, each.presence) for each in found)
     return project.propose(key, review.revision, masks, presence, doubt)
+
+
+def teach(
+    segmenter: "Segmenter", project: Project, queries: QueryCache, given: Sequence[Concept] = ()
+) -> Iterator[dict[str, Any]]:
+    """Learn, then propose for all images nobody decided about.
+
+    Those that are waited for most, the most doubtful, come first.
+
+    Args:
+        segmenter: that learns; it stays as it is.
+        project: that it learns from and proposes for.
+        queries: encodes its images.
+        given: concepts to begin with.
+
+    Yields:
+        After every step stage (learning, then proposing), done and total; of proposing also `supports`, the
+        number of images that were learned from.
+
+    Raises:
+        UsageError: as `teach_steps`, as is InputError.
+    """
+    taught = None
+    for step in teach_steps(segmenter, project, given):
+        yield {"stage": "learning", "done": step.step, "total": step.steps}
+        taught = step.taught
+    if taught is None:
+        raise ValueError("the last step of learning carries no result")
+    project.refresh()
+    open_ones = [each for each in project.reviews() if not (each.is_reviewed or taught.knows(each))]
+    open_ones.sort(key=lambda review: -(review.doubt or 0.0))
+    progress = {"stage": "proposing", "total": len(open_ones), "supports": taught.supports}
+    yield {**progress, "done": 0}
+    for done, review in enumerate(open_ones, start=1):
+        with suppress(Outdated):  # somebody decided meanwhile, and that stands
+            propose(project, taught, queries, review.image)
+        yield {**progress, "done": done}

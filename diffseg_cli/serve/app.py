@@ -2,29 +2,29 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from http import HTTPStatus
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, File, Form, UploadFile
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import Field
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from diffseg_cli.choices import MIN_AREA, AnswerChoice, MaskChoice
-from diffseg_cli.errors import DiffsegError, UsageError
+from diffseg_cli.errors import UsageError
 from diffseg_cli.labelling.growing import ClickGrower
 from diffseg_cli.labelling.project import HIDDEN, Project
 from diffseg_cli.labelling.query_cache import QueryCache
+from diffseg_cli.labelling.teaching import teach
 from diffseg_cli.serve.bodies import ConceptBody, ConceptsBody, ErrorBody, FoundBody, HealthBody, ModelBody
+from diffseg_cli.serve.concepts import KeptConcepts
 from diffseg_cli.serve.engine import (
     CallOrder,
-    ConceptOrder,
     FindOrder,
     InferenceEngine,
     MaskOrder,
@@ -32,13 +32,13 @@ from diffseg_cli.serve.engine import (
     key_of,
 )
 from diffseg_cli.serve.guard import Guard
+from diffseg_cli.serve.job import BackgroundJob
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
 from diffseg_cli.serve.pages import add_pages
 from diffseg_cli.serve.project_routes import add_project
-from diffseg_cli.serve.refusals import Refusal, refusal_response
-from diffseg_cli.serve.replies import Reply
-from diffseg_cli.serve.teaching_job import TeachingJob
+from diffseg_cli.serve.refusals import Refusal, add_error_handlers
+from diffseg_cli.serve.replies import Reply, json_reply
 from diffseg_cli.serve.uploads import SupportUpload, Upload
 from diffseg_cli.serve.worker import Worker
 from diffseg_cli.supports.concept import Concept, check_name
@@ -134,21 +134,20 @@ def create_app(
     """
     limits = limits or Limits()
     metrics = Metrics()
-    engine = InferenceEngine(segmenter, concepts, limits, metrics)
+    engine = InferenceEngine(segmenter, limits, metrics)
     worker = Worker[Order, Any](engine.work, key_of, limits.batch_size)
-    job = None
-    if project is not None:
-        queries = QueryCache(engine.segmenter, project.out / HIDDEN / "encoded")
-        job = TeachingJob(
-            engine.segmenter, project, queries, concepts, lambda run: worker.submit(CallOrder(run))
-        )
+
+    def submit(run: Callable[[], Any]) -> "Future[Any]":
+        return worker.submit(CallOrder(run))
+
+    kept = KeptConcepts(engine.segmenter, concepts, limits, metrics, submit)
+    learning = BackgroundJob(submit)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        if job is not None:
-            await asyncio.to_thread(job.cancel)
-        await asyncio.to_thread(worker.close)
+        for end in (kept.close, learning.cancel, worker.close):
+            await asyncio.to_thread(end)
 
     app = FastAPI(
         title="diffseg",
@@ -159,51 +158,22 @@ def create_app(
         redoc_url=None,
         responses=REFUSALS,
     )
-    _add_error_handlers(app)
+    add_error_handlers(app)
     answered = _answerer(worker)
-    _add_work(app, engine, answered, limits)
-    if project is not None and job is not None:
-        grower = ClickGrower(engine.segmenter, job.queries)
+    _add_work(app, kept, answered, limits)
+    _add_concepts(app, kept, answered, limits)
+    if project is not None:
+        queries = QueryCache(engine.segmenter, project.out / HIDDEN / "encoded")
 
         async def called(request: Request, run: Callable[[], Reply]) -> Response:
             return await answered(request, CallOrder(run))
 
-        add_project(app, project, job, grower, called, limits.pixels)
+        begin = partial(teach, engine.segmenter, project, queries, concepts)
+        grower = ClickGrower(engine.segmenter, queries)
+        add_project(app, project, learning, begin, grower, called, limits.pixels)
     add_pages(app, labelling=project is not None)
-    _add_status(app, engine, limits, metrics)
+    _add_status(app, engine.segmenter, limits, metrics)
     return Guard(app, limits, metrics, token)
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    """Every error leaves as `ErrorBody`."""
-
-    @app.exception_handler(DiffsegError)
-    async def known(_: Request, error: DiffsegError) -> Response:
-        return refusal_response(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        field = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "body")
-        if "UploadFile" in first["msg"]:
-            wrong = UsageError(f"{field}: this must be a file.", f"With curl: -F {field}=@picture.jpg")
-        else:
-            wrong = UsageError(f"{field}: {first['msg']}.", "See /openapi.json for the fields.")
-        return refusal_response(wrong)
-
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> Response:
-        if isinstance(error.__cause__, DiffsegError):  # raised while the body was read
-            return refusal_response(error.__cause__)
-        return refusal_response(
-            Refusal(error.status_code, f"{error.detail.rstrip('.')}.", None, dict(error.headers or {}))
-        )
-
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> Response:
-        return refusal_response(
-            Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: this should not happen.")
-        )
 
 
 def _answerer(worker: Worker[Order, Any]) -> Answered:
@@ -223,13 +193,13 @@ def _answerer(worker: Worker[Order, Any]) -> Answered:
     return answered
 
 
-def _add_work(app: FastAPI, engine: InferenceEngine, answered: Answered, limits: Limits) -> None:
-    """Routes that the worker answers."""
+def _check_count(files: Sequence[Upload], what: str, most: int) -> None:
+    if len(files) > most:
+        raise UsageError(f"A request may hold {most} {what} at most.")
 
-    def checked(supports: SupportUpload) -> SupportUpload:
-        if len(supports.images) > limits.supports:
-            raise UsageError(f"A request may hold {limits.supports} supports at most.")
-        return supports
+
+def _add_work(app: FastAPI, kept: KeptConcepts, answered: Answered, limits: Limits) -> None:
+    """Routes that the model answers at once."""
 
     @app.post(
         "/v1/segment",
@@ -264,9 +234,10 @@ def _add_work(app: FastAPI, engine: InferenceEngine, answered: Answered, limits:
         """Find a concept, or the object of supports with masks, in a query."""
         what: Concept | SupportUpload
         if concept is not None and supports is None:
-            what = engine.concept(concept)
+            what = kept.get(concept)
         elif concept is None and supports is not None:
-            what = checked(supports)
+            _check_count(supports.images, "supports", limits.supports)
+            what = supports
         else:
             raise UsageError(
                 "A request names either a concept or supports with masks.",
@@ -293,36 +264,73 @@ def _add_work(app: FastAPI, engine: InferenceEngine, answered: Answered, limits:
         """Make the mask of the object that fills a box (left, top, width, height in pixels)."""
         return await answered(request, MaskOrder(await _read(image), (x, y, width, height)))
 
-    @app.post("/v1/concepts", response_model=ConceptBody, responses=TAKEN)
-    async def make_concept(
-        request: Request, supports: Supports, name: Annotated[str, Form(max_length=64, description="Its id.")]
-    ) -> Response:
-        """Encode supports and keep them in memory under a name."""
-        if supports is None:
-            raise UsageError("There is no support picture.", "Send the fields support and mask.")
-        return await answered(request, ConceptOrder(check_name(name), checked(supports)))
 
-
-def _add_status(app: FastAPI, engine: InferenceEngine, limits: Limits, metrics: Metrics) -> None:
-    """Routes that tell what is there."""
+def _add_concepts(app: FastAPI, kept: KeptConcepts, answered: Answered, limits: Limits) -> None:
+    """Routes of the concepts that are kept."""
 
     @app.get("/v1/concepts", response_model=ConceptsBody)
     async def list_concepts() -> Response:
         """The concepts that are kept, in the order in which they came."""
-        return JSONResponse({"concepts": [engine.record(each) for each in list(engine.concepts.values())]})
+        return JSONResponse({"concepts": [kept.record(each) for each in kept.all()]})
+
+    @app.post("/v1/concepts", response_model=ConceptBody, responses=TAKEN)
+    async def make_concept(
+        request: Request,
+        supports: Supports,
+        name: Annotated[str, Form(max_length=64, description="Its id.")],
+        negatives: Annotated[
+            list[UploadFile],
+            File(alias="not", default_factory=list, description="With adapt: images without the object."),
+        ],
+        adapt: Annotated[
+            bool, Form(description="Adapt the model to the supports, in the background.")
+        ] = False,
+    ) -> Response:
+        """Encode supports and keep them in memory under a name; `adaptation` says how far adapting is."""
+        if supports is None:
+            raise UsageError("There is no support image.", "Send the fields support and mask.")
+        if negatives and not adapt:
+            raise UsageError("The field not is for adapting.", "Send adapt=true with it, or leave it out.")
+        absent = [await _read(each) for each in negatives]
+        _check_count(supports.images, "supports", limits.supports)
+        _check_count(absent, "images without the object", limits.supports)
+        checked = check_name(name)
+
+        def make() -> Reply:
+            return json_reply(kept.record(kept.make(checked, supports, absent, adapt=adapt)))
+
+        return await answered(request, CallOrder(make))
+
+    @app.get("/v1/concepts/{name}", response_model=ConceptBody, responses=UNKNOWN)
+    async def show_concept(name: str) -> Response:
+        """A concept, and how far adapting to it is."""
+        return JSONResponse(kept.record(kept.get(name)))
 
     @app.delete("/v1/concepts/{name}", status_code=204, responses=UNKNOWN | TAKEN)
-    async def delete_concept(name: str) -> None:
+    def delete_concept(name: str) -> None:
         """Forget a concept that was made by a request."""
-        engine.drop(name)
+        kept.drop(name)
+
+    @app.delete("/v1/concepts/{name}/adaptation", response_model=ConceptBody, responses=UNKNOWN)
+    def stop_adapting(name: str) -> Response:
+        """Stop adapting; the concept stays as it was made."""
+        return JSONResponse(kept.record(kept.stop_adapting(name)))
+
+
+def _add_status(app: FastAPI, segmenter: "Segmenter", limits: Limits, metrics: Metrics) -> None:
+    """Routes that tell what is there."""
 
     @app.get("/v1/model", response_model=ModelBody)
     async def model() -> Response:
         """What answers here, and its limits."""
-        segmenter = engine.segmenter
-        facts = {"version": __version__, "description": segmenter.description}
         return JSONResponse(
-            {**facts, "has_presence": segmenter.trained.presence is not None, "limits": asdict(limits)}
+            {
+                "version": __version__,
+                "description": segmenter.description,
+                "has_presence": segmenter.trained.presence is not None,
+                "can_adapt": segmenter.head == "pam",
+                "limits": asdict(limits),
+            }
         )
 
     @app.head("/healthz", include_in_schema=False)

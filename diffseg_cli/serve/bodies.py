@@ -49,6 +49,19 @@ class FoundBody(BaseModel):
     )
 
 
+class AdaptationBody(BaseModel):
+    """How far adapting the model to a concept is, or what came of it."""
+
+    stage: Literal["adapting", "done", "cancelled", "failed"]
+    done: int | None = Field(default=None, description="Steps.")
+    total: int | None = Field(default=None, description="Steps in all.")
+    seconds_left: float | None = None
+    error: str | None = None
+    reach: float | None = Field(default=None, description="How far the modules moved; 0: they stayed.")
+    before: float | None = Field(default=None, description="IoU on the views that judged, before.")
+    after: float | None = Field(default=None, description="IoU on the views that judged, after.")
+
+
 class ConceptBody(BaseModel):
     """A concept that is kept."""
 
@@ -57,6 +70,7 @@ class ConceptBody(BaseModel):
     fixed: bool = Field(description="Given at the start; cannot be deleted.")
     preview: str = Field(description="The first support on a dark background, as a data URL.")
     notes: list[str]
+    adaptation: AdaptationBody | None = Field(description="Null where the model was not adapted to it.")
 
 
 class ConceptsBody(BaseModel):
@@ -71,6 +85,7 @@ class ModelBody(BaseModel):
     version: str
     description: str
     has_presence: bool
+    can_adapt: bool
     limits: Limits
 
 

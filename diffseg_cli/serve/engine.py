@@ -1,15 +1,10 @@
-"""What the worker does with orders: encode supports, segment queries, make masks and concepts.
+"""What the worker does with orders, in its thread: encode supports, segment queries, make masks."""
 
-Everything here runs in the worker's thread, but for `concepts`, which others may read.
-"""
-
-import base64
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,16 +13,14 @@ from numpy.typing import NDArray
 
 from diffseg_cli.choices import AnswerChoice
 from diffseg_cli.errors import DiffsegError
-from diffseg_cli.files import folded
 from diffseg_cli.finding import Answer, find_in
 from diffseg_cli.results.formats import UNNAMED
 from diffseg_cli.results.outputs import mask_png
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
-from diffseg_cli.serve.refusals import Refusal
 from diffseg_cli.serve.replies import PNG, Reply, found_record, image_reply, json_reply
 from diffseg_cli.serve.uploads import SupportUpload, Upload, read_picture, read_supports
-from diffseg_cli.supports.concept import Concept, SupportSet
+from diffseg_cli.supports.concept import Concept
 from diffseg_cli.supports.mask_making import box_region, mask_from_box
 from diffseg_cli.timing import Stopwatch
 
@@ -74,21 +67,13 @@ class MaskOrder:
 
 
 @dataclass(frozen=True)
-class ConceptOrder:
-    """Encode supports and keep them under a name."""
-
-    name: str
-    support: SupportUpload
-
-
-@dataclass(frozen=True)
 class CallOrder:
     """Anything that is to run in the thread that owns the model; what it returns is the answer."""
 
     run: Callable[[], Any]
 
 
-Order = FindOrder | MaskOrder | ConceptOrder | CallOrder
+Order = FindOrder | MaskOrder | CallOrder
 
 
 def key_of(order: Order) -> Hashable:
@@ -97,29 +82,23 @@ def key_of(order: Order) -> Hashable:
 
 
 class InferenceEngine:
-    """A segmenter and what it is asked to keep.
+    """A segmenter and the supports it was asked about last.
 
     Args:
         segmenter: only used in the thread that calls `work`.
-        concepts: given at the start.
-        limits: of pictures and concepts.
+        limits: of images.
         metrics: counts what is done.
 
     Attributes:
         segmenter: the same, that stops before its next stage where nobody waits for an answer any more.
     """
 
-    def __init__(
-        self, segmenter: "Segmenter", concepts: Sequence[Concept], limits: Limits, metrics: Metrics
-    ) -> None:
+    def __init__(self, segmenter: "Segmenter", limits: Limits, metrics: Metrics) -> None:
         self.segmenter = replace(segmenter, stage=self._stage)
         self._inner_stage, self._limits, self._metrics = segmenter.stage, limits, metrics
         self._wanted: Callable[[], bool] = lambda: True
-        self.concepts = {concept.name: concept for concept in concepts}
-        self._fixed = frozenset(self.concepts)
         self._recent: OrderedDict[str, Concept] = OrderedDict()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="diffseg-pictures")
-        metrics.add("diffseg_concepts", len(self.concepts))
 
     def work(self, orders: Sequence[Order], wanted: Callable[[], bool]) -> list[Any]:
         """Answer orders of one key; what a user did wrong is the answer of that order.
@@ -142,76 +121,19 @@ class InferenceEngine:
         self._check_wanted()
         return self._inner_stage(name)
 
-    def drop(self, name: str) -> None:
-        """Forget a concept.
-
-        Raises:
-            Refusal: there is none of that name, or it was given at the start.
-        """
-        self.concept(name)
-        if name in self._fixed:
-            raise Refusal(HTTPStatus.CONFLICT, f"The concept {name} was given at the start and stays.")
-        if self.concepts.pop(name, None):
-            self._metrics.add("diffseg_concepts", -1)
-
-    def concept(self, name: str) -> Concept:
-        """The concept of this name.
-
-        Raises:
-            Refusal: there is none.
-        """
-        concept = self.concepts.get(name)
-        if concept is None:
-            raise Refusal(
-                HTTPStatus.NOT_FOUND, f"No concept is called {name}.", "See GET /v1/concepts for their names."
-            )
-        return concept
-
-    def record(self, concept: Concept) -> dict[str, Any]:
-        """What JSON says of a concept."""
-        return {
-            "id": concept.name,
-            "supports": concept.support.shots,
-            "fixed": concept.name in self._fixed,
-            "preview": f"data:image/jpeg;base64,{base64.b64encode(concept.preview).decode('ascii')}",
-            "notes": list(concept.notes),
-        }
-
     def _attempt(self, make: Callable[..., T], *arguments: Any) -> T | Exception:
         try:
             return make(*arguments)
         except DiffsegError as error:
             return error
 
-    def _make(self, order: MaskOrder | ConceptOrder | CallOrder) -> Any:
+    def _make(self, order: MaskOrder | CallOrder) -> Any:
         if isinstance(order, CallOrder):
             return order.run()
-        if isinstance(order, ConceptOrder):
-            return json_reply(self.record(self._keep(order)))
         image = read_picture(order.image, "image", self._limits.pixels)
         region = box_region(order.box, (image.shape[0], image.shape[1]))
         made = mask_from_box(self.segmenter, image, region)
         return Reply(mask_png([made]), PNG, {"X-Diffseg-Area": f"{made.mean():.6f}"})
-
-    def _keep(self, order: ConceptOrder) -> Concept:
-        taken = {folded(name) for name in list(self.concepts)}  # another thread may delete one
-        if folded(order.name) in taken:
-            raise Refusal(
-                HTTPStatus.CONFLICT,
-                f"A concept is called {order.name} already.",
-                "Choose another name, or delete that one.",
-            )
-        if len(taken) >= self._limits.concepts:
-            raise Refusal(
-                HTTPStatus.CONFLICT,
-                f"This server keeps {self._limits.concepts} concepts at most.",
-                "Delete one first.",
-            )
-        pairs, notes = read_supports(order.support, self._limits.pixels)
-        concept = SupportSet(order.name, pairs, notes=notes).concept(self.segmenter)
-        self.concepts[order.name] = concept
-        self._metrics.add("diffseg_concepts")
-        return concept
 
     def _encode(self, upload: SupportUpload) -> Concept:
         """Supports of a request, encoded once for requests that follow each other."""

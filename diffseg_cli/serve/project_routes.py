@@ -27,8 +27,8 @@ from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.results.outputs import mask_png
 from diffseg_cli.results.palette import concept_color, label_map
 from diffseg_cli.results.render import png_bytes
+from diffseg_cli.serve.job import BackgroundJob, Step
 from diffseg_cli.serve.replies import JSON, PNG, Reply
-from diffseg_cli.serve.teaching_job import TeachingJob
 
 JPEG = "image/jpeg"
 LONGEST = 2048  # side in pixels of an image in the editor; larger ones are corrected at this size
@@ -45,18 +45,20 @@ Share = Annotated[float, Form(ge=0, le=1, allow_inf_nan=False)]
 def add_project(
     app: FastAPI,
     project: Project,
-    job: TeachingJob,
+    job: BackgroundJob,
+    teach: Callable[[], Iterator[Step]],
     grower: ClickGrower,
     answered: Answered,
     most_pixels: int,
 ) -> None:
-    """Add the routes of a project to a server."""
+    """Add the routes of a project to a server; `teach` begins to learn and propose, as `job`."""
     _add_looking(app, project, job)
     _add_deciding(app, project, most_pixels)
-    _add_helping(app, project, job, grower, answered)
+    _add_learning(app, job, teach)
+    _add_helping(app, project, grower, answered)
 
 
-def _add_looking(app: FastAPI, project: Project, job: TeachingJob) -> None:
+def _add_looking(app: FastAPI, project: Project, job: BackgroundJob) -> None:
     thumbnails = Thumbnails(project)
 
     @app.get("/v1/project")
@@ -146,13 +148,11 @@ def _add_deciding(app: FastAPI, project: Project, most_pixels: int) -> None:
         )
 
 
-def _add_helping(
-    app: FastAPI, project: Project, job: TeachingJob, grower: ClickGrower, answered: Answered
-) -> None:
+def _add_learning(app: FastAPI, job: BackgroundJob, teach: Callable[[], Iterator[Step]]) -> None:
     @app.post("/v1/project/learn")
     def learn() -> Response:
         """Learn from what was decided and propose masks for the rest, in the background."""
-        job.start()
+        job.start(teach(), "learning")
         return JSONResponse(job.progress)
 
     @app.delete("/v1/project/learn")
@@ -161,6 +161,8 @@ def _add_helping(
         job.cancel()
         return JSONResponse(job.progress)
 
+
+def _add_helping(app: FastAPI, project: Project, grower: ClickGrower, answered: Answered) -> None:
     async def glance_at(request: Request, image: str) -> Glance:
         """From memory; only a look that was not taken yet waits for the model."""
         path = project.item(image).path

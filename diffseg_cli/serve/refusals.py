@@ -3,7 +3,11 @@
 import re
 from http import HTTPStatus
 
-from starlette.responses import JSONResponse
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from diffseg_cli.errors import DiffsegError, InputError, MissingDependency, UsageError
 from diffseg_cli.labelling.review_log import Outdated
@@ -52,3 +56,35 @@ def refusal_response(error: DiffsegError) -> JSONResponse:
 
 def _as_field(option: re.Match[str]) -> str:
     return option[1].replace("-", "_")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Every error leaves as `ErrorBody`."""
+
+    @app.exception_handler(DiffsegError)
+    async def known(_: Request, error: DiffsegError) -> Response:
+        return refusal_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "body")
+        if "UploadFile" in first["msg"]:
+            wrong = UsageError(f"{field}: this must be a file.", f"With curl: -F {field}=@image.jpg")
+        else:
+            wrong = UsageError(f"{field}: {first['msg']}.", "See /openapi.json for the fields.")
+        return refusal_response(wrong)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, DiffsegError):  # raised while the body was read
+            return refusal_response(error.__cause__)
+        return refusal_response(
+            Refusal(error.status_code, f"{error.detail.rstrip('.')}.", None, dict(error.headers or {}))
+        )
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        return refusal_response(
+            Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: this should not happen.")
+        )
