@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 MIN_AREA = r"^[0-9]+(\.[0-9]+)?%?$"  # what `least_pixels` reads
+MOST_LOOKS = 999
+ZOOM = r"^(auto|off|[2-9]|[1-9][0-9]{1,2})$"  # what `zoom.most_looks` reads
 SUPPORT, MODEL, OUTPUT, ADVANCED = "Support", "Model", "Output", "Advanced"  # panels of the help
 
 
@@ -79,6 +81,12 @@ def least_pixels(min_area: str, largest: int) -> float:
 
 def _min_area(text: str) -> str:
     least_pixels(text, 0)
+    return text
+
+
+def _zoom(text: str) -> str:
+    if not re.fullmatch(ZOOM, text):
+        raise ValueError(f"'{text}' is neither auto nor off nor a number of looks from 2 to {MOST_LOOKS}.")
     return text
 
 
@@ -313,5 +321,15 @@ class AnswerChoice:
             parse=_min_area,
         ),
     ] = "1%"
+    zoom: Annotated[
+        str,
+        Option(
+            "Look again, closer, at large images: auto where an object may be small (10 looks, more above 12 "
+            "megapixels), off, or the most looks.",
+            OUTPUT,
+            metavar="auto|off|N",
+            parse=_zoom,
+        ),
+    ] = "auto"
     instances: Annotated[bool, Option("Number the objects in a mask, cut where two touch.", OUTPUT)] = False
     seed: Seed = 0

@@ -105,7 +105,7 @@ def find_in(
     answers = []
     for path, image, predictions in zip(images, query.images, zip(*per_concept, strict=True), strict=True):
         found = [
-            ConceptResult(each.name, p.mask, p.probability, p.score_map, p.presence)
+            ConceptResult(each.name, p.mask, p.probability, p.score_map, p.presence, p.windows)
             for each, p in zip(concepts, predictions, strict=True)
         ]
         notes = [
@@ -139,6 +139,8 @@ def _note(prediction: "Prediction") -> str | None:
 def settings_record(segmenter: "Segmenter", answer: AnswerChoice) -> dict[str, Any]:
     """What decided a result: the model and what counts as found."""
     chosen = {name: value for name, value in asdict(answer).items() if value is not None}
+    if answer.zoom == "off":  # as results without it were written down: they stay valid
+        del chosen["zoom"]
     return {**segmenter.record(), **chosen}
 
 

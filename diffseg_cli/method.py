@@ -247,10 +247,11 @@ class Method:
         output.check_finite()
         return output
 
-    def check_presence(self, min_presence: float) -> None:
-        """Raise UsageError if a presence score is asked for and there is none."""
-        if min_presence > 0 and self.trained.presence is None:
-            raise UsageError("Without trained modules there is no presence score.", "Drop --min-presence.")
+    def check_presence(self, min_presence: float, zoom: str) -> None:
+        """Raise UsageError if something is asked that needs a presence score, and there is none."""
+        if self.trained.presence is None and (min_presence > 0 or zoom not in ("auto", "off")):
+            option = "--min-presence" if min_presence > 0 else "--zoom"
+            raise UsageError("Without trained modules there is no presence score.", f"Drop {option}.")
 
     def make_noise(self, latents: Tensor, seed: int) -> Tensor | None:
         """Unit normal noise like latents (b c H W): one draw a seed, whatever the batch, order or device."""

@@ -19,6 +19,7 @@ from diffseg_cli.results.annotations import box_xywh
 from diffseg_cli.results.formats import FORMATS, UNNAMED, encode_image, format_of
 from diffseg_cli.results.outputs import ConceptResult, Scene, number_instances, shrunk
 from diffseg_cli.results.render import overlay, png_bytes
+from diffseg_cli.zoom import Window
 
 SHOWN = 1024  # longest side in pixels of what a notebook shows
 
@@ -90,13 +91,15 @@ class Prediction:
     Attributes:
         mask: bool (h w).
         probability: float32 (h w) in [0, 1], borders refined if that was asked for.
-        score_map: float32 (h w) `M_a` in [0, 1], before PAM.
-        presence: in [0, 1], how sure it is that the concept is in the image; None without calibration.
+        score_map: float32 (h w) `M_a` in [0, 1] of the look at the whole image, before PAM.
+        presence: in [0, 1], how sure it is that the concept is in the image, of all looks the highest; None
+            without calibration.
         threshold: what `mask` was cut at.
         seconds: wall time of each stage; shared stages of a batch are divided by its size.
         image: uint8 (h w 3), the query.
         path: of the query, or None where it was no file.
         name: of the concept.
+        windows: where it looked again, closer.
     """
 
     mask: NDArray[np.bool_]
@@ -108,6 +111,7 @@ class Prediction:
     image: NDArray[np.uint8]
     path: Path | None = None
     name: str = UNNAMED
+    windows: tuple[Window, ...] = ()
 
     def __repr__(self) -> str:
         h, w = self.mask.shape
@@ -154,7 +158,9 @@ class Prediction:
             raise InputError(
                 f"{path} would have to name its image, which is no file.", "Segment a path to use LabelMe."
             )
-        found = [ConceptResult(self.name, self.mask, self.probability, self.score_map, self.presence)]
+        found = [
+            ConceptResult(self.name, self.mask, self.probability, self.score_map, self.presence, self.windows)
+        ]
         scene = Scene(
             self.path or path, self.image, number_instances(found) if chosen == "instances" else found
         )

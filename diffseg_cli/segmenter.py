@@ -32,6 +32,7 @@ from diffseg_cli.refine import refine_borders
 from diffseg_cli.results.formats import UNNAMED
 from diffseg_cli.specks import drop_specks
 from diffseg_cli.timing import Stopwatch
+from diffseg_cli.zoom import ROUND, Window, WindowLook, compose, most_looks, search, whole
 
 
 @runtime_checkable
@@ -109,6 +110,7 @@ class Segmenter(Method):
         min_presence: float = ...,
         refine: bool | None = ...,
         min_area: str | None = ...,
+        zoom: str = ...,
         seed: int = ...,
     ) -> Prediction: ...
     @overload
@@ -121,6 +123,7 @@ class Segmenter(Method):
         min_presence: float = ...,
         refine: bool | None = ...,
         min_area: str | None = ...,
+        zoom: str = ...,
         seed: int = ...,
     ) -> list[Prediction]: ...
     def segment(
@@ -132,6 +135,7 @@ class Segmenter(Method):
         min_presence: float = 0.0,
         refine: bool | None = None,
         min_area: str | None = None,
+        zoom: str = "auto",
         seed: int = 0,
     ) -> Prediction | list[Prediction]:
         """Find an object in one image, or in each of a list, one after the other.
@@ -140,10 +144,6 @@ class Segmenter(Method):
             query: path, PIL image or uint8 array, or a list of those.
             support: from `encode_support` of the same model, or a concept, whose own modules answer.
             threshold: this and the rest as in `segment_encoded`.
-            min_presence: see there.
-            refine: see there.
-            min_area: see there.
-            seed: see there.
 
         Returns:
             A prediction, or a list of them in the order of the queries.
@@ -162,6 +162,7 @@ class Segmenter(Method):
                 min_presence=min_presence,
                 refine=refine,
                 min_area=min_area,
+                zoom=zoom,
                 seed=seed,
             )
             path = Path(each) if isinstance(each, str | Path) else None
@@ -213,6 +214,7 @@ class Segmenter(Method):
         min_presence: float = 0.0,
         refine: bool | None = None,
         min_area: str | None = None,
+        zoom: str = "auto",
         seed: int = 0,
     ) -> list[Prediction]:
         """Find the supports' object in images that are read and encoded.
@@ -224,15 +226,16 @@ class Segmenter(Method):
             min_presence: in [0, 1]; an image whose presence score is below it gets an empty mask.
             refine: pull borders to the image's own; default of `settings`.
             min_area: of parts of the mask and of holes, as for `choices.least_pixels`; default of `settings`.
+            zoom: whether to look closer, as for `zoom.most_looks`; without a presence score, "auto" does not.
             seed: of the noise of a diffusion backbone.
 
         Raises:
             WeightsError: the supports were encoded by another model.
-            UsageError: a presence score is asked of a checkpoint without one.
+            UsageError: a presence score, or closer looks, are asked of a checkpoint without one.
             DiffsegError: as `predict`.
         """
         support.check_made_by(self.backbone)
-        self.check_presence(min_presence)
+        self.check_presence(min_presence, zoom)
         threshold = self.settings.threshold if threshold is None else threshold
         stopwatch = Stopwatch()
         output = self.predict(queries.latents, queries.edges, support, seed)
@@ -243,7 +246,12 @@ class Segmenter(Method):
         stopwatch.mark("look and modules")
         predictions = []
         for index, image in enumerate(queries.images):
+            looks: list[WindowLook] = []
             presence = None if presences is None else presences[index]
+            if presence is not None:
+                plain = WindowLook(whole(image), probabilities[index, 0].numpy(), presence)
+                looks = self.look_closer(plain, image, support, zoom=zoom, seed=seed)
+                presence = max(look.presence for look in looks)
             mask, probability = self.finish(
                 probabilities[index, 0],
                 image,
@@ -252,16 +260,18 @@ class Segmenter(Method):
                 min_area=min_area,
                 presence=presence,
                 min_presence=min_presence,
+                looks=looks,
             )
             with self.stage("resize"):
                 score_map = from_frame(score_maps[index, 0], (image.shape[0], image.shape[1]))
-            predictions.append((mask, probability, score_map, presence))
+            windows = tuple(look.window for look in looks[1:])
+            predictions.append((windows, (mask, probability, score_map, presence)))
         stopwatch.mark("resize")
         stages = {**queries.seconds, **stopwatch.seconds}
         seconds = {stage: spent / len(queries.images) for stage, spent in stages.items()}
         return [
-            Prediction(*values, threshold, seconds, image)
-            for values, image in zip(predictions, queries.images, strict=True)
+            Prediction(*values, threshold, seconds, image, windows=windows)
+            for (windows, values), image in zip(predictions, queries.images, strict=True)
         ]
 
     def score_presence(
@@ -281,6 +291,44 @@ class Segmenter(Method):
         ).tolist()
         return scores
 
+    @torch.inference_mode()
+    def look_closer(
+        self,
+        plain: WindowLook,
+        image: NDArray[np.uint8],
+        support: SupportFeatures,
+        *,
+        zoom: str,
+        seed: int = 0,
+    ) -> list[WindowLook]:
+        """Look again at windows of an image, where that may help.
+
+        Args:
+            plain: the look at the whole image.
+            image: uint8 (h w 3), the query at its own size.
+            support: of the same model.
+            zoom: as for `zoom.most_looks`.
+            seed: of the noise.
+
+        Returns:
+            All looks, `plain` first.
+        """
+        # Last bits depend on the batch on a CPU, where it would not be faster either.
+        together = 1 if self.device.type == "cpu" else ROUND
+
+        def look_at(windows: Sequence[Window]) -> list[WindowLook]:
+            looks: list[WindowLook] = []
+            for first in range(0, len(windows), together):
+                batch = windows[first : first + together]
+                queries = self.encode_queries([np.ascontiguousarray(image[each.slices]) for each in batch])
+                output = self.predict(queries.latents, queries.edges, support, seed)
+                presences = self.score_presence(output, queries.latents, support) or []
+                found = output.probability.cpu().numpy()[:, 0]
+                looks += [WindowLook(*each) for each in zip(batch, found, presences, strict=True)]
+            return looks
+
+        return search(look_at, plain, most_looks(zoom, plain, self.backbone.image_size))
+
     def finish(
         self,
         probability: Tensor,
@@ -291,6 +339,7 @@ class Segmenter(Method):
         min_area: str | None = None,
         presence: float | None = None,
         min_presence: float = 0.0,
+        looks: Sequence[WindowLook] = (),
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """From a probability to the mask at the image's own size: the end of every verb's road.
 
@@ -302,16 +351,22 @@ class Segmenter(Method):
             min_area: of parts of the mask and of holes; default of `settings`.
             presence: score of the image, or None.
             min_presence: below it the mask is empty.
+            looks: of `look_closer`; several count together, in place of `probability`.
 
         Returns:
             Mask (h w), and the probability (h w) it was cut from.
         """
         size_hw = (image.shape[0], image.shape[1])
-        with self.stage("resize"):
-            found = from_frame(probability, size_hw)
-        with self.stage("refine"):
-            if self.settings.refine if refine is None else refine:
-                found = refine_borders(found, image)
+        refine = self.settings.refine if refine is None else refine
+        if len(looks) > 1:
+            with self.stage("zoom"):
+                found = compose(looks, image, refine=refine)
+        else:
+            with self.stage("resize"):
+                found = from_frame(probability, size_hw)
+            with self.stage("refine"):
+                if refine:
+                    found = refine_borders(found, image)
         if presence is not None and presence < min_presence:
             return np.zeros(size_hw, dtype=bool), found
         mask = found > (self.settings.threshold if threshold is None else threshold)

@@ -28,6 +28,7 @@ RANKS = {
     "files.py": 1,
     "refine.py": 0,
     "specks.py": 1,
+    "zoom.py": 1,
     "views.py": 0,
     "reading/": 1,
     "results/": 2,

@@ -65,6 +65,7 @@ ANSWER = {
     "min_presence": ("--min-presence 0.125", 0.125),
     "refine": ("--no-refine", False),
     "min_area": ("--min-area 2.5%", "2.5%"),
+    "zoom": ("--zoom 7", "7"),
     "instances": ("--instances", True),
     "seed": ("--seed 7", 7),
 }

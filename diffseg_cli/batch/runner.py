@@ -112,7 +112,7 @@ class Runner:
     ) -> None:
         self.segmenter, self.job, self.store = segmenter, job, store
         self._rows = rows
-        segmenter.check_presence(job.answer.min_presence)
+        segmenter.check_presence(job.answer.min_presence, job.answer.zoom)
         if concepts is None:
             with exact_threads(segmenter):
                 concepts = encode_concepts(segmenter, job.concepts, follow)

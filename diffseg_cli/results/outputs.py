@@ -28,6 +28,7 @@ from diffseg_cli.results.palette import (
 )
 from diffseg_cli.results.render import heatmap, mask_pixels, png_bytes
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
+from diffseg_cli.zoom import Window
 
 SPECK = 0.01  # of a mask: regions that are smaller are not counted
 SHEET_TILE, SHEET_SUPPORTS = 320, 5  # longest side in pixels; supports shown
@@ -43,6 +44,7 @@ class ConceptResult:
         probability: float32 (H W) in [0, 1].
         score_map: float32 (H W) in [0, 1].
         presence: in [0, 1], or None without calibration.
+        windows: where the model looked again, closer.
         instances: of the mask; None where they were not asked for.
     """
 
@@ -51,6 +53,7 @@ class ConceptResult:
     probability: NDArray[np.float32]
     score_map: NDArray[np.float32]
     presence: float | None
+    windows: Sequence[Window] = ()
     instances: list[Instance] | None = None
 
     @property
@@ -80,6 +83,7 @@ class ConceptResult:
             "regions": self.regions,
             "presence": self.presence,
             "score": round(self.score, 4),
+            "looks": 1 + len(self.windows),
             **apart,
         }
 

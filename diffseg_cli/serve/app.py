@@ -15,7 +15,7 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from diffseg_cli.choices import MIN_AREA, AnswerChoice, MaskChoice
+from diffseg_cli.choices import MIN_AREA, ZOOM, AnswerChoice, MaskChoice
 from diffseg_cli.errors import UsageError
 from diffseg_cli.labelling.growing import ClickGrower
 from diffseg_cli.labelling.project import HIDDEN, Project
@@ -223,6 +223,14 @@ def _add_work(app: FastAPI, kept: KeptConcepts, answered: Answered, limits: Limi
                 "(40), or percent of the largest part (1%).",
             ),
         ] = "1%",
+        zoom: Annotated[
+            str,
+            Form(
+                pattern=ZOOM,
+                description="Look again, closer, at large images: auto where an object may be small, off, or "
+                "the most looks.",
+            ),
+        ] = "auto",
         form: Annotated[
             Literal["mask", "overlay", "heatmap", "cutout", "json"], Form(alias="format")
         ] = "mask",
@@ -244,7 +252,7 @@ def _add_work(app: FastAPI, kept: KeptConcepts, answered: Answered, limits: Limi
                 "Send the field concept, or the fields support and mask.",
             )
         extras = tuple(sorted(set(include or ["rle"])))
-        answer = AnswerChoice(threshold, min_presence, refine, min_area)
+        answer = AnswerChoice(threshold, min_presence, refine, min_area, zoom)
         order = FindOrder(await _read(query), what, answer, form, extras)
         return await answered(request, order)
 

@@ -35,6 +35,8 @@ class FoundBody(BaseModel):
     threshold: float
     min_presence: float
     min_area: str
+    zoom: str
+    looks: int = Field(description="How often the model looked: at the whole image, and closer.")
     notes: list[str] = Field(description="How masks were understood, and doubts about the answer.")
     seconds: dict[str, float]
     rle: Runs | None = None

@@ -193,6 +193,7 @@ class InferenceEngine:
             "threshold": order.answer.threshold,
             "min_presence": order.answer.min_presence,
             "min_area": order.answer.min_area,
+            "zoom": order.answer.zoom,
             "notes": [*notes, *answer.notes],
             "seconds": {stage: round(spent, 4) for stage, spent in answer.seconds.items()},
         }
