@@ -4,6 +4,7 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -363,6 +364,27 @@ def test_an_export_holds_the_very_masks(project: Project, tmp_path: Path) -> Non
     assert CliRunner().invoke(main.app, [*arguments, "--all"]).exit_code == 0
     content = json.loads((tmp_path / "out" / "coco.json").read_text())
     assert [each["score"] for each in content["annotations"]] == [1, 0.5]
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "labelme"])
+def test_instances_are_exported_apart(photos: Path, tmp_path: Path, form: str) -> None:
+    """By the setting of the project, and against it."""
+
+    def objects(*flags: str) -> int:
+        arguments = ["export", str(out), "--format", form, "--out", str(tmp_path / "export"), *flags]
+        assert CliRunner().invoke(main.app, arguments).exit_code == 0
+        if form == "yolo":
+            return len((tmp_path / "export" / "labels" / "a.txt").read_text().splitlines())
+        name, rows = {"coco": ("coco.json", "annotations"), "labelme": ("a_labelme.json", "shapes")}[form]
+        return len(json.loads((tmp_path / "export" / name).read_text())[rows])
+
+    out, touching = tmp_path / "labels", np.zeros(HW, dtype=np.uint8)
+    for x in (11, 26):
+        cv2.circle(touching, (x, 14), 8, 1, cv2.FILLED)
+    Project(photos, out, ["bird"]).correct("a.jpg", 0, [touching > 0])
+    assert not open_project(out).instances and objects() == 1 and objects("--instances") == 2
+    Project(photos, out, instances=True)
+    assert open_project(out).instances and objects() == 2 and objects("--no-instances") == 1
 
 
 def test_an_export_of_nothing_is_refused(project: Project) -> None:

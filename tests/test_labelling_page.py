@@ -142,7 +142,11 @@ def test_polygon_box_click_and_undo_work_with_the_keyboard(
         browser.wait_for("document.getElementById('save').textContent === 'Save correction'")
         browser.press("c", " ")
         browser.wait_for("!document.getElementById('stage').classList.contains('waiting')")
-        browser.press("x", " ", *[RIGHT] * 9, *["\ue015"] * 9, " ")
+        browser.press("i")
+        browser.wait_for("document.getElementById('instances').ariaPressed === 'true'")
+        time.sleep(1.5)
+        shoot(browser, "instances")
+        browser.press("i", "x", " ", *[RIGHT] * 9, *["\ue015"] * 9, " ")
         browser.wait_for("!document.getElementById('stage').classList.contains('waiting')")
         for _ in range(3):
             browser.click("#undo")

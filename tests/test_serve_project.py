@@ -385,6 +385,21 @@ def test_an_export_is_a_zip_of_its_files(client: TestClient) -> None:
         assert archive.read("labels/day1/c.txt").startswith(b"0 ")
 
 
+def test_objects_in_a_mask_are_told_apart(client: TestClient) -> None:
+    mask = np.zeros(HW, dtype=np.uint8)
+    mask[5:20, 5:20] = mask[5:20, 30:45] = 1
+    answer = client.post("/v1/project/instances", files={"mask": ("m.png", png_bytes(mask), "image/png")})
+    numbers = np.asarray(Image.open(io.BytesIO(answer.content)))
+    assert numbers[10, 10] == 1 and numbers[10, 40] == 2 and ((numbers > 0) == (mask > 0)).all()
+    overview = client.get("/v1/project").json()
+    assert overview["instances"] is False and overview["palette"][0] == [255, 45, 85]
+    decide(client, "a.png", 0, "correct", mask)
+    for form, count in (({}, 1), ({"instances": "true"}, 2)):
+        answer = client.post("/v1/project/export", data={"format": "coco", **form})
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            assert len(json.loads(archive.read("coco.json"))["annotations"]) == count
+
+
 def test_thumbnails_stay_within_their_bound(project: Project) -> None:
     thumbnails = Thumbnails(project, most_bytes=2500)
     sizes = [len(thumbnails.get(key)) for key in KEYS * 2]

@@ -11,7 +11,7 @@ EXAMPLES = """Examples:
 
   diffseg export labels/ --format coco
 
-  diffseg export labels/ --format yolo --all --out dataset/"""
+  diffseg export labels/ --format yolo --all --instances --out dataset/"""
 
 
 def export(
@@ -29,6 +29,13 @@ def export(
     everything: Annotated[
         bool, typer.Option("--all", help="Proposals as well, not only what a person has reviewed.")
     ] = False,
+    instances: Annotated[
+        bool | None,
+        typer.Option(
+            "--instances/--no-instances",
+            help="Objects of a class apart, cut where two touch. Default: as `diffseg serve` was told.",
+        ),
+    ] = None,
 ) -> None:
     """Write the labels of a project for other tools.
 
@@ -42,7 +49,7 @@ def export(
     project = open_project(labels)
     place = out or labels / "export"
     count = 0
-    for name, content in exported(project, form, place, everything=everything):
+    for name, content in exported(project, form, place, everything=everything, instances=instances):
         write_whole(place / name, content)
         count += 1
     console.say(f"{count} files.")

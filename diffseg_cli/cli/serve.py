@@ -79,6 +79,14 @@ def serve(
             rich_help_panel=LABELLING,
         ),
     ] = None,
+    instances: Annotated[
+        bool | None,
+        typer.Option(
+            "--instances/--no-instances",
+            help="Tell the objects of a class apart, here and in exports. Default: as before, at first not.",
+            rich_help_panel=LABELLING,
+        ),
+    ] = None,
     concept: choices.Concept = (),
     model: ModelChoice,
     batch_size: Annotated[
@@ -136,7 +144,7 @@ def serve(
     token = _read_token(token_file) if token_file is not None else token
     _check_token(token, None if is_loopback(host) else host)
     saved = inputs.open_concepts(concept)
-    project = _open_project(queries, out, classes or [each.name for each in saved])
+    project = _open_project(queries, out, classes or [each.name for each in saved], instances)
     opened = open_socket(host, port)
     with console.working("Loading the model"):
         from diffseg_cli.assembly import load_chosen
@@ -170,7 +178,9 @@ def _say_ready(ready: dict[str, Any], *, as_json: bool) -> None:
     console.say("Ready; Ctrl-C ends it.")
 
 
-def _open_project(queries: Path | None, out: Path | None, classes: list[str]) -> "Project | None":
+def _open_project(
+    queries: Path | None, out: Path | None, classes: list[str], instances: bool | None
+) -> "Project | None":
     """The folder to be labelled, where one is named."""
     if queries is None and out is None:
         return None
@@ -178,7 +188,7 @@ def _open_project(queries: Path | None, out: Path | None, classes: list[str]) ->
         raise UsageError("--queries and --out go together.", "Name the folder of images and one for masks.")
     from diffseg_cli.labelling.project import Project
 
-    return Project(queries, out, classes or None)
+    return Project(queries, out, classes or None, instances)
 
 
 def _read_token(path: Path) -> str:

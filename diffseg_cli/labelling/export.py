@@ -16,13 +16,19 @@ from diffseg_cli.results.formats import (
     image_patterns,
     shapes_of,
 )
-from diffseg_cli.results.outputs import ConceptResult, Scene
+from diffseg_cli.results.instances import Instance
+from diffseg_cli.results.outputs import ConceptResult, Scene, number_instances
 
 FORMATS = ("coco", "yolo", "labelme", "voc", "mask")
 
 
 def exported(
-    project: Project, form: str, place: Path, *, everything: bool = False
+    project: Project,
+    form: str,
+    place: Path,
+    *,
+    everything: bool = False,
+    instances: bool | None = None,
 ) -> Iterator[tuple[str, bytes]]:
     """The files of an export, one by one: (path below the folder, content).
 
@@ -31,6 +37,7 @@ def exported(
         form: of `FORMATS`.
         place: where the files will lie, for formats that lead from there to the images.
         everything: proposals as well, not only what a person accepted, corrected or called empty.
+        instances: the objects of a class apart, where a format can tell them; None as the project says.
 
     Raises:
         UsageError: an unknown format.
@@ -40,7 +47,10 @@ def exported(
         raise UsageError(f"Unknown format '{form}'.", f"Use {', '.join(FORMATS)}.")
     run = RunContents(project.classes, {})
     for key, masks, score in _labelled(project, everything=everything):
-        scene = _scene(project.item(key).path, masks, project.classes, score)
+        found = _found(project.classes, masks, score)
+        if project.instances if instances is None else instances:
+            found = number_instances(found)
+        scene = Scene(project.item(key).path, np.zeros((*masks[0].shape, 3), dtype=np.uint8), found)
         for what, pattern in image_patterns([form], project.classes).items():
             name = image_name(pattern, key)
             yield name, encode_image(what, place / name, scene)
@@ -66,9 +76,12 @@ def _labelled(project: Project, *, everything: bool) -> Iterator[tuple[str, list
             yield review.image, masks, 1.0 if review.is_reviewed else 1.0 - (review.doubt or 0.0)
 
 
-def _scene(image: Path, masks: Sequence[Mask], names: Sequence[str], score: float) -> Scene:
+def instances_of(names: Sequence[str], masks: Sequence[Mask]) -> list[Instance]:
+    """The objects in masks (H W) of classes, numbered through the image from 1."""
+    return [each for found in number_instances(_found(names, masks)) for each in found.instances or []]
+
+
+def _found(names: Sequence[str], masks: Sequence[Mask], score: float = 1.0) -> list[ConceptResult]:
     """Masks as something that was found; formats of an export look at nothing else."""
-    nothing = np.zeros((*masks[0].shape, 3), dtype=np.uint8)
     sure = np.ones(masks[0].shape, dtype=np.float32)
-    found = [ConceptResult(name, mask, sure, sure, score) for name, mask in zip(names, masks, strict=True)]
-    return Scene(image, nothing, found)
+    return [ConceptResult(name, mask, sure, sure, score) for name, mask in zip(names, masks, strict=True)]

@@ -42,9 +42,11 @@ class Project:
         images: folder of the images, with the folders in it.
         out: folder of the masks; it need not exist yet.
         classes: names of what is labelled; None takes those of the project, or one without a name.
+        instances: whether objects of a class are told apart; None leaves it as it is.
 
     Attributes:
         classes: their names; class i has value i + 1 in masks of several classes.
+        instances: whether objects of a class are told apart in the page and in exports.
 
     Raises:
         UsageError: the project is about other images, or has classes that are not among these; or two
@@ -52,12 +54,19 @@ class Project:
         InputError: a folder cannot be used.
     """
 
-    def __init__(self, images: Path, out: Path, classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        images: Path,
+        out: Path,
+        classes: Sequence[str] | None = None,
+        instances: bool | None = None,
+    ) -> None:
         self.images, self.out = images, out
         check_folder(out)
         self._log = ReviewLog(out / REVIEW_LOG)
         self._staged = out / HIDDEN / "staged"
         self.classes = self._agree_on_classes(classes)
+        self.instances = bool(self._log.project.get("instances", False)) if instances is None else instances
         found = find_items([str(images)], recursive=True, out=out, read_stdin=bytes)
         claims = Claims(out, read=[item.path for item in found])
         self._items = {item.key: item for item in found}
@@ -91,7 +100,8 @@ class Project:
 
     def _begin(self) -> None:
         """Write down what the project is, and finish what a killed process began."""
-        record = {"images": relative_path(self.out, self.images), "classes": self.classes}
+        images = relative_path(self.out, self.images)
+        record = {"images": images, "classes": self.classes, "instances": self.instances}
         with self._log.writing():
             if any(self._log.project.get(what) != value for what, value in record.items()):
                 self._log.append({**self._log.project, **record, "time": now()})

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from diffseg_cli.errors import InputError, UsageError
-from diffseg_cli.labelling.export import exported
+from diffseg_cli.labelling.export import exported, instances_of
 from diffseg_cli.labelling.growing import ClickGrower, Glance
 from diffseg_cli.labelling.project import Mask, Project
 from diffseg_cli.labelling.review_log import Review
@@ -34,6 +34,8 @@ JPEG = "image/jpeg"
 LONGEST = 2048  # side in pixels of an image in the editor; larger ones are corrected at this size
 QUALITY = 90
 CHUNK = 2**20
+PALETTE = 48  # colours of instances; more of them begin anew
+MOST_SHOWN = 255  # instances in the editor
 
 # Runs something in the thread that owns the model, while somebody waits for the answer.
 Answered = Callable[[Request, Callable[[], Reply]], Awaitable[Response]]
@@ -70,7 +72,15 @@ def _add_looking(app: FastAPI, project: Project, job: BackgroundJob) -> None:
             {"name": name, "color": "#{:02x}{:02x}{:02x}".format(*concept_color(index))}
             for index, name in enumerate(project.classes)
         ]
-        return JSONResponse({"classes": classes, "states": states, "learning": job.progress})
+        return JSONResponse(
+            {
+                "classes": classes,
+                "palette": [concept_color(index) for index in range(PALETTE)],
+                "instances": project.instances,
+                "states": states,
+                "learning": job.progress,
+            }
+        )
 
     @app.get("/v1/project/images")
     def images(
@@ -127,16 +137,32 @@ def _add_deciding(app: FastAPI, project: Project, most_pixels: int) -> None:
             review = project.correct(image, revision, _at_full_size(project, image, labels))
         return JSONResponse(_record(review))
 
+    @app.post("/v1/project/instances", response_class=Response)
+    def instances(mask: Annotated[UploadFile, File(description="As GET /v1/project/mask.")]) -> Response:
+        """The objects in a mask told apart: a grey PNG of its size with their numbers, up to 255."""
+        labels = _read_labels(mask.file.read(), len(project.classes), most_pixels)
+        numbers = np.zeros(labels.shape, dtype=np.uint8)
+        masks = [labels == number for number in range(1, len(project.classes) + 1)]
+        for each in instances_of(project.classes, masks)[:MOST_SHOWN]:
+            numbers[each.window][each.mask] = each.id
+        return Response(png_bytes(numbers), media_type=PNG)
+
     @app.post("/v1/project/export", response_class=StreamingResponse)
     def export(
         form: Annotated[Literal["coco", "yolo", "labelme", "voc", "mask"], Form(alias="format")],
         everything: Annotated[bool, Form(alias="all", description="Proposals as well.")] = False,
+        instances: Annotated[
+            bool | None, Form(description="Objects apart, not classes; by default as in the project.")
+        ] = None,
     ) -> Response:
         """What was decided as a ZIP of files for other tools."""
         packed = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has been sent
         try:
             with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-                for name, content in exported(project, form, project.out / "export", everything=everything):
+                place = project.out / "export"
+                for name, content in exported(
+                    project, form, place, everything=everything, instances=instances
+                ):
                     archive.writestr(name.encode("utf-8", "replace").decode(), content)
         except BaseException:
             packed.close()

@@ -2,20 +2,24 @@
 
 import { Problem, complain, get, post, tell } from "../shared/api.js";
 import { $ } from "../shared/dom.js";
-import { Mask, greysOf } from "../shared/mask.js";
+import { arrowMove, boxOf, brushRadius, drawMarks } from "../shared/marks.js";
+import { Mask, MaskLayer, greysOf } from "../shared/mask.js";
+import { Instances } from "./instances.js";
 import { decide, project } from "./state.js";
 import { View } from "./view.js";
 
 const canvas = $("canvas"), context = canvas.getContext("2d"), view = new View(canvas);
 const pointers = new Map();
-let key = null, bitmap = null, mask = null, layer = null, tint = null, opening = 0;
+let key = null, bitmap = null, mask = null, layer = null, opening = 0;
 let tool = "brush", label = 1, hidden = false, waiting = 0;
 let stroke = null, cursor = null, corner = null, points = [], pinch = null, dragged = null;
 let leave = () => {}, onMove = () => {};
+const instances = new Instances(() => draw());
 
 export const current = () => key;
 
 export function setUp(onLeave, onNeighbour) {
+  if (project.instances) toggleInstances();
   [leave, onMove] = [onLeave, onNeighbour];
   new ResizeObserver(() => { if (bitmap) { view.fit(); draw(); } }).observe($("stage"));
   $("classes").replaceChildren(...project.classes.map(({ name, color }, index) => {
@@ -29,13 +33,13 @@ export function setUp(onLeave, onNeighbour) {
   }));
   $("classes").hidden = $("not-it").hidden = project.classes.length < 2; // of one class it would be "nothing here"
   for (const input of document.querySelectorAll("input[name=tool]")) input.onchange = () => pickTool(input.value);
-  const buttons = { undo, redo, clear, hide, back: () => leaveTo(null), save, "not-it": notIt, nothing: () => finish("nothing"), reopen: () => finish("reopen", 0), in: () => zoom(1.4), out: () => zoom(1 / 1.4), fit, previous: () => step(-1), next: () => step(1) };
+  const buttons = { undo, redo, clear, hide, back: () => leaveTo(null), save, instances: toggleInstances, "not-it": notIt, nothing: () => finish("nothing"), reopen: () => finish("reopen", 0), in: () => zoom(1.4), out: () => zoom(1 / 1.4), fit, previous: () => step(-1), next: () => step(1) };
   for (const [id, act] of Object.entries(buttons)) $(id).onclick = () => { act(); canvas.focus({ preventScroll: true }); };
   $("size").oninput = draw;
 }
 
 const colors = () => project.classes.map(({ color }) => [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16)));
-const radius = () => (Number($("size").value) / 100) ** 1.5 * 0.2 * Math.max(mask.width, mask.height) + 1;
+const radius = () => brushRadius(Number($("size").value), mask);
 
 /** Open an image; what was drawn on another one is kept before. */
 export async function open(next) {
@@ -55,8 +59,7 @@ export async function open(next) {
     if (mine !== opening) return;
     bitmap = image;
     mask = new Mask(bitmap.width, bitmap.height, labels?.slice());
-    layer = new OffscreenCanvas(bitmap.width, bitmap.height);
-    tint = layer.getContext("2d").createImageData(bitmap.width, bitmap.height);
+    layer = new MaskLayer(mask);
     view.fit(bitmap.width, bitmap.height);
     repaint();
     prepare(mine).catch(() => {}); // whatever goes wrong there is said when it is needed
@@ -146,9 +149,8 @@ export const isChanged = () => Boolean(mask?.changed);
 // --- drawing ------------------------------------------------------------------------------------------
 
 function repaint(area = null) {
-  mask.paint(tint, colors(), area);
-  const { left, top, right, bottom } = area ?? { left: 0, top: 0, right: mask.width, bottom: mask.height }, border = 20; // of a stroke's white line
-  layer.getContext("2d").putImageData(tint, 0, 0, left - border, top - border, right - left + 2 * border, bottom - top + 2 * border);
+  layer.repaint(colors(), area);
+  instances.follow(mask);
   describe();
   draw();
 }
@@ -167,17 +169,9 @@ function drawNow() {
   context.setTransform(view.zoom * sharp, 0, 0, view.zoom * sharp, view.x * sharp, view.y * sharp);
   context.imageSmoothingEnabled = view.zoom < 3;
   context.drawImage(bitmap, 0, 0);
-  if (!hidden) context.drawImage(layer, 0, 0);
-  const shape = new Path2D(), at = cursor, unit = 1 / view.zoom;
-  if (at && (tool === "brush" || tool === "eraser")) shape.arc(at.x, at.y, radius(), 0, 2 * Math.PI);
-  else if (at) for (const [x, y] of [[1, 0], [0, 1]]) { shape.moveTo(at.x - 12 * x * unit, at.y - 12 * y * unit); shape.lineTo(at.x + 12 * x * unit, at.y + 12 * y * unit); }
-  if (corner && at) shape.rect(corner.x, corner.y, at.x - corner.x, at.y - corner.y);
-  [...points, ...(points.length && at ? [at] : [])].forEach((point, index) => shape[index ? "lineTo" : "moveTo"](point.x, point.y));
-  for (const [color, dash] of [["#000", []], ["#fff", [6 * unit, 5 * unit]]]) {
-    Object.assign(context, { strokeStyle: color, lineWidth: 1.6 * unit });
-    context.setLineDash(dash);
-    context.stroke(shape);
-  }
+  if (!hidden) instances.draw(context, view.zoom) || context.drawImage(layer.canvas, 0, 0);
+  const paints = tool === "brush" || tool === "eraser";
+  drawMarks(context, { cursor, radius: paints ? radius() : null, corner, points }, 1 / view.zoom);
 }
 
 // --- tools --------------------------------------------------------------------------------------------
@@ -232,9 +226,9 @@ function press(at) {
   draw();
 }
 function useBox(at) {
-  const box = { x: Math.min(corner.x, at.x) / mask.width, y: Math.min(corner.y, at.y) / mask.height, width: Math.abs(at.x - corner.x) / mask.width, height: Math.abs(at.y - corner.y) / mask.height };
+  const { x, y, width, height } = boxOf(corner, at), box = { x: x / mask.width, y: y / mask.height, width: width / mask.width, height: height / mask.height };
   corner = null;
-  if (box.width * mask.width > 3 && box.height * mask.height > 3) ask("/v1/project/box", box);
+  if (width > 3 && height > 3) ask("/v1/project/box", box);
 }
 function undo() { if (points.length) points.pop(); else mask?.undo(); if (mask) repaint(); }
 function redo() { mask?.redo(); if (mask) repaint(); }
@@ -242,6 +236,11 @@ function clear() { if (mask) { mask.begin(); mask.clear(); repaint(); } }
 /** What is marked as the chosen class is something else: take it away, save, and go on. */
 function notIt() { if (mask) { mask.begin(); mask.clear(label); repaint(); save(); } }
 function hide() { hidden = !hidden; $("hide").setAttribute("aria-pressed", String(hidden)); draw(); }
+function toggleInstances() {
+  instances.toggle(mask);
+  $("instances").setAttribute("aria-pressed", String(instances.shown));
+  draw();
+}
 function zoom(factor) { view.zoomAt(factor); draw(); }
 function fit() { view.fit(); draw(); }
 
@@ -324,19 +323,13 @@ export function useKey(event) {
     (name === "y" || event.shiftKey ? redo : undo)();
     return true;
   }
-  const acts = { escape: () => (points.length || corner ? (points = [], corner = null, draw()) : leaveTo(null)), enter: () => (points.length > 2 ? closePolygon() : save()), n: () => finish("nothing"), m: notIt, r: () => finish("reopen", 0), pageup: () => step(-1), pagedown: () => step(1), h: hide, "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: fit, "[": () => resize(-5), "]": () => resize(5), " ": () => { if (cursor) press(cursor); } };
+  const acts = { escape: () => (points.length || corner ? (points = [], corner = null, draw()) : leaveTo(null)), enter: () => (points.length > 2 ? closePolygon() : save()), n: () => finish("nothing"), m: notIt, i: toggleInstances, r: () => finish("reopen", 0), pageup: () => step(-1), pagedown: () => step(1), h: hide, "+": () => zoom(1.4), "=": () => zoom(1.4), "-": () => zoom(1 / 1.4), 0: fit, "[": () => resize(-5), "]": () => resize(5), " ": () => { if (cursor) press(cursor); } };
   const classes = document.querySelectorAll("input[name=class]");
   if (name in TOOLS) pickTool(TOOLS[name]);
   else if (/^[1-9]$/.test(name) && classes[name - 1]) { classes[name - 1].checked = true; label = Number(name); }
-  else if (name.startsWith("arrow") && mask) moveCursor(name, event.shiftKey);
+  else if (name.startsWith("arrow") && mask) { cursor = arrowMove(event, cursor, mask, radius()); draw(); }
   else if (name in acts && (mask || ["escape", "pageup", "pagedown"].includes(name))) acts[name]();
   else return false;
   return true;
 }
 function resize(by) { $("size").value = Number($("size").value) + by; draw(); }
-function moveCursor(name, fine) {
-  const by = fine ? 1 : Math.max(2, radius() / 2), moves = { arrowleft: [-by, 0], arrowright: [by, 0], arrowup: [0, -by], arrowdown: [0, by] };
-  cursor ??= { x: mask.width / 2, y: mask.height / 2 };
-  cursor = view.clamp({ x: cursor.x + moves[name][0], y: cursor.y + moves[name][1] });
-  draw();
-}

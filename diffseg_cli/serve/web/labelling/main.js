@@ -10,7 +10,7 @@ const KEYS = {
   "Arrows": "choose an image; in the editor move the tool (Shift: one pixel)", "Enter": "open; in the editor accept, or save what was drawn, and go on",
   "A": "accept the chosen image", "N": "nothing here", "M": "in the editor: what is marked as the chosen class is something else", "R": "reopen: the model may propose again", "L": "learn and propose", "Escape": "back",
   "B E P X": "brush, eraser, polygon, box", "C V": "add or remove the region under the tool", "Space": "use the tool", "[ ]": "size of the brush",
-  "Ctrl Z": "undo (with Shift: redo)", "+ − 0": "zoom in, out, fit; the wheel and two fingers do too", "H": "hide the mask", "1 to 9": "class", "Page up, Page down": "previous, next image", "?": "these keys",
+  "Ctrl Z": "undo (with Shift: redo)", "+ − 0": "zoom in, out, fit; the wheel and two fingers do too", "H": "hide the mask", "I": "tell the objects in it apart", "1 to 9": "class", "Page up, Page down": "previous, next image", "?": "these keys",
 };
 let filter = "all";
 
@@ -60,7 +60,7 @@ async function decideChosen(decision) {
 }
 async function downloadLabels() {
   try {
-    const format = $("format").value, answer = await post("/v1/project/export", { format, all: $("all").checked });
+    const format = $("format").value, answer = await post("/v1/project/export", { format, all: $("all").checked, instances: $("apart").checked });
     download(`labels-${format}.zip`, await answer.blob());
   } catch (error) {
     complain(error);
@@ -101,6 +101,7 @@ listen(({ images, learned }) => {
   editor.refresh(images);
 });
 load().then(() => {
+  $("apart").checked = project.instances;
   grid.setUp((key) => editor.open(key));
   editor.setUp((last) => { showAll(); grid.choose(last); $("grid").focus({ preventScroll: true }); }, grid.neighbour);
   showAll();
