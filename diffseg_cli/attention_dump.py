@@ -7,11 +7,11 @@ for; where none was chosen it is where the score map is above 0.5.
 | name | shape | what |
 |---|---|---|
 | `score_map` | (H W) | `M_a`, min-max normalised, in [0, 1] |
-| `cross_map` | (H W) | `M_cross`: share of attention the prompt takes up, mean of all layers |
+| `cross_map` | (H W) | `M_cross`: share of attention the prompt takes up, or its variant by `--cross-map` |
 | `raw_map` | (H W) | `M_self vec(M_cross)` before normalisation |
 | `region` | (H W) | the region, share of each cell, sums to 1 |
 | `affinity` | (H W) | attention the region pays to each place, sums to 1 |
-| `scales/{h}x{w}/cross` | (h w) | `M_cross` of the layers of this scale |
+| `scales/{h}x{w}/cross` | (h w) | the same of the layers of this scale |
 | `scales/{h}x{w}/score_map` | (H W) | `M_a` of this scale alone |
 | `scales/{h}x{w}/affinity` | (H W) | affinity of the region in this scale alone |
 | `scales/{h}x{w}/self` | (n n) | with `matrices`: mean affinity of this scale, rows sum to 1 |

@@ -127,6 +127,31 @@ Checkpoint = Annotated[
 ]
 
 
+Timesteps = Annotated[
+    tuple[int, ...] | None,
+    Option(
+        "Noise levels at which a diffusion model looks, 0 to 999; compact has none. Default: 50.",
+        ADVANCED,
+        metavar="T[,T...]",
+        parse=_timesteps,
+    ),
+]
+CrossMap = Annotated[
+    Literal["paper", "balanced", "contrast"] | None,
+    Option(
+        "Cross-attention in the score map: the mean of all layers (paper), of each over its even share "
+        "(balanced), or less that to an empty prompt (contrast). Default: paper.",
+        ADVANCED,
+    ),
+]
+
+
+SupportCrop = Annotated[
+    Literal["object", "whole"] | None,
+    Option("Prompt the model with a support's object alone, or the whole image. Default: object.", ADVANCED),
+]
+
+
 @dataclass(frozen=True)
 class BackboneChoice:
     """The frozen backbone alone, without trained modules."""
@@ -137,6 +162,7 @@ class BackboneChoice:
     offload: Annotated[
         bool, Option("Keep on the GPU only the part of Kandinsky that is in use.", ADVANCED)
     ] = False
+    support_crop: SupportCrop = None
 
 
 @dataclass(frozen=True)
@@ -155,15 +181,8 @@ class ModelChoice(BackboneChoice):
         Literal["concat", "mean"] | None,
         Option("How several supports are combined. Default: concat.", ADVANCED),
     ] = None
-    timesteps: Annotated[
-        tuple[int, ...] | None,
-        Option(
-            "Noise levels at which a diffusion model looks, 0 to 999; compact has none. Default: 50.",
-            ADVANCED,
-            metavar="T[,T...]",
-            parse=_timesteps,
-        ),
-    ] = None
+    timesteps: Timesteps = None
+    cross_map: CrossMap = None
 
 
 # --- supports ------------------------------------------------------------------------------------------

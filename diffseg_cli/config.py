@@ -48,6 +48,15 @@ class PamConfig:
 
 
 @dataclass(frozen=True)
+class LookConfig:
+    """How the frozen network is looked through; what is trained on one look is used with it."""
+
+    timesteps: tuple[int, ...] = (50,)  # noise levels; the compact backbone has none
+    cross_map: str = "paper"  # of `method.CROSS_MAPS`; not yet measured on Kandinsky's weights
+    support_crop: str = "object"  # what the prompt is made of; "whole" is the paper's
+
+
+@dataclass(frozen=True)
 class ModulesConfig:
     """What is trained, and what it reads: all a checkpoint needs to be built again."""
 
@@ -55,6 +64,7 @@ class ModulesConfig:
     pam: PamConfig | None = field(default_factory=PamConfig)  # without it the answer is the score map
     knowledge: str = "self+cross"  # what the score map is made of (models/knowledge.py)
     image_size: int | None = None  # None: the backbone's own
+    look: LookConfig = field(default_factory=LookConfig)
 
 
 @dataclass(frozen=True)
@@ -117,11 +127,10 @@ class AdaptConfig:
 
 
 @dataclass(frozen=True)
-class SegmentConfig:
+class SegmentConfig(LookConfig):
     """How a query is segmented."""
 
     fusion: str = "concat"  # of several supports; "mean" is the paper's
-    timesteps: tuple[int, ...] = (50,)  # noise levels of the look; the compact backbone has none
     threshold: float = 0.5
     refine: bool = True  # guided filter at the image's own size; better on `val` (docs/notebook.md)
     min_area: str = "1%"  # of parts of a mask and of holes (specks.py)

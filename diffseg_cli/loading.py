@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffseg_cli.config import CompactConfig, PamConfig, ScmConfig
+from diffseg_cli.config import CompactConfig, LookConfig, PamConfig, ScmConfig
 from diffseg_cli.errors import UsageError, WeightsError
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.compact import CompactBackbone
@@ -243,6 +243,21 @@ def trained_size(checkpoint: Path) -> int | None:
     """
     size = read_checkpoint_info(checkpoint).config.get("image_size")
     return size if isinstance(size, int) else None
+
+
+def trained_look(checkpoint: Path) -> LookConfig:
+    """The look a checkpoint was trained with.
+
+    Raises:
+        WeightsError: as `read_checkpoint_info`, or it is none that this version knows.
+    """
+    look = read_checkpoint_info(checkpoint).config.get("look", {})
+    try:
+        return LookConfig(**{**look, **({"timesteps": tuple(look["timesteps"])} if look else {})})
+    except (TypeError, KeyError) as error:
+        raise WeightsError(
+            f"{checkpoint} was trained with a look this diffseg does not know.", "Update diffseg."
+        ) from error
 
 
 def load_modules(checkpoint: Path, backbone: Backbone, dtype: torch.dtype = torch.float32) -> Trained:

@@ -34,6 +34,8 @@ from diffseg_cli.version import __version__
 from diffseg_cli.views import Pair
 from diffseg_cli.weights.files import tensors_digest
 
+CROSS_MAPS = ("paper", "balanced", "contrast")
+SUPPORT_CROPS = ("object", "whole")
 Chosen = TypeVar("Chosen", bound="Method")  # typing.Self comes with Python 3.11
 
 
@@ -51,7 +53,7 @@ class Method:
         trained: SCM and PAM with what was fitted to them.
         hed: edge detector or its student; needed when SCM is there.
         head: "pam" decodes PAM's latents; "attention" takes the score map as it is.
-        settings: fusion, timesteps, and defaults of threshold and refinement.
+        settings: fusion, how it looks, and defaults of threshold and refinement.
         stage: entered with the name of each stage, for whoever measures them (`timing.Stages`). Work of a GPU
             may still be under way when a stage is left, so a meter of time must wait for it.
     """
@@ -118,6 +120,11 @@ class Method:
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
+    def _crops(self) -> bool:
+        """Whether a support is shown as its object from near, where the backbone does that."""
+        return self.settings.support_crop == "object"
+
+    @property
     def _timesteps(self) -> list[int]:
         """Noise levels of the look; none for a backbone that adds no noise."""
         return list(self.settings.timesteps) if self.backbone.adds_noise else []
@@ -131,6 +138,8 @@ class Method:
             "head": self.head,
             "fusion": self.settings.fusion,
             "timesteps": self._timesteps,
+            "cross_map": self.settings.cross_map,
+            "support_crop": self.settings.support_crop,
             "refine": self.settings.refine,
             "min_area": self.settings.min_area,
             "image_size": self.backbone.image_size,
@@ -176,17 +185,48 @@ class Method:
         """One look at encoded queries and its score map; arguments as in `forward`, the supports fused."""
         control = self.make_control(latents, edges)
         with self.stage("look"):
-            maps = self.backbone.look(
+            maps = self.find_maps(latents, support.image_embeds, noise, control, on_layer)
+        with self.stage("score map"):
+            knowledge = self.trained.knowledge
+            return maps, knowledge_scores(knowledge, self.backbone, maps, latents, support, control)
+
+    def find_maps(
+        self,
+        latents: Tensor,
+        image_embeds: Tensor,
+        noise: Tensor | None,
+        control: Control | None,
+        on_layer: OnLayer | None,
+    ) -> AttentionMaps:
+        """The sums of a look, with the cross-attention of `settings.cross_map`.
+
+        "paper": as it is, for the mean over all layers (section 4.2). "balanced": as a multiple of what even
+        attention would give, so that coarse layers do not rule that mean. "contrast": less that of a look for
+        nothing, so that places which draw attention whatever is looked for cancel out.
+
+        Args:
+            latents: (b c H W) of the queries.
+            image_embeds: (b|1 k t d) prompt, supports apart.
+            noise: (b c H W), for a backbone that adds noise.
+            control: SCM bound to the edges of the queries, or None.
+            on_layer: called with each layer of the look for the supports, as attended.
+        """
+
+        def look(prompt: Tensor, on_layer: OnLayer | None = None) -> AttentionMaps:
+            return self.backbone.look(
                 latents,
-                support.image_embeds.expand(latents.shape[0], -1, -1, -1),
+                prompt.expand(latents.shape[0], -1, -1, -1),
                 timesteps=self.settings.timesteps,
                 noise=noise,
                 control=control,
                 on_layer=on_layer,
             )
-        with self.stage("score map"):
-            knowledge = self.trained.knowledge
-            return maps, knowledge_scores(knowledge, self.backbone, maps, latents, support, control)
+
+        if self.settings.cross_map == "contrast":
+            nothing = self.backbone.embed_nothing()  # before a look lets CLIP go
+            return look(image_embeds, on_layer).less(look(nothing[None]))
+        maps = look(image_embeds, on_layer)
+        return maps.balanced() if self.settings.cross_map == "balanced" else maps
 
     def forward(
         self,
@@ -265,6 +305,7 @@ class Method:
     def encode_pairs(self, pairs: Sequence[Pair]) -> SupportFeatures:
         """Encode supports once: images uint8 (h w 3) and masks bool (h w) that mark something, any sizes."""
         margin, size = self.backbone.support_margin, self.backbone.image_size
+        margin = margin if self._crops else None
         with self.stage("crop"):
             seen = pairs if margin is None else [crop_to_object(*pair, margin) for pair in pairs]
             frames = stack_frames([image for image, _ in seen], size).to(self.device)
@@ -289,7 +330,7 @@ class Method:
             latents = backbone.encode(frames * masks if backbone.masks_support else frames)  # eq. 3
             grid = F.interpolate(masks, size=(latents.shape[2], latents.shape[3]), mode="area").to(latents)
         with self.stage("embed"):
-            embeds = backbone.embed_pairs(pairs) if pairs else None
+            embeds = backbone.embed_pairs(pairs, crop=self._crops) if pairs else None
             if embeds is None:
                 embeds = backbone.embed(frames, masks, latents)
         return SupportFeatures.of(backbone, latents[None], grid[None], embeds[None])

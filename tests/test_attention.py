@@ -117,6 +117,24 @@ def test_only_one_scale_and_sums_do_not_depend_on_order() -> None:
     torch.testing.assert_close(alone, score_maps(summed(layers[1:2]), OUTPUT_HW).score_map)
 
 
+def test_balance_takes_out_what_a_coarse_grid_gives_anyway() -> None:
+    maps = AttentionMaps()
+    for (h, w), gain in {(2, 2): 1.0, (4, 4): 2.0, (8, 8): 3.0}.items():
+        even, n = IMAGE_TOKENS / (IMAGE_TOKENS + h * w), h * w
+        maps.add((h, w), torch.full((1, n), gain * even), torch.eye(n)[None], even)
+    torch.testing.assert_close(cross_map(maps.balanced(), (8, 8)), torch.full((1, 8, 8), 2.0))
+    assert cross_map(maps.balanced().only((8, 8)), (8, 8)).mean().item() == pytest.approx(3)
+    assert maps.balanced().affinity is maps.affinity
+
+
+def test_a_look_less_itself_is_nothing_and_less_another_their_difference() -> None:
+    layers = random_layers(6, [(4, 8), (2, 4)])
+    one, other = summed(layers), summed(random_layers(7, [(4, 8), (2, 4)]))
+    assert not any(cross.any() for cross in one.less(one).cross.values())
+    expected = cross_map(one, OUTPUT_HW) - cross_map(other, OUTPUT_HW)
+    torch.testing.assert_close(cross_map(one.less(other), OUTPUT_HW), expected)
+
+
 def test_gradient_reaches_probabilities() -> None:
     logits = torch.randn(1, 1, 16, IMAGE_TOKENS + 16, requires_grad=True)
     maps = AttentionMaps()

@@ -126,3 +126,26 @@ def test_absent_peer_weights_and_other_runs(folder: Path, tmp_path: Path) -> Non
     assert run(*words, "--out", tmp_path / "out")[0] == 0
     code, _, log = run(*words, "--out", tmp_path / "out", "--seed", 4)
     assert code == 3 and "another run: seed, episodes_sha256 differ" in log and "hint:" in log
+
+
+def test_a_sweep_names_the_setting_to_use(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "table"
+    words = ["--root", folder, "--episodes-per-class", 2, "--sweep", "cross-map,support-crop", "--out", out]
+    code, text, log = run(*words)
+    assert code == 0, log
+    table = text.split("Settings, best first")[1]
+    names = ["--cross-map balanced", "--cross-map contrast", "--support-crop whole"]
+    names += [f"{name} --support-crop whole" for name in names[:2]]
+    assert sorted(line.split("  ")[-1] for line in table.splitlines()[1:-1]) == sorted([*names, "as given"])
+    assert table.splitlines()[-1].startswith("Use: ") and "\n--cross-map" not in text
+    record = json.loads(run(*words, "--json")[1])  # from the ledger
+    rows = record["sweep"]["rows"]
+    assert [row["mean_iou"] for row in rows] == sorted((row["mean_iou"] for row in rows), reverse=True)
+    for row in rows:
+        assert row["mean_iou"] == record["methods"][row["method"]]["mean_iou"]["all"]
+        assert row["method"] == "model" or row["interval"][0] <= row["interval"][1]
+    assert "<h2>Settings</h2>" in (out / "report.html").read_text()
+    code, _, log = run("--root", folder, "--sweep", "timesteps")
+    assert code == 2 and "compact adds no noise, so it has no timesteps" in log
+    code, _, log = run("--root", folder, "--sweep", "cross-map,size")
+    assert code == 2 and "There is no 'size' to sweep." in log and "support-crop, cross-map" in log

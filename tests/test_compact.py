@@ -1,5 +1,7 @@
 """The compact backbone's contract, with its real classes at random weights and a small picture size."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -134,6 +136,18 @@ def test_zero_control_is_exact_and_control_gets_gradient(backbone: CompactBackbo
     maps = backbone.look(latents, prompts, control=lambda _: push)
     score_maps(maps, (16, 16)).score_map.square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in push)
+
+
+def test_even_attention_gives_the_prompt_the_same_share_at_every_scale(backbone: CompactBackbone) -> None:
+    latents = backbone.encode(torch.rand(1, 3, SIZE, SIZE))
+    prompts = backbone.embed(torch.empty(0), torch.ones(1, 1, SIZE, SIZE).tril(), latents)[:, None]
+    even = copy.deepcopy(backbone)
+    even.temperature = 0.0
+    maps = even.look(latents, prompts.repeat(1, 2, 1, 1))
+    fine, coarse = maps.even_share.values()
+    assert fine == pytest.approx(coarse)
+    for cross in maps.balanced().cross.values():
+        torch.testing.assert_close(cross, torch.ones_like(cross), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-4, 0.5, 1.0])

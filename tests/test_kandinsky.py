@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import tiny_kandinsky as tiny
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -300,6 +303,41 @@ def test_a_support_given_twice_changes_nothing(backbone: KandinskyBackbone, late
         torch.testing.assert_close(thrice.affinity[grid_hw], once.affinity[grid_hw], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("shots", [1, 3])
+def test_the_even_share_is_that_of_queries_that_prefer_no_key(
+    folder: Path, latents: Tensor, shots: int
+) -> None:
+    even = load_kandinsky(folder, device=CPU, dtype=torch.float32)
+    for name, parameter in even.unet.named_parameters():
+        if ".to_q." in name:
+            parameter.zero_()
+    maps = look_at(even, latents, drawn(1, shots, 1, 40))[0]
+    assert maps.even_share == pytest.approx({(h, h): 32 / (32 + h * h) for h in (8, 4, 2)})
+    for cross in maps.balanced().cross.values():
+        torch.testing.assert_close(cross / cross.round(), torch.ones_like(cross), atol=1e-4, rtol=0)
+
+
+def test_nothing_is_embedded_as_in_the_pipeline_without_a_second_reading_of_clip(folder: Path) -> None:
+    from diffseg_cli.assembly import load_segmenter
+
+    segmenter = load_segmenter(str(folder), device="cpu", cross_map="contrast")
+    backbone: Any = segmenter.backbone
+    image, mask = np.full((90, 140, 3), 90, np.uint8), np.zeros((90, 140), bool)
+    image[20:60, 30:90], mask[20:60, 30:90] = 200, True
+    support = segmenter.encode_support([(image, mask)])
+    seen = segmenter.look(image, support)
+    assert next(backbone.image_encoder.parameters()).is_meta and segmenter.record()["cross_map"] == "contrast"
+    again = segmenter.look(image, support)
+    assert torch.equal(again.scores.score_map, seen.scores.score_map)
+    assert next(backbone.image_encoder.parameters()).is_meta
+    by_hand = load_kandinsky(folder, device=CPU, dtype=torch.float32)
+    by_hand.embed(pictures(1), torch.ones(1, 1, 128, 128))  # CLIP is read
+    expected = by_hand.image_encoder(torch.zeros(1, 3, 28, 28)).image_embeds
+    torch.testing.assert_close(backbone.embed_nothing()[0], expected)
+    for_nothing = replace(support, image_embeds=backbone.embed_nothing()[None])
+    assert not segmenter.look(image, for_nothing).scores.cross_map.any()
+
+
 # --- SCM's place
 
 
@@ -399,20 +437,24 @@ def test_decode_passes_gradients_to_the_latents(backbone: KandinskyBackbone, lat
     assert predicted.grad is not None and predicted.grad.abs().sum() > 0
 
 
-def test_a_whole_support_is_seen_as_clip_preprocessing_would_show_it(folder: Path) -> None:
-    from PIL import Image
-
+def preprocessed_by_clip(image: NDArray[np.uint8]) -> Tensor:
+    """An image (h w 3) as transformers' own preprocessing on Pillow gives it, (1 3 28 28)."""
     try:
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     except ImportError:  # before transformers 5 the processor of this name is the one on Pillow
         from transformers import CLIPImageProcessor as CLIPImageProcessorPil
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    pixels: Tensor = processor(Image.fromarray(image), return_tensors="pt")["pixel_values"]
+    return pixels
+
+
+def test_a_whole_support_is_seen_as_clip_preprocessing_would_show_it(folder: Path) -> None:
     backbone = load_kandinsky(folder, device=CPU, dtype=torch.float32, support_crop=None)
     y, x = np.mgrid[:128, :128]
     smooth = np.stack([x * 2, y * 2, (x + y)], -1).clip(0, 255).astype(np.uint8)
     mask = np.zeros((128, 128), np.uint8)
     mask[20:90, 40:110] = 1
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    pixels = processor(Image.fromarray(smooth * mask[..., None]), return_tensors="pt")["pixel_values"]
+    pixels = preprocessed_by_clip(smooth * mask[..., None])
     image = torch.from_numpy(smooth).permute(2, 0, 1)[None] / 255
     masks = torch.from_numpy(mask)[None, None].float()
     shown = crop_supports(image, masks, margin=None, size=28)
@@ -428,10 +470,7 @@ def test_a_whole_support_is_seen_as_clip_preprocessing_would_show_it(folder: Pat
 @pytest.mark.parametrize("margin", [None, 0.25])
 def test_an_oblong_support_keeps_its_aspect_and_resolution(folder: Path, margin: float | None) -> None:
     """As CLIP's own preprocessing shows the whole image, or the square around its object."""
-    from PIL import Image
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    backbone = load_kandinsky(folder, device=CPU, dtype=torch.float32, support_crop=margin)
+    backbone = load_kandinsky(folder, device=CPU, dtype=torch.float32)
     y, x = np.mgrid[:200, :300]
     image = np.stack([x * 0.7, y, 120 + 100 * np.sin(x / 9) * np.sin(y / 9)], -1).astype(np.uint8)
     mask = np.zeros((200, 300), bool)
@@ -439,11 +478,10 @@ def test_an_oblong_support_keeps_its_aspect_and_resolution(folder: Path, margin:
     shown = image * mask[..., None]
     if margin is not None:
         shown = shown[40:160, 80:200]  # 120 = 80 * (1 + 2 * 0.25), around the object's middle
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    pixels = processor(Image.fromarray(shown), return_tensors="pt")["pixel_values"]
+    pixels = preprocessed_by_clip(shown)
     seen: list[Tensor] = []
     hook = backbone.image_encoder.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
-    embeds = backbone.embed_pairs([(image, mask)])
+    embeds = backbone.embed_pairs([(image, mask)], crop=margin is not None)
     hook.remove()
     assert embeds.shape == (1, 1, 40)
     assert ((seen[0] - pixels) * backbone.pixel_std).abs().max() < 0.02

@@ -242,6 +242,32 @@ def test_links_of_the_documentation_lead_somewhere() -> None:
     assert broken == []
 
 
+def documented_commands() -> list[tuple[str, str]]:
+    """Page and words of every `diffseg ...` in the documentation, in code blocks and within lines."""
+    found = []
+    for path in tracked_files():
+        if path == "README.md" or path.startswith("docs/"):
+            text = (REPOSITORY / path).read_text(encoding="utf-8") if path.endswith(".md") else ""
+            text = text.replace("\\\n", " ")
+            lines = re.findall(r"^(?: {4}|\$ )?(?:[A-Z_]+=\S+ )*diffseg ([^\n|>]+)", text, re.MULTILINE)
+            found += [(path, words) for words in [*lines, *re.findall(r"`diffseg ([^`|>]+)`", text)]]
+    return found
+
+
+def test_documented_commands_and_their_options_exist() -> None:
+    top = get_command(app)
+    unknown = []
+    for page, words in documented_commands():
+        command, rest = top, words.split()
+        while rest and rest[0] in getattr(command, "commands", {}):
+            command = command.commands[rest.pop(0)]
+        known = {"--help"} | {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+        asked = {word.strip("[].,:").partition("=")[0] for word in rest if re.match(r"\[?--?[a-z]", word)}
+        if asked - known or (command is top and not asked):
+            unknown.append((page, words, asked - known))
+    assert unknown == []
+
+
 def test_readme_fits_on_two_screens_and_names_every_verb() -> None:
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert len(readme.splitlines()) <= 150

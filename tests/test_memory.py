@@ -28,12 +28,18 @@ def segmenter() -> Segmenter:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "shots", "offload", "most"), [(1, 1, False, 7.0), (1, 1, True, 4.5), (8, 5, True, 4.5)]
+    ("batch_size", "shots", "clip", "most"),
+    [
+        (1, 1, {}, 7.0),
+        (1, 1, {"offload": True}, 4.5),
+        (8, 5, {"offload": True}, 4.5),
+        (1, 1, {"concept": True}, 3.2),
+    ],
 )
 def test_kandinsky_fits_into_8_gb_at_512_px(
-    segmenter: Segmenter, batch_size: int, shots: int, offload: bool, most: float
+    segmenter: Segmenter, batch_size: int, shots: int, clip: dict[str, bool], most: float
 ) -> None:
-    rows = account(segmenter, batch_size=batch_size, shots=shots, offload=offload)
+    rows = account(segmenter, batch_size=batch_size, shots=shots, **clip)
     peaks = {stage: (parameters + tensors) / GB for stage, parameters, tensors in rows}
     assert max(peaks.values()) < most, peaks
     assert min(peaks.values()) > 2.5  # the UNet alone

@@ -25,7 +25,7 @@ from diffseg_cli.choices import (
 )
 from diffseg_cli.cli import inputs, main
 from diffseg_cli.cli.options import FormatChoice
-from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig, SegmentConfig
+from diffseg_cli.config import LookConfig, ModulesConfig, PamConfig, ScmConfig, SegmentConfig
 from diffseg_cli.errors import DiffsegError
 from diffseg_cli.evaluation import benchmark
 from diffseg_cli.reading import image_io
@@ -43,6 +43,7 @@ BACKBONE = {
     "device": ("--device cuda:3", "cuda:3"),
     "dtype": ("--dtype float16", "float16"),
     "offload": ("--offload", True),
+    "support_crop": ("--support-crop whole", "whole"),
 }
 MODEL = {
     **BACKBONE,
@@ -50,6 +51,7 @@ MODEL = {
     "head": ("--head attention", "attention"),
     "fusion": ("--fusion mean", "mean"),
     "timesteps": ("--timesteps 10,50", (10, 50)),
+    "cross_map": ("--cross-map contrast", "contrast"),
 }
 MASKS = {
     "label": ("--label 3", (3,)),
@@ -271,12 +273,20 @@ def test_the_loader_hands_on_what_it_was_given(
     monkeypatch.setattr(loading, "load_backbone", load_backbone)
     loaded = assembly.load_chosen(
         ModelChoice(
-            "kandinsky-2-2", "cpu", "bfloat16", True, head="attention", fusion="mean", timesteps=(10, 50)
+            "kandinsky-2-2",
+            "cpu",
+            "bfloat16",
+            True,
+            "whole",
+            head="attention",
+            fusion="mean",
+            timesteps=(10, 50),
+            cross_map="balanced",
         )
     )
     assert asked[0][:4] == ("kandinsky-2-2", torch.device("cpu"), torch.bfloat16, True)
     assert loaded.head == "attention"
-    assert (loaded.settings.fusion, loaded.settings.timesteps) == ("mean", (10, 50))
+    assert loaded.settings == SegmentConfig((10, 50), "balanced", "whole", "mean")
 
 
 def test_the_look_is_at_the_timesteps_of_the_settings(
@@ -305,7 +315,8 @@ def test_train_ignores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         "--init none --recipe paper --steps 5 --lr 0.5 --batch-size 2 --channel-dropout 0.25 "
         "--query-dropout 0.125 --validate-every 4 --save-every 3 --seed 9 --precision fp32 --tensorboard "
         "--modules pam --knowledge cross --pam-attentions conv,none,attention --image-size 128 "
-        "--model kandinsky-2-2 --device cuda:3 --dtype float16"
+        "--model kandinsky-2-2 --device cuda:3 --dtype float16 --timesteps 10,50 --cross-map balanced "
+        "--support-crop whole"
     )
     run(f"train --root classes --out runs {options}")
     pam = PamConfig(modes=("conv", "none", "attention"), channel_dropout=0.25, query_dropout=0.125)
@@ -315,7 +326,7 @@ def test_train_ignores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         **{"recipe": "paper", "steps": 5, "lr": 0.5, "batch_size": 2, "validate_every": 4, "save_every": 3},
         **{"seed": 9, "precision": "fp32", "tensorboard": True},
         **{"model": "kandinsky-2-2", "device": "cuda:3", "dtype": "float16"},
-        modules=ModulesConfig(None, pam, "cross", 128),
+        modules=ModulesConfig(None, pam, "cross", 128, LookConfig((10, 50), "balanced", "whole")),
     )
     assert seen == [vars(plan)]
     run("train --root classes --out runs --scm-scales 0,2 --scm-separate")
@@ -327,13 +338,13 @@ def test_evaluate_ignores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     options = (
         "--dataset coco-20i --fold 2 --split val --sources a,b --shots 5 --runs 3 --episodes-per-class 4 "
         "--seed 9 --episodes-in list.jsonl --peer prototype --peer matcher-lite --peer-weights peers "
-        "--adapt --queries-per-set 2"
+        "--adapt --queries-per-set 2 --sweep support-crop,cross-map"
     )
     run(f"evaluate --root classes {options}")
     plan = benchmark.EvaluationPlan(
         **{"root": "classes", "dataset": "coco-20i", "folds": (2,), "split": "val", "sources": ("a", "b")},
         **{"shots": 5, "runs": 3, "episodes_per_class": 4, "seed": 9, "episodes_in": "list.jsonl"},
         **{"peers": ("prototype", "matcher-lite"), "peer_weights": "peers"},
-        **{"adapt": True, "queries_per_set": 2},
+        **{"adapt": True, "queries_per_set": 2, "sweep": ("support-crop", "cross-map")},
     )
     assert seen == [vars(plan)]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from diffseg_cli.assembly import load_segmenter
@@ -20,6 +21,8 @@ from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.specks import drop_specks
 from diffseg_cli.trained import untrained
+from diffseg_cli.weights.checkpoint import read_checkpoint_info, write_checkpoint
+from diffseg_cli.weights.files import find_weights, read_safetensors
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -117,6 +120,24 @@ def test_scm_acts_through_edges(small_segmenter: Segmenter, support: SupportFeat
     assert not torch.equal(with_edges, small_segmenter.forward(latents, None, support).scores.score_map)
 
 
+def test_cross_maps_and_crops_are_settings(small_segmenter: Segmenter) -> None:
+    pair = (picture(0), box_mask())
+
+    def scores(**settings: str) -> NDArray[np.float32]:
+        chosen = replace(small_segmenter, settings=SegmentConfig(**settings))
+        return chosen.segment(picture(2), chosen.encode_support([pair])).score_map
+
+    paper = scores()
+    np.testing.assert_allclose(scores(cross_map="balanced"), paper, atol=1e-3)  # compact is, by its bias
+    assert np.abs(scores(cross_map="contrast") - paper).max() > 0.05
+    assert np.abs(scores(support_crop="whole") - paper).max() > 0.05
+    digests = {
+        replace(small_segmenter, settings=SegmentConfig(cross_map=cross_map)).digest
+        for cross_map in ("paper", "balanced", "contrast")
+    }
+    assert len(digests) == 3
+
+
 def test_attention_head_is_the_score_map(small_segmenter: Segmenter, support: SupportFeatures) -> None:
     bare = Segmenter(backbone=small_segmenter.backbone, trained=untrained(), hed=None, head="attention")
     prediction = bare.segment(picture(2), support)
@@ -191,6 +212,21 @@ def test_bad_supports(small_segmenter: Segmenter) -> None:
 def test_pam_head_without_pam_is_a_programming_error(small_segmenter: Segmenter) -> None:
     with pytest.raises(ValueError, match="trained PAM"):
         Segmenter(backbone=small_segmenter.backbone, trained=untrained(), hed=None, head="pam")
+
+
+def test_modules_are_used_with_the_look_they_were_trained_on(tmp_path: Path) -> None:
+    shipped, own = find_weights("compact/modules.safetensors"), tmp_path / "own.safetensors"
+    tensors, info = read_safetensors(shipped)[0], read_checkpoint_info(shipped)
+    look = {"timesteps": [20, 100], "cross_map": "contrast", "support_crop": "whole"}
+    write_checkpoint(own, tensors, replace(info, config={**info.config, "look": look}))
+    settings = load_segmenter(checkpoint=own, device="cpu").settings
+    assert (settings.timesteps, settings.cross_map, settings.support_crop) == ((20, 100), "contrast", "whole")
+    asked = load_segmenter(checkpoint=own, device="cpu", cross_map="paper", timesteps=[7]).settings
+    assert (asked.timesteps, asked.cross_map, asked.support_crop) == ((7,), "paper", "whole")
+    assert load_segmenter(device="cpu").settings == SegmentConfig()
+    write_checkpoint(own, tensors, replace(info, config={**info.config, "look": {"depth": 3}}))
+    with pytest.raises(WeightsError, match="a look this diffseg does not know"):
+        load_segmenter(checkpoint=own, device="cpu")
 
 
 @pytest.mark.parametrize(

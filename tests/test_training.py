@@ -102,6 +102,8 @@ def test_interrupted_cache_goes_on(
 
     assert len(list(fresh().build())) == 2
     assert list(fresh().build()) == []  # nothing is left to do
+    whole = FeatureCache(tmp_path, shapes, small_segmenter.backbone, None, views=1, support_crop="whole")
+    assert whole.folder != fresh().folder and whole.support_row(5) == whole.row(5)
     other = dataclasses.replace(shapes, samples=shapes.samples[::-1])
     assert FeatureCache(tmp_path, other, small_segmenter.backbone, None, views=1).folder != fresh().folder
 

@@ -1,7 +1,8 @@
 """How much device memory Kandinsky 2.2 needs, stage by stage, counted without a device.
 
-    python -m tools.account_memory [--offload] [--batch-size 1] [--shots 1] [--dtype float16]
+    python -m tools.account_memory [--offload | --concept] [--batch-size 1] [--shots 1] [--dtype float16]
 
+With `--concept` the supports come encoded from a file, so that CLIP is never read.
 The networks are built at full size on meta tensors, which have shapes and no contents. Every tensor an
 operation makes is counted while it is alive, attention in its plainest form, matrices and all. That is what
 PyTorch allocates at most; a CUDA context, workspaces of libraries and gaps between blocks come on top.
@@ -81,7 +82,9 @@ def parameter_bytes(*modules: nn.Module) -> int:
     )
 
 
-def account(segmenter: Segmenter, *, batch_size: int, shots: int, offload: bool) -> list[Row]:
+def account(
+    segmenter: Segmenter, *, batch_size: int, shots: int, offload: bool = False, concept: bool = False
+) -> list[Row]:
     """Every stage from supports to masks: its name, bytes of parameters on the device, peak bytes of tensors.
 
     Args:
@@ -89,6 +92,7 @@ def account(segmenter: Segmenter, *, batch_size: int, shots: int, offload: bool)
         batch_size: queries at once.
         shots: supports.
         offload: of CLIP and UNet only the one used last is on the device.
+        concept: the supports are encoded already, and CLIP is nowhere.
     """
     backbone: Any = segmenter.backbone
     # What meta tensors cannot do: say where an object is, and be moved.
@@ -103,11 +107,14 @@ def account(segmenter: Segmenter, *, batch_size: int, shots: int, offload: bool)
 
     def count(stage: str, last_used: int, work: Callable[[], Any]) -> Any:
         result, peak = peak_of(work)
-        rows.append((stage, small + (last_used if offload else clip + unet), peak))
+        large = unet if concept else last_used if offload else clip + unet
+        rows.append((stage, small + large, peak))
         return result
 
     latents = count("encode supports", unet, lambda: backbone.encode(supports))
     embeds = count("embed supports", clip, lambda: backbone.embed(supports, supports[:, :1]))
+    if concept:
+        rows.clear()
     edges = count("edges", clip, lambda: segmenter.find_edges(images))
     queries = count("encode queries", clip, lambda: backbone.encode(images))
     grid = torch.empty(1, shots, 1, *latents.shape[-2:], device=META, dtype=latents.dtype)
@@ -131,10 +138,18 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float16")
-    parser.add_argument("--offload", action="store_true")
+    clip_is = parser.add_mutually_exclusive_group()
+    clip_is.add_argument("--offload", action="store_true")
+    clip_is.add_argument("--concept", action="store_true")
     options = parser.parse_args()
     segmenter = random_segmenter("kandinsky-2-2", device=META, dtype=DTYPES[options.dtype])
-    rows = account(segmenter, batch_size=options.batch_size, shots=options.shots, offload=options.offload)
+    rows = account(
+        segmenter,
+        batch_size=options.batch_size,
+        shots=options.shots,
+        offload=options.offload,
+        concept=options.concept,
+    )
     print(f"{'GB':<16} parameters  tensors      sum")
     for stage, parameters, tensors in rows:
         print(f"{stage:<16} {parameters / GB:10.2f} {tensors / GB:8.2f} {(parameters + tensors) / GB:8.2f}")

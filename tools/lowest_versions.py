@@ -22,7 +22,7 @@ LOWEST = {
     "transformers": "4.56.0",
     "huggingface-hub": "0.34.0",
     "typer": "0.26.0",
-    "rich": "13.0.0",
+    "rich": "13.8.0",
     "pillow": "10.3.0",
     "numpy": "1.26.0",
     "opencv-contrib-python-headless": "4.9.0.80",

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffseg_cli.assembly import load_chosen
+from diffseg_cli.assembly import choose_look, load_chosen
 from diffseg_cli.bench.random_kandinsky import FULL_SIZE, KandinskyConfigs, random_networks
 from diffseg_cli.choices import ModelChoice
 from diffseg_cli.compute import limit_threads, resolve_device, resolve_dtype
@@ -47,10 +47,8 @@ def prepare_segmenter(
         place = resolve_device(choice.device)
         dtype = resolve_dtype(choice.dtype, place, backbone_kind(choice.model).network.cuda_dtype)
         segmenter = random_segmenter(choice.model, device=place, dtype=dtype, offload=choice.offload)
-        settings = SegmentConfig(
-            fusion=choice.fusion or SegmentConfig.fusion,
-            timesteps=choice.timesteps or SegmentConfig.timesteps,
-        )
+        look = choose_look(choice.timesteps, choice.cross_map, choice.support_crop)
+        settings = SegmentConfig(**vars(look), fusion=choice.fusion or SegmentConfig.fusion)
         segmenter = replace(segmenter, head=choice.head or segmenter.head, settings=settings)
     else:
         segmenter = load_chosen(choice)

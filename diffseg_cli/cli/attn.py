@@ -126,6 +126,7 @@ def _write(
 
     for what, path in plan.outputs.items():
         heading = f"{plan.query.name} seen by {info['model']}, region: {info['region']}"
+        heading += "" if info["cross_map"] == "paper" else f", {info['cross_map']} M_cross"
         if what == "arrays":
             write_arrays(path, dump.arrays, info)
         elif what == "sheet":

@@ -119,6 +119,15 @@ def evaluate(
             rich_help_panel=WORK,
         ),
     ] = False,
+    sweep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A[,B...]",
+            help="Also measure all combinations of these settings and name the best: timesteps, "
+            "support-crop, cross-map.",
+            rich_help_panel=WORK,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -143,6 +152,7 @@ def evaluate(
         from diffseg_cli.datasets import PROTOCOLS
         from diffseg_cli.evaluation.benchmark import Benchmark, EvaluationPlan, check_peers, choose_folds
         from diffseg_cli.evaluation.spread import share_device
+        from diffseg_cli.evaluation.sweep import choose_axes
 
         plan = EvaluationPlan(
             root=str(root),
@@ -160,6 +170,7 @@ def evaluate(
             model=model,
             adapt=adapt,
             queries_per_set=queries_per_set,
+            sweep=choose_axes(sweep, model.model),
         )
         benchmark = Benchmark(share_device(plan))
     if episodes_out:
@@ -212,7 +223,11 @@ def show_figures(record: dict[str, Any], *, as_json: bool) -> None:
         f"{record['model']} ({record['head']}, {record['fusion']}), {record['shots']}-shot, "
         f"{record['episodes']} episodes of {record['classes']} classes, seed {record['seed']}"
     )
+    sweep = record.get("sweep") or {"rows": []}
+    swept = {row["method"] for row in sweep["rows"]} - {"model"}
     for method, figures in record["methods"].items():
+        if method in swept:
+            continue
         cut = record["thresholds"].get(method)
         console.result(f"\n{method}" + ("" if cut is None else f", threshold {cut:g}"))
         sure = figures.get("intervals") or {}
@@ -236,6 +251,8 @@ def show_figures(record: dict[str, Any], *, as_json: bool) -> None:
             console.result(f"  {name:<{width}}  {text}")
     if record["adapted"]:
         _show_adaptations(record["adapted"])
+    if swept:
+        _show_sweep(sweep)
     _show_published(record)
 
 
@@ -258,6 +275,22 @@ def _show_adaptations(adapted: dict[str, Any]) -> None:
             f"  presence, {method}: ROC AUC {figures['auc']:.3f}, mean {figures['present']:.2f} with the "
             f"class, {figures['absent']:.2f} without"
         )
+
+
+def _show_sweep(sweep: dict[str, Any]) -> None:
+    """Settings, best first, with what they gained on the model as it was asked for."""
+    console.result("\nSettings, best first: mean IoU, gain over the model as given (95 % of the draws)")
+    for row in sweep["rows"]:
+        ends = "" if row["interval"] is None else "({:+.3f} to {:+.3f})".format(*row["interval"])
+        if row["method"] == "model":
+            console.result(f"  {row['mean_iou']:.3f}  {'':26}as given")
+        else:
+            console.result(f"  {row['mean_iou']:.3f}  {row['gain']:+.3f}  {ends:<18}  {row['method']}")
+    console.result(
+        "Use: as given; no setting is better beyond chance"
+        if sweep["use"] == "model"
+        else f"Use: {sweep['use']}"
+    )
 
 
 def _interval(ends: tuple[float, float] | None) -> str:

@@ -11,9 +11,12 @@ import typer
 from diffseg_cli.choices import (
     ADVANCED,
     OUTPUT,
+    CrossMap,
     Device,
     Dtype,
     Model,
+    SupportCrop,
+    Timesteps,
 )
 from diffseg_cli.cli import console, options
 from diffseg_cli.config import FineTuneConfig, PamConfig, TrainConfig
@@ -232,8 +235,12 @@ def train(
     model: Model = "compact",
     device: Device = "auto",
     dtype: Dtype = None,
+    timesteps: Timesteps = None,
+    cross_map: CrossMap = None,
+    support_crop: SupportCrop = None,
 ) -> None:
     """Train SCM and PAM on labelled images, or adapt the shipped ones to your own classes."""
+    from diffseg_cli.assembly import choose_look
     from diffseg_cli.training.jobs import TrainPlan, backbone_job, modules_job
     from diffseg_cli.training.switches import choose_modules
 
@@ -244,7 +251,14 @@ def train(
         return
     pam = PamConfig(channel_dropout=channel_dropout, query_dropout=query_dropout)
     chosen = choose_modules(
-        modules, knowledge, pam_attentions, scm_scales, scm_separate, pam=pam, image_size=image_size
+        modules,
+        knowledge,
+        pam_attentions,
+        scm_scales,
+        scm_separate,
+        pam=pam,
+        image_size=image_size,
+        look=choose_look(timesteps, cross_map, support_crop),
     )
     plan = TrainPlan(
         root=root,

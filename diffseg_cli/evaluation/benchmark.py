@@ -30,6 +30,7 @@ from diffseg_cli.evaluation.summary import (
     summarise_adaptations,
     summarise_costs,
 )
+from diffseg_cli.evaluation.sweep import settings_of, summarise_sweep
 from diffseg_cli.segmenter import Segmenter
 
 SHIPPED = (
@@ -63,6 +64,7 @@ class EvaluationPlan:
         model: that is measured.
         adapt: measure the model also with its modules adapted to the supports of each episode.
         queries_per_set: episodes that share a support set, and so its adaptation.
+        sweep: of `sweep.AXES`; measure the model under all combinations of their values too.
     """
 
     root: str
@@ -80,10 +82,7 @@ class EvaluationPlan:
     model: ModelChoice = field(default_factory=ModelChoice)
     adapt: bool = False
     queries_per_set: int = 1
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        return ("model", *((ADAPTED,) if self.adapt else ()), *self.peers)
+    sweep: tuple[str, ...] = ()
 
 
 def choose_folds(dataset: str, fold: str | None) -> tuple[int | None, ...]:
@@ -143,6 +142,8 @@ class Benchmark:
             )
         self.lines = list_lines(self.tasks, self._datasets)
         self.segmenter: Segmenter = load_chosen(plan.model)
+        self.settings = settings_of(self.segmenter.settings, plan.sweep)
+        self.methods = ("model", *((ADAPTED,) if plan.adapt else ()), *self.settings, *plan.peers)
         self.peers = {
             name: load_peer(name, plan.peer_weights, self.segmenter.device)
             for name in plan.peers
@@ -180,7 +181,7 @@ class Benchmark:
             "trained": self.segmenter.trained.digest,  # and not which file it was read from
             "digest": self.segmenter.digest,
             "device": self.segmenter.device.type,
-            "methods": list(self.plan.methods),
+            "methods": list(self.methods),
             "thresholds": self._thresholds(),
             "adapt": asdict(AdaptConfig()) if self.plan.adapt else None,
         }
@@ -223,9 +224,10 @@ class Benchmark:
             "episodes": len(results),
             "classes": len({result.class_name for result in results}),
             "methods": methods,
+            "sweep": summarise_sweep(results, self.settings, methods) if self.settings else None,
             "costs": costs,
             "adapted": summarise_adaptations(results, methods),
-            "kinds": {method: self._kind(method) for method in plan.methods},
+            "kinds": {method: self._kind(method) for method in self.methods},
             "notes": self._notes(),
             "published": [
                 {"mean_iou": value, **{k: getattr(row, k) for k in ("method", "backbone", "kind", "source")}}
@@ -240,8 +242,9 @@ class Benchmark:
                 self.dataset(fold),
                 shots=self.plan.shots,
                 seed=self.plan.seed,
-                methods=self.plan.methods,
+                methods=self.methods,
                 peers=self.peers,
+                settings=self.settings,
             )
             self._evaluation = (fold, evaluation)
         return self._evaluation[1]
@@ -261,8 +264,11 @@ class Benchmark:
         return find_tasks(path, rows, {fold: self.dataset(fold) for fold in self.plan.folds if fold in folds})
 
     def _kind(self, method: str) -> str | None:
-        """Which published figures a method may stand among; None where it saw test classes in training."""
-        if method == "seggpt":
+        """Which published figures a method may stand among.
+
+        None where it saw test classes in training, or was one of many settings tried on them.
+        """
+        if method == "seggpt" or method in self.settings:
             return None
         if method not in ("model", ADAPTED) or self.segmenter.head == "attention":
             return TRAINING_FREE
@@ -277,7 +283,7 @@ class Benchmark:
 
     def _thresholds(self) -> dict[str, float]:
         known = own_thresholds(self.segmenter)
-        return {method: known[method] for method in self.plan.methods if method in known}
+        return {method: known[method] for method in self.methods if method in known}
 
 
 def _weights_mib(*parts: Any) -> float:

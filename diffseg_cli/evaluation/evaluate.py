@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffseg_cli.adaptation import adapt_steps
 from diffseg_cli.compute import read_time
+from diffseg_cli.config import SegmentConfig
 from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.datasets.truth import Truth
@@ -135,8 +136,9 @@ class Evaluation:
         shots: supports an episode.
         seed: of the list of episodes.
         methods: "model"; "adapted", the same with modules adapted to the supports; "attention", its own
-            score map cut at the threshold; "prototype"; or a peer's name.
+            score map cut at the threshold; "prototype"; a peer's name; or one of `settings`.
         peers: other methods by name.
+        settings: the model under other settings, by name.
     """
 
     def __init__(
@@ -148,11 +150,13 @@ class Evaluation:
         seed: int,
         methods: tuple[str, ...] = ("model", "prototype"),
         peers: Mapping[str, Peer] | None = None,
+        settings: Mapping[str, SegmentConfig] | None = None,
     ) -> None:
         self.segmenter, self.shots, self.seed, self.methods = segmenter, shots, seed, methods
         self.dataset = dataset.with_enough(shots)
         self.peers = dict(peers or {})
         self.thresholds = own_thresholds(segmenter)
+        self.variants = {name: replace(segmenter, settings=each) for name, each in (settings or {}).items()}
         self.results: list[EpisodeResult] = []
         self._labelled = lru_cache(REMEMBERED)(self._read)
         self._query = lru_cache(REMEMBERED)(self._encode_query)
@@ -224,20 +228,23 @@ class Evaluation:
 
     def _cut(self, method: str, score: Tensor, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Score (1 1 S S) -> mask (h w); the model's with borders and parts as `segment` would give them."""
-        refine, min_area = (None, None) if method in ("model", ADAPTED) else (False, "0")
-        threshold = self.thresholds[method]
+        as_segment = method in ("model", ADAPTED, *self.variants)
+        refine, min_area = (None, None) if as_segment else (False, "0")
+        threshold = self.thresholds.get(method)
         return self.segmenter.finish(
             score[0, 0], image, threshold=threshold, refine=refine, min_area=min_area
         )[0]
 
     def _answer(self, method: str, query: int, supports: tuple[int, ...], seed: int) -> _Answer:
         """What one of our own methods says of an image."""
-        support = self._join(supports)
+        segmenter = self.variants.get(method, self.segmenter)
+        support = self._join(supports, segmenter)
         if method == "prototype":
             weights = self.segmenter.backbone.channel_weights
             latents = self._query(query).latents
             return _Answer(prototype_scores(latents, support.latents, support.masks, weights), None)
-        segmenter = self._adapted(supports).segmenter if method == ADAPTED else self.segmenter
+        if method == ADAPTED:
+            segmenter = self._adapted(supports).segmenter
         output = self._forward(segmenter, query, supports, seed)
         if method == "attention":
             return _Answer(output.scores.score_map, None)
@@ -267,14 +274,14 @@ class Evaluation:
         self, segmenter: Segmenter, query: int, supports: tuple[int, ...], seed: int
     ) -> SegmenterOutput:
         encoded = self._query(query)
-        return segmenter.predict(encoded.latents, encoded.edges, self._join(supports), seed)
+        return segmenter.predict(encoded.latents, encoded.edges, self._join(supports, segmenter), seed)
 
     # --- read and encoded, each once as long as it is remembered ---
 
     def _encode(self, episode: Episode) -> None:
         """Encode what an episode needs, so that no method's time depends on what was encoded before."""
-        for index in episode.support:
-            self._support(index)
+        for segmenter in (self.segmenter, *self.variants.values()):
+            self._join(episode.support, segmenter)
         self._query(episode.query)
 
     def _encoding_seconds(self, method: str, episode: Episode) -> float:
@@ -282,14 +289,16 @@ class Evaluation:
 
         Encodings are remembered, so their time is added to each episode, not measured in it.
         """
-        query, supports = self._query(episode.query), [self._support(i) for i in episode.support]
+        crop = self.variants.get(method, self.segmenter).settings.support_crop
+        query, supports = self._query(episode.query), [self._support(i, crop) for i in episode.support]
         seconds = query.seconds["encode"] + sum(each.seconds["encode"] for each in supports)
         if method == "prototype":
             return seconds
         return seconds + query.seconds["edges"] + sum(each.seconds["embed"] for each in supports)
 
-    def _join(self, supports: tuple[int, ...]) -> SupportFeatures:
-        return SupportFeatures.join([self._support(i).features for i in supports])
+    def _join(self, supports: tuple[int, ...], segmenter: Segmenter) -> SupportFeatures:
+        crop = segmenter.settings.support_crop
+        return SupportFeatures.join([self._support(i, crop).features for i in supports])
 
     def _pairs(self, supports: tuple[int, ...]) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
         labelled = [self._labelled(i) for i in supports]
@@ -313,9 +322,11 @@ class Evaluation:
         return EncodedQuery(query.latents, query.edges, stages.spent)
 
     @torch.inference_mode()
-    def _encode_support(self, index: int) -> EncodedSupport:
+    def _encode_support(self, index: int, crop: str) -> EncodedSupport:
         stages = Stages(read_time(self.segmenter.device))
-        features = replace(self.segmenter, stage=stages).encode_pairs(self._pairs((index,)))
+        settings = replace(self.segmenter.settings, support_crop=crop)
+        cropping = replace(self.segmenter, stage=stages, settings=settings)
+        features = cropping.encode_pairs(self._pairs((index,)))
         return EncodedSupport(features, stages.spent)
 
 

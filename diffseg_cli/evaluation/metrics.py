@@ -150,24 +150,47 @@ def bootstrap_intervals(
     by_fold: dict[int, NDArray[np.float64]] = {}
     for name in sorted(episodes):
         counts = episodes[name].astype(np.float64)
-        times = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=RESAMPLES)
-        sums = times @ counts  # (RESAMPLES 6)
+        sums = _draw_again(len(counts), generator) @ counts  # (RESAMPLES 6)
         ious[name] = _shares(sums, 0)
         boundaries.append(_shares(sums, 4))
         fold = (folds or {}).get(name, 0)
         by_fold[fold] = by_fold.get(fold, np.zeros_like(sums)) + sums
     fb = [(_shares(sums, 0) + _shares(sums, 2)) / 2 for sums in by_fold.values()]
-
-    def ends(draws: NDArray[np.float64]) -> tuple[float, float]:
-        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-        return float(low), float(high)
-
     return Intervals(
-        ends(np.mean(list(ious.values()), axis=0)),
-        ends(np.mean(boundaries, axis=0)),
-        ends(np.mean(fb, axis=0)),
-        {name: ends(draws) for name, draws in ious.items()},
+        _ends(np.mean(list(ious.values()), axis=0), level),
+        _ends(np.mean(boundaries, axis=0), level),
+        _ends(np.mean(fb, axis=0), level),
+        {name: _ends(draws, level) for name, draws in ious.items()},
     )
+
+
+def gain_interval(
+    first: Mapping[str, NDArray[np.int64]],
+    second: Mapping[str, NDArray[np.int64]],
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Confidence interval of the mean IoU of `second` less that of `first`, over the same episodes.
+
+    Arguments as of `bootstrap_intervals`; both are drawn again together, so what is hard for both cancels.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, RESAMPLES]))
+    gains = []
+    for name in sorted(first):
+        times = _draw_again(len(first[name]), generator)
+        gains.append(_shares(times @ second[name], 0) - _shares(times @ first[name], 0))
+    return _ends(np.mean(gains, axis=0), level)
+
+
+def _draw_again(count: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """How often each of `count` episodes is drawn, (RESAMPLES count)."""
+    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
+
+
+def _ends(draws: NDArray[np.float64], level: float) -> tuple[float, float]:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _shares(sums: NDArray[np.float64], column: int) -> NDArray[np.float64]:

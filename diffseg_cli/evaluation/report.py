@@ -65,7 +65,7 @@ def write_report(out: Path, record: Mapping[str, Any], illustrations: Illustrati
     Raises:
         InputError: the folder cannot be written.
     """
-    plot = class_plot(record["methods"])
+    plot = class_plot(_plotted(record))
     for name, text in (
         (PLOT, plot),
         (REPORT, render_report(record, illustrations)),
@@ -84,9 +84,10 @@ def render_report(record: Mapping[str, Any], illustrations: Illustrations) -> st
         "<h2>Figures</h2>",
         _figures_table(record),
         *(f'<p class="faint">{_text(note)}</p>' for note in record["notes"]),
+        _sweep_table(record),
         _published_table(record),
         "<h2>Classes</h2>",
-        class_plot(record["methods"]),
+        class_plot(_plotted(record)),
         "<h2>Episodes</h2>",
         *(_episodes(name, shown) for name, shown in illustrations.items() if shown),
         "<h2>To repeat it</h2>",
@@ -96,7 +97,29 @@ def render_report(record: Mapping[str, Any], illustrations: Illustrations) -> st
     return f"<!doctype html>\n<html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
-_LONG = ("methods", "published", "costs", "notes")
+_LONG = ("methods", "published", "costs", "notes", "sweep")
+
+
+def _plotted(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The methods without the settings of a sweep that nobody should use."""
+    sweep = record.get("sweep") or {"rows": [], "use": "model"}
+    hidden = {row["method"] for row in sweep["rows"]} - {"model", sweep["use"]}
+    return {name: figures for name, figures in record["methods"].items() if name not in hidden}
+
+
+def _sweep_table(record: Mapping[str, Any]) -> str:
+    if not record.get("sweep"):
+        return ""
+    use = record["sweep"]["use"]
+    rows = ['<th class="n">mean IoU</th><th class="n">gain</th><th class="n">95 %</th><th>setting</th>']
+    for row in record["sweep"]["rows"]:
+        ends = "" if row["interval"] is None else "{:+.3f} to {:+.3f}".format(*row["interval"])
+        cells = f'<td class="n">{row["mean_iou"]:.3f}</td><td class="n">{row["gain"]:+.3f}</td>'
+        name = "as given" if row["method"] == "model" else row["method"]
+        rows.append(
+            f'{cells}<td class="n">{ends}</td><td>{_text(name)}{" (use)" * (row["method"] == use)}</td>'
+        )
+    return f"<h2>Settings</h2><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 def _what(record: Mapping[str, Any]) -> str:
@@ -111,7 +134,7 @@ def _what(record: Mapping[str, Any]) -> str:
 def _figures_table(record: Mapping[str, Any]) -> str:
     heads = ("method", "mean IoU", "95 %", "boundary IoU", "FB-IoU", "s / episode", "weights MiB", "GPU MiB")
     rows = ["".join(f'<th class="{"n" if i else ""}">{head}</th>' for i, head in enumerate(heads))]
-    for method, figures in record["methods"].items():
+    for method, figures in _plotted(record).items():
         sure = figures["intervals"]
         costs = record["costs"].get(method, {})
         cells = [
@@ -200,7 +223,9 @@ def _episodes(name: str, shown: Sequence[tuple[EpisodeResult, Illustration]]) ->
     parts = [f"<h3>{_text(name.capitalize())}</h3>"]
     for result, illustration in shown:
         fold = "" if result.fold is None else f", fold {result.fold}"
-        others = ", ".join(f"{m} {value:.2f}" for m, value in result.iou.items() if m != "model")
+        others = ", ".join(
+            f"{m} {value:.2f}" for m, value in result.iou.items() if m != "model" and not m.startswith("--")
+        )
         line = f"{result.class_name}: IoU {result.iou['model']:.2f}" + (f" ({others})" if others else "")
         image, mask = illustration.supports[0]
         more = f", 1 of {len(illustration.supports)}" if len(illustration.supports) > 1 else ""

@@ -10,7 +10,7 @@ Letters: b batch, a heads, l layer, h w grid of one scale, n = h*w, t image toke
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -70,13 +70,16 @@ class AttentionMaps:
         cross: (h, w) -> (b n) sum of `cross` over the layers of that scale.
         affinity: (h, w) -> (b n n) sum of `affinity` over the layers of that scale.
         layers: (h, w) -> how many layers were summed.
+        even_share: (h, w) -> what `cross` would be in a layer of that scale that preferred no key, in (0, 1]:
+            t / (t + n) where the softmax has no bias. It falls as the grid grows finer.
     """
 
     cross: dict[GridHW, Tensor] = field(default_factory=dict)
     affinity: dict[GridHW, Tensor] = field(default_factory=dict)
     layers: dict[GridHW, int] = field(default_factory=dict)
+    even_share: dict[GridHW, float] = field(default_factory=dict)
 
-    def add(self, grid_hw: GridHW, cross: Tensor, affinity: Tensor) -> None:
+    def add(self, grid_hw: GridHW, cross: Tensor, affinity: Tensor, even_share: float = 1.0) -> None:
         """Add one layer, to the first one's own tensors. cross: (b n), affinity: (b n n)."""
         if grid_hw in self.cross:
             self.cross[grid_hw] += cross
@@ -84,12 +87,26 @@ class AttentionMaps:
         else:
             self.cross[grid_hw], self.affinity[grid_hw] = cross, affinity
         self.layers[grid_hw] = self.layers.get(grid_hw, 0) + 1
+        self.even_share[grid_hw] = even_share
 
     def only(self, grid_hw: GridHW) -> "AttentionMaps":
         """The sums of one scale alone, to look at it by itself."""
         return AttentionMaps(
-            {grid_hw: self.cross[grid_hw]}, {grid_hw: self.affinity[grid_hw]}, {grid_hw: self.layers[grid_hw]}
+            {grid_hw: self.cross[grid_hw]},
+            {grid_hw: self.affinity[grid_hw]},
+            {grid_hw: self.layers[grid_hw]},
+            {grid_hw: self.even_share[grid_hw]},
         )
+
+    def balanced(self) -> "AttentionMaps":
+        """`cross` as a multiple of its even share, so that coarse scales do not rule the mean of all."""
+        return replace(
+            self, cross={grid: cross / self.even_share[grid] for grid, cross in self.cross.items()}
+        )
+
+    def less(self, other: "AttentionMaps") -> "AttentionMaps":
+        """`cross` less that of another look at the same queries, in as many layers; it may be negative."""
+        return replace(self, cross={grid: cross - other.cross[grid] for grid, cross in self.cross.items()})
 
 
 @dataclass(frozen=True)
@@ -98,7 +115,8 @@ class ScoreMaps:
 
     Attributes:
         score_map: (b 1 H W) `M_a`, min-max normalised per image, in [0, 1].
-        cross_map: (b 1 H W) `M_cross` before smoothing: mean prompt share, in [0, 1], not normalised.
+        cross_map: (b 1 H W) `M_cross` before smoothing, not normalised: mean prompt share, in [0, 1], or what
+            `AttentionMaps.balanced` or `less` made of it.
         raw_map: (b 1 H W) `M_self vec(M_cross)` before normalisation; its level tells if anything matched.
     """
 

@@ -97,12 +97,20 @@ class Backbone(Protocol):
         """
         ...
 
-    def embed_pairs(self, pairs: Sequence[Pair]) -> Tensor | None:
+    def embed_pairs(self, pairs: Sequence[Pair], *, crop: bool = True) -> Tensor | None:
         """`embed` from supports at their own size and aspect, images (h w 3) and masks (h w).
+
+        Args:
+            pairs: the supports.
+            crop: show the object from near, if the backbone does that; else the whole image.
 
         Returns:
             (k t d), or None where the model frame serves as well.
         """
+        ...
+
+    def embed_nothing(self) -> Tensor:
+        """Prompt (1 t d) of an image that is zero after preprocessing; computed once."""
         ...
 
     def look(

@@ -150,6 +150,7 @@ class CompactBackbone(nn.Module):
         self.channel_weights: Tensor
         self.register_buffer("channel_weights", torch.cat(weights), persistent=False)
         self.decoder = LatentDecoder(latent_channels=self.latent_channels, width=decoder_width)
+        self._nothing: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -227,9 +228,18 @@ class CompactBackbone(nn.Module):
             prompts.append(torch.cat([inside, outside]))
         return torch.stack(prompts)
 
-    def embed_pairs(self, pairs: Sequence[Pair]) -> Tensor | None:  # noqa: ARG002
+    def embed_pairs(self, pairs: Sequence[Pair], *, crop: bool = True) -> Tensor | None:  # noqa: ARG002
         """None: the prompt is made of latents."""
         return None
+
+    def embed_nothing(self) -> Tensor:
+        """Prompt (1 t c) of an even grey; computed once."""
+        if self._nothing is None:
+            with torch.inference_mode(False), torch.no_grad():
+                grey = torch.full((1, 3, self.image_size, self.image_size), PIXEL_MEAN, device=self.device)
+                with torch.autocast(grey.device.type, enabled=False):  # the same, whether training asks first
+                    self._nothing = self.embed(grey, torch.ones_like(grey[:, :1]))
+        return self._nothing.to(self.decoder.leave.weight)
 
     def look(
         self,
@@ -251,15 +261,15 @@ class CompactBackbone(nn.Module):
         maps = AttentionMaps()
         for index, hidden in enumerate(hidden_states):
             grid_hw = (hidden.shape[2], hidden.shape[3])
-            probabilities, image_tokens = self._attend(hidden, prompts)
+            probabilities, image_tokens, even_share = self._attend(hidden, prompts)
             if on_layer is not None:
                 name = f"stride_{self.look_strides[index]}"
                 on_layer(LayerAttention(name, 0, grid_hw, image_tokens, probabilities))
-            maps.add(grid_hw, *split_joint_attention(probabilities, image_tokens))
+            maps.add(grid_hw, *split_joint_attention(probabilities, image_tokens), even_share)
         return maps
 
-    def _attend(self, hidden: Tensor, prompts: Tensor) -> tuple[Tensor, int]:
-        """One layer: hidden (b c h w), prompts (b k t c) -> probabilities (b 1 n k*f+n), k*f.
+    def _attend(self, hidden: Tensor, prompts: Tensor) -> tuple[Tensor, int, float]:
+        """One layer: hidden (b c h w), prompts (b k t c) -> probabilities (b 1 n k*f+n), k*f, even share.
 
         Background prompts take part in the softmax and are then dropped: what they take is what the
         negative prompt removes.
@@ -280,7 +290,9 @@ class CompactBackbone(nn.Module):
         kept = torch.cat(
             [probabilities[..., :image_tokens], probabilities[..., prompt_keys.shape[-1] :]], dim=-1
         )
-        return kept[:, None], image_tokens  # one head: (b 1 n k*f+n)
+        weight = math.exp(balance)  # of a prompt token, in places
+        even_share = image_tokens * weight / (prompt_keys.shape[-1] * weight + keys.shape[-1])
+        return kept[:, None], image_tokens, even_share  # one head: (b 1 n k*f+n)
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents (b c H W) -> images (b 3 S S)."""

@@ -117,6 +117,7 @@ class KandinskyBackbone:
         self._fill_image_encoder = networks.fill_image_encoder
         self._fills = 0
         self._clip_is_empty = self._fill_image_encoder is not None
+        self._nothing: Tensor | None = None
         self.image_encoder: Any = networks.image_encoder
         if not self._clip_is_empty:
             self.image_encoder.to(large_device)
@@ -181,31 +182,43 @@ class KandinskyBackbone:
         Returns:
             (k 1 d).
         """
-        return self._embed(list(zip(images, masks, strict=True)))
+        return self._embed(list(zip(images, masks, strict=True)), self.support_crop)
 
-    def embed_pairs(self, pairs: Sequence[Pair]) -> Tensor:
+    def embed_pairs(self, pairs: Sequence[Pair], *, crop: bool = True) -> Tensor:
         """`embed` with the objects' own shape and resolution, as CLIP was trained to see them."""
         return self._embed(
             [
                 (torch.tensor(image).permute(2, 0, 1).float() / 255, torch.tensor(mask)[None].float())
                 for image, mask in pairs
-            ]
+            ],
+            self.support_crop if crop else None,
         )
 
-    @torch.no_grad()
-    def _embed(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    def embed_nothing(self) -> Tensor:
+        """Embedding (1 1 d) of zeros, the negative prompt of Kandinsky's pipeline; computed once."""
+        if self._nothing is None:
+            size: int = self.image_encoder.config.image_size
+            with torch.inference_mode(False):
+                self._nothing = self._run_clip(torch.zeros(1, 3, size, size, device=self.device))
+        return self._nothing
+
+    def _embed(self, pairs: Sequence[tuple[Tensor, Tensor]], margin: float | None) -> Tensor:
         """Images (3 h w) and masks (1 h w) in [0, 1], any sizes -> (k 1 d)."""
+        size: int = self.image_encoder.config.image_size
+        crops = [
+            crop_supports(image[None].float(), mask[None].float(), margin=margin, size=size)
+            for image, mask in pairs
+        ]
+        return self._run_clip((torch.cat(crops).to(self.device) - self.pixel_mean) / self.pixel_std)
+
+    @torch.no_grad()
+    def _run_clip(self, pixels: Tensor) -> Tensor:
+        """Preprocessed images (k 3 h w) -> (k 1 d)."""
         if self._clip_is_empty and self._fill_image_encoder is not None:
             with torch.inference_mode(False):  # weights outlive the mode they are read in
                 self._fill_image_encoder(self.image_encoder)
             self._fills, self._clip_is_empty = self._fills + 1, False
         self._bring(self.image_encoder)
-        size: int = self.image_encoder.config.image_size
-        crops = [
-            crop_supports(image[None].float(), mask[None].float(), margin=self.support_crop, size=size)
-            for image, mask in pairs
-        ]
-        pixels = (torch.cat(crops).to(self.device) - self.pixel_mean) / self.pixel_std
         embeds: Tensor = self.image_encoder(pixels.to(self.dtype)).image_embeds
         return embeds[:, None]
 

@@ -11,6 +11,7 @@ head, c = a*e.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import exp
 from typing import Any
 
 import torch
@@ -89,7 +90,9 @@ class Recorder:
             mean += probabilities.sum(1, dtype=torch.float32)
             if values is not None:
                 attended.append(probabilities @ values[:, heads])
-        self.maps.add(grid_hw, *split_head_mean(mean / attn.heads, self.image_tokens))
+        weight = self.image_tokens * exp(self.prompt_bias)  # of the prompt, in places
+        even_share = weight / (weight + queries.shape[2])
+        self.maps.add(grid_hw, *split_head_mean(mean / attn.heads, self.image_tokens), even_share)
         return attended
 
 

@@ -90,6 +90,7 @@ class FeatureCache:
         seed: of the augmentation.
         precision: of autocast while encoding and training, "bf16" or "fp32"; see `compute.autocast_for`.
             A backbone without mixed precision computes in its own format, and what is trained in float32.
+        support_crop: of `LookConfig`.
 
     Raises:
         InputError: a file of the data set is missing.
@@ -106,17 +107,21 @@ class FeatureCache:
         edge_size: int | None = None,
         seed: int = 0,
         precision: str = "bf16",
+        support_crop: str = "object",
     ) -> None:
         self.dataset, self.backbone, self.hed = dataset, backbone, hed
         self.views, self.seed = views, seed
         self.precision = precision if backbone.mixed_precision else "fp32"
-        self.own_supports = backbone.support_margin is not None or backbone.masks_support
+        self.crops = support_crop == "object"
+        self.margin = backbone.support_margin if self.crops else None
+        self.own_supports = self.margin is not None or backbone.masks_support
         self.stride = views + self.own_supports
         self.edge_size = edge_size or default_edge_size(backbone)
         parts = [LAYOUT, backbone.name, backbone.latents_fingerprint]
-        parts += [backbone.image_size, backbone.support_margin]
+        parts += [backbone.image_size, self.margin]
         parts += [dataset_hash(dataset), views, self.edge_size, seed, type(hed).__name__]
         parts += [self.precision] if self.precision != "bf16" else []  # never rows of another precision
+        parts += [support_crop] if not self.crops else []
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         self.folder = folder / key
         self.rows = len(dataset.samples) * self.stride
@@ -170,7 +175,7 @@ class FeatureCache:
     def _load(self, row: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Picture (h w 3) and mask (h w) of a row, at their own size."""
         index, view = divmod(row, self.stride)
-        sample, margin = self.dataset.samples[index], self.backbone.support_margin
+        sample, margin = self.dataset.samples[index], self.margin
         image, mask = read_image(sample.image), read_truth(self.dataset.name, sample).mask
         check_pair(image, mask, sample.image, sample.mask)
         if not mask.any():
@@ -208,7 +213,7 @@ class FeatureCache:
         blocks = {"latents": self._encode(seen), "targets": [_spread(block, targets) for block in white]}
         latents = backbone.stack_blocks([block.float() for block in blocks["latents"]])
         prompts = _read_rows(as_support | (not backbone.masks_support))  # else only rows made for it
-        embeds = backbone.embed_pairs([pairs[int(row)] for row in prompts.nonzero()])
+        embeds = backbone.embed_pairs([pairs[int(row)] for row in prompts.nonzero()], crop=self.crops)
         if embeds is None:
             embeds = backbone.embed(images[prompts], masks[prompts], latents[prompts])
         arrays = {

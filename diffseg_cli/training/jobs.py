@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from diffseg_cli.compute import resolve_device, resolve_dtype
-from diffseg_cli.config import FineTuneConfig, ModulesConfig, PamConfig, TrainConfig
+from diffseg_cli.config import FineTuneConfig, LookConfig, ModulesConfig, PamConfig, TrainConfig
 from diffseg_cli.datasets import PROTOCOLS, load_dataset
 from diffseg_cli.datasets.episode import FewShotDataset, read_folder
 from diffseg_cli.errors import UsageError
@@ -108,7 +109,7 @@ class TrainPlan:
     @property
     def start(self) -> str | None:
         """What the weights start from, None for random ones."""
-        as_shipped = replace(self.modules, pam=PamConfig()) == ModulesConfig()
+        as_shipped = replace(self.modules, pam=PamConfig(), look=LookConfig()) == ModulesConfig()
         if self.init is None and self.own_classes and as_shipped and backbone_kind(self.model).modules:
             return "shipped"
         return None if self.init in (None, "none") else self.init
@@ -228,14 +229,16 @@ def modules_job(plan: TrainPlan) -> Iterator[Progress]:
     backbone = load_backbone(plan.model, device, dtype, False, plan.modules.image_size)
     _check_scales(plan.modules, backbone)
     hed, folder = load_edge_detector(backbone), plan.cache or plan.out / "cache"
-    cache = FeatureCache(
-        folder, dataset, backbone, hed, views=plan.views, seed=plan.seed, precision=plan.precision
+    frozen = partial(
+        FeatureCache,
+        folder,
+        seed=plan.seed,
+        precision=plan.precision,
+        support_crop=plan.modules.look.support_crop,
     )
-    validation = None
+    cache, validation = frozen(dataset, backbone, hed, views=plan.views), None
     if held_out is not None:
-        validation = FeatureCache(
-            folder, held_out, backbone, hed, views=1, seed=plan.seed, precision=plan.precision
-        )
+        validation = frozen(held_out, backbone, hed, views=1)
     for name, each in (("cache", cache), ("validation cache", validation)):
         for done, rows in each.build() if each and group.leads else ():
             yield Progress(name, done, rows, {}, done == rows)

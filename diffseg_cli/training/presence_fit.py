@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffseg_cli.config import SegmentConfig
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.evaluation.metrics import roc_auc
 from diffseg_cli.evaluation.summary import class_groups
-from diffseg_cli.loading import load_modules
+from diffseg_cli.loading import load_modules, trained_look
 from diffseg_cli.presence import PresenceCalibration, presence_features
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.training.feature_cache import FeatureCache
@@ -183,7 +184,8 @@ def calibrate_checkpoint(
         return {}, []
     trained = load_modules(checkpoint, backbone)
     head = "pam" if "pam" in trained.modules else "attention"
-    segmenter = Segmenter(backbone=backbone, trained=trained, hed=cache.hed, head=head)
+    settings = SegmentConfig(**vars(trained_look(checkpoint)))
+    segmenter = Segmenter(backbone=backbone, trained=trained, hed=cache.hed, head=head, settings=settings)
     if head == "pam" and classes >= ENOUGH_CLASSES:
         plain = segmenter.with_trained(replace(trained, mask_gamma=1.0))
         segmenter = segmenter.with_trained(replace(trained, mask_gamma=fit_gamma(plain, cache)))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from diffseg_cli.config import ModulesConfig, PamConfig, ScmConfig
+from diffseg_cli.config import LookConfig, ModulesConfig, PamConfig, ScmConfig
 from diffseg_cli.errors import UsageError
 from diffseg_cli.models.perceptual_attention import MODES
 
@@ -16,6 +16,7 @@ def choose_modules(
     *,
     pam: PamConfig,
     image_size: int | None = None,
+    look: LookConfig | None = None,
 ) -> ModulesConfig:
     """What is trained, from the switches of the paper's ablations.
 
@@ -28,6 +29,7 @@ def choose_modules(
         scm_separate: a trunk for each scale (table 6).
         pam: its other numbers.
         image_size: S, or None for the backbone's own.
+        look: through the frozen network.
 
     Raises:
         UsageError: a switch that says none of these.
@@ -47,4 +49,4 @@ def choose_modules(
     if which == "pam":
         modes = (modes[0], "none", modes[2])
     chosen = replace(pam, modes=(modes[0], modes[1], modes[2])) if which in ("scm+pam", "pam") else None
-    return ModulesConfig(scm, chosen, knowledge, image_size)
+    return ModulesConfig(scm, chosen, knowledge, image_size, look or LookConfig())

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from diffseg_cli.compute import autocast_for
-from diffseg_cli.config import ModulesConfig, TrainConfig
+from diffseg_cli.config import ModulesConfig, SegmentConfig, TrainConfig
 from diffseg_cli.loading import build_modules
 from diffseg_cli.losses import backward_scaled, losses_of
 from diffseg_cli.models.perceptual_attention import PerceptualAttention
@@ -260,5 +260,6 @@ def new_segmenter(
         image_size=backbone.image_size,
         source="" if start is None else str(start),
     )
-    head = "pam" if config.pam else "attention"
-    return Segmenter(backbone=backbone, trained=trained, hed=cache.hed, head=head), carried
+    head, settings = "pam" if config.pam else "attention", SegmentConfig(**vars(config.look))
+    segmenter = Segmenter(backbone=backbone, trained=trained, hed=cache.hed, head=head, settings=settings)
+    return segmenter, carried
