@@ -3,10 +3,10 @@
 Every support is encoded once in several views. A step draws episodes among them: a view of one support is the
 query, views of the others are its supports (of one support alone, another view of itself).
 
-A few images can teach the wrong thing, so the result lies somewhere between the modules it started from and
-those the steps led to, and how far (`reach`) is judged: with three supports or more, one is kept out of the
-steps and the reach that finds it best is taken; with one, whose own views say little about other objects of
-its class, the modules move only where they hardly find the object in its own image.
+A few images can teach the wrong thing, so the modules move only where there is something to gain: where the
+start already finds each support with the help of the others (of one alone, views of it), they stay as they
+are. And they move part of the way (`reach`): what the steps led to fits the supports better than it fits
+other objects of their class. With one support, whose views say little about those, they move least.
 
 Letters: b episodes a step, k supports, c latent channels, S image size in the model frame, H W = S/8.
 """
@@ -57,8 +57,8 @@ class Adapted:
     Attributes:
         trained: the modules; all else as it was.
         reach: how far they moved towards where the steps led, in [0, 1]; at 0 they are the starting ones.
-        before: mean IoU of the starting modules on the views that judged, in [0, 1].
-        after: the same of the modules that came out.
+        before: mean IoU at which the starting modules find each support with the others, in [0, 1].
+        after: the same of the modules that came out, which have seen them all.
     """
 
     trained: Trained
@@ -93,7 +93,6 @@ class _Views:
         queries: of each support, the whole image first.
         supports: of each support, encoded as supports are, as it is first.
         absent: views that hold nothing of the concept.
-        kept_out: index of the support that judges and is not learned from, or None.
     """
 
     def __init__(
@@ -112,9 +111,6 @@ class _Views:
             self.queries.append(self._query_views(pair, generator, config.query_views))
             seen = [pair] + [self._near(pair, generator) for _ in range(config.support_views - 1)]
             self.supports.append([segmenter.encode_pairs([each]) for each in seen])
-        self.kept_out = None
-        if len(pairs) >= config.least_judged:
-            self.kept_out = int(np.random.Generator(np.random.PCG64([seed, 3])).integers(len(pairs)))
         self.absent: list[_View] = []
         for index, image in enumerate(negatives):
             generator = np.random.Generator(np.random.PCG64([seed, 1, index]))
@@ -137,11 +133,6 @@ class _Views:
         frames = stack_frames([pair[0]], size).to(backbone.device)
         mask = F.interpolate(mask_to_frame(pair[1], size)[None], size=(size // 2, size // 2), mode="area")
         return _View(backbone.encode(frames), self._segmenter.find_edges(frames), mask.to(backbone.device))
-
-    @property
-    def learned(self) -> list[int]:
-        """Indices of the supports that are learned from."""
-        return [index for index in range(len(self.queries)) if index != self.kept_out]
 
     @staticmethod
     def forward(
@@ -176,10 +167,10 @@ def adapt_steps(
         pairs: the supports, images (h w 3) and masks (h w) that mark something.
         negatives: images (h w 3) that hold nothing of the concept.
         config: the numbers; default `AdaptConfig`.
-        seed: of views, episodes and the support that is kept out.
+        seed: of views and episodes.
 
     Returns:
-        Every step; the last one carries what came out.
+        Every step, the last one with what came out; the last one alone where there is nothing to gain.
 
     Raises:
         UsageError: there is no PAM to adapt, or there are too many supports.
@@ -208,6 +199,13 @@ def _steps(
     seed: int,
 ) -> Iterator[AdaptStep]:
     views = _Views(segmenter, pairs, negatives, config, seed)
+    before = _found(segmenter, views)
+    enough, reach = config.found_enough, config.reach
+    if len(pairs) == 1:
+        enough, reach = config.single_found, config.single_reach
+    if before >= enough and not negatives:
+        yield AdaptStep(config.steps, config.steps, 0.0, Adapted(segmenter.trained, 0.0, before, before))
+        return
     start = segmenter.trained.modules
     modules = copy.deepcopy(start).float().requires_grad_(True)
     # As in training, the loss sees the mask before gamma. Modules stay in eval mode: nothing is dropped.
@@ -223,7 +221,7 @@ def _steps(
         torch.nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
         optimizer.step()
         last = step + 1 == config.steps
-        adapted = _choose_reach(segmenter, modules, views, config) if last else None
+        adapted = _follow(segmenter, modules, views, reach, before) if last else None
         yield AdaptStep(step + 1, config.steps, float(loss.detach()), adapted)
 
 
@@ -231,14 +229,12 @@ def _loss(
     learner: Method, views: _Views, generator: np.random.Generator, config: AdaptConfig, step: int
 ) -> Tensor:
     """Of the episodes of one step."""
-    learned = views.learned
-    shots = (
-        1 if len(learned) == 1 else int(generator.integers(1, min(config.most_shots, len(learned) - 1) + 1))
-    )
+    held = len(views.queries)
+    shots = int(generator.integers(1, min(config.most_shots, held - 1) + 1)) if held > 1 else 1
     queries, supports, holds = [], [], []
     for _ in range(config.batch_size):
-        index = learned[int(generator.integers(len(learned)))]
-        others = [other for other in learned if other != index] or [index]
+        index = int(generator.integers(held))
+        others = [other for other in range(held) if other != index] or [index]
         chosen = [views.supports[int(other)] for other in generator.permutation(others)[:shots]]
         supports.append(SupportFeatures.join([seen[int(generator.integers(len(seen)))] for seen in chosen]))
         absent = bool(views.absent) and generator.random() < config.absent_share
@@ -260,44 +256,24 @@ def _loss(
 # --- how far -------------------------------------------------------------------------------------------
 
 
-def _choose_reach(segmenter: Method, modules: nn.ModuleDict, views: _Views, config: AdaptConfig) -> Adapted:
-    """Judge how far to follow the steps, as the head of this file says."""
+def _follow(segmenter: Method, modules: nn.ModuleDict, views: _Views, reach: float, before: float) -> Adapted:
+    """Move part of the way, unless even the supports are found worse there."""
     start = segmenter.trained
-
-    def moved(reach: float) -> Trained:
-        source = f"{start.source}, adapted to {len(views.queries)} supports"
-        return (
-            replace(start, modules=_between(start.modules, modules, reach), source=source) if reach else start
-        )
-
-    before = _found(segmenter, views)
-    if views.kept_out is not None:
-        ious = {0.0: before}
-        for reach in config.reaches:
-            ious[reach] = _found(segmenter.with_trained(moved(reach)), views)
-        best = max(ious, key=lambda reach: ious[reach])  # of equals the nearest to the start
-        return Adapted(moved(best), best, before, ious[best])
-    reach = _unjudged_reach(before, len(views.queries), config)
-    trained = moved(reach)
-    after = _found(segmenter.with_trained(trained), views) if reach else before
-    return Adapted(trained, reach, before, after)
-
-
-def _unjudged_reach(found: float, shots: int, config: AdaptConfig) -> float:
-    """With one or two supports, none of which can be kept out; found: IoU of the start on its own views."""
-    if shots > 1:
-        return config.pair_reach
-    return config.single_reach if found < config.single_found else 0.0
+    source = f"{start.source}, adapted to {len(views.queries)} supports"
+    moved = replace(start, modules=_between(start.modules, modules, reach), source=source)
+    after = _found(segmenter.with_trained(moved), views)
+    return Adapted(moved, reach, before, after) if after >= before else Adapted(start, 0.0, before, before)
 
 
 @torch.inference_mode()
 def _found(segmenter: Method, views: _Views) -> float:
-    """Mean IoU in [0, 1] over the views that judge: of the support kept out, else of every support."""
+    """Mean IoU in [0, 1] of each support found with the others; of one alone, of its views."""
+    held = range(len(views.queries))
     ious = []
-    for index in range(len(views.queries)) if views.kept_out is None else [views.kept_out]:
-        others = [views.supports[other][0] for other in range(len(views.queries)) if other != index]
+    for index in held:
+        others = [views.supports[other][0] for other in held if other != index]
         support = SupportFeatures.join(others or [views.supports[index][-1]])
-        for view in views.queries[index]:
+        for view in views.queries[index][:1] if others else views.queries[index]:
             output, marked = views.forward(segmenter, [view], support, 0)
             found = F.interpolate(output.mask_image.float(), size=marked.shape[-2:], mode="area") > 0.5
             hit, either = (found & (marked > 0.5)).sum(), (found | (marked > 0.5)).sum()

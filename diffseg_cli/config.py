@@ -109,9 +109,9 @@ class FineTuneConfig:
 class AdaptConfig:
     """Adaptation of SCM and PAM to the supports of one concept (measurements in docs/notebook.md)."""
 
-    steps: int = 40
+    steps: int = 60
     batch_size: int = 3
-    lr: float = 7e-4  # falls to zero in a straight line
+    lr: float = 1e-3  # falls to zero in a straight line
     most_shots: int = 4  # supports of an episode
     most_supports: int = 20
     query_views: int = 6  # of each support: whole, zoomed in, zoomed out
@@ -119,10 +119,9 @@ class AdaptConfig:
     map_weight: float = 2.0  # as in training
     mask_weight: float = 1.0
     absent_share: float = 0.25  # of the episodes, where there are images without the concept
-    least_judged: int = 3  # supports from which on one is kept out to judge
-    reaches: tuple[float, ...] = (0.25, 0.5, 0.75)  # that are judged; all the way harmed more classes
-    pair_reach: float = 0.5  # with two supports
-    single_reach: float = 0.25  # with one, where the start finds its object worse than `single_found`
+    reach: float = 0.6  # how far the modules follow the steps; all the way harmed more classes
+    found_enough: float = 0.85  # IoU at which the start finds each support with the others, and stays
+    single_reach: float = 0.25  # the same two with one support, found in its own views
     single_found: float = 0.6
 
 

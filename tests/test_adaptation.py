@@ -9,6 +9,7 @@ import torch
 from conftest import make_swift_segmenter
 from numpy.typing import NDArray
 
+from diffseg_cli import adaptation
 from diffseg_cli.adaptation import adapt_steps
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.errors import InputError, UsageError
@@ -16,7 +17,7 @@ from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.views import Pair, recoloured, zoomed_in, zoomed_out
 
 # Random modules have all to gain, so nothing holds them back.
-QUICK = AdaptConfig(steps=40, batch_size=2, lr=5e-3, query_views=3, support_views=2, reaches=(0.5, 1.0))
+QUICK = AdaptConfig(steps=40, batch_size=2, lr=5e-3, query_views=3, support_views=2, reach=1.0)
 
 
 def striped_patch(seed: int) -> Pair:
@@ -65,7 +66,7 @@ def test_the_same_seed_gives_the_same_modules(small_segmenter: Segmenter) -> Non
     config, pairs = replace(QUICK, steps=3), [striped_patch(i) for i in range(3)]
 
     def digest(seed: int) -> str:
-        *_, last = adapt_steps(small_segmenter, pairs, config=replace(config, reaches=(1.0,)), seed=seed)
+        *_, last = adapt_steps(small_segmenter, pairs, config=config, seed=seed)
         assert last.adapted is not None
         moved = last.adapted.trained
         return moved.digest if last.adapted.reach else f"kept {last.loss}"
@@ -73,22 +74,31 @@ def test_the_same_seed_gives_the_same_modules(small_segmenter: Segmenter) -> Non
     assert digest(1) == digest(1) != digest(2)
 
 
-def test_what_finds_the_kept_out_support_no_better_is_not_followed(small_segmenter: Segmenter) -> None:
-    config = replace(QUICK, steps=1, lr=0.0)
-    *_, last = adapt_steps(small_segmenter, [striped_patch(i) for i in range(3)], config=config)
+def test_steps_that_find_the_supports_worse_are_not_followed(
+    small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([0.4, 0.3])
+    monkeypatch.setattr(adaptation, "_found", lambda *_: next(found))
+    *_, last = adapt_steps(
+        small_segmenter, [striped_patch(i) for i in range(3)], config=replace(QUICK, steps=1)
+    )
     assert last.adapted is not None
-    assert (last.adapted.reach, last.adapted.after) == (0, last.adapted.before)
+    assert (last.adapted.reach, last.adapted.before, last.adapted.after) == (0, 0.4, 0.4)
     assert last.adapted.trained is small_segmenter.trained
 
 
-@pytest.mark.parametrize(("found", "reach"), [(1.1, QUICK.single_reach), (0.0, 0.0)])
-def test_one_support_moves_them_only_where_its_object_is_hardly_found(
-    small_segmenter: Segmenter, found: float, reach: float
-) -> None:
-    config = replace(QUICK, steps=1, single_found=found)
-    *_, last = adapt_steps(small_segmenter, [striped_patch(0)], config=config)
-    assert last.adapted is not None
-    assert last.adapted.reach == reach
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_found_already_takes_no_steps(small_segmenter: Segmenter, count: int) -> None:
+    config, pairs = (
+        replace(QUICK, single_found=0.0, found_enough=0.0),
+        [striped_patch(i) for i in range(count)],
+    )
+    (only,) = adapt_steps(small_segmenter, pairs, config=config)
+    assert only.adapted is not None
+    assert (only.step, only.adapted.reach, only.adapted.trained) == (QUICK.steps, 0, small_segmenter.trained)
+    # What is not it was given to be learned from, however well the object is found.
+    steps = adapt_steps(small_segmenter, pairs, config=config, negatives=[striped_patch(20)[0]])
+    assert next(steps).adapted is None
 
 
 def test_reach_lies_between_start_and_end(small_segmenter: Segmenter) -> None:

@@ -88,7 +88,7 @@ def test_segment_answers_with_adapted_modules_and_says_so(
 ) -> None:
     result = done("segment", *ONE, "--adapt", "--not", "other.png", "scene.png", "-f", "score", "--json")
     said = re.search(
-        r"^Adapted to object: IoU on views of the support (0\.\d\d) -> (0\.\d\d), reach 0\.25\.$",
+        r"^Adapted to object: IoU of the support's own views (0\.\d\d) -> (0\.\d\d), reach 0\.25\.$",
         result.stderr,
         re.MULTILINE,
     )
@@ -109,14 +109,13 @@ def test_segment_answers_with_adapted_modules_and_says_so(
     [
         (
             THREE,
-            {"lr": 0.0},
-            "Adaptation did not help on the support kept out; the modules stay as they were.",
+            {"found_enough": 0.0},
+            r"Not adapted to object: IoU of each support found with the others is 0\.\d\d ",
         ),
         (
             ONE,
             {"single_found": 0.0},
-            r"The object is found on views of the support already \(IoU 0\.\d\d\); "
-            r"the modules stay as they were\.",
+            r"Not adapted to object: IoU of the support's own views is 0\.\d\d as it is\.",
         ),
     ],
 )
@@ -187,7 +186,7 @@ def test_there_must_be_modules_to_adapt(monkeypatch: pytest.MonkeyPatch, small_s
 @pytest.mark.usefixtures("moves")
 def test_a_concept_keeps_what_was_measured(small_segmenter: Segmenter) -> None:
     result = done("concept", "make", "dog.dsc", *ONE, "--adapt", "--json")
-    assert "Adapted to dog: IoU on views of the support" in result.stderr
+    assert "Adapted to dog: IoU of the support's own views" in result.stderr
     first = Path("dog.dsc").read_bytes()
     done("concept", "make", "dog.dsc", *ONE, "--adapt")
     assert Path("dog.dsc").read_bytes() == first
@@ -232,7 +231,7 @@ def test_a_concept_that_did_not_gain_answers_with_the_modules_in_use(
 
 @pytest.mark.usefixtures("moves")
 def test_check_asks_the_adapted_modules(monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter) -> None:
-    numbers(monkeypatch, **{**QUICK, "least_judged": 9, "pair_reach": 0.5})
+    numbers(monkeypatch, **QUICK)
     done("concept", "make", "dog.dsc", *THREE, "--adapt")
     asked = []
     check = support_check.check_supports

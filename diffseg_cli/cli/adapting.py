@@ -42,13 +42,11 @@ def _follow(
 
 
 def _outcome(adapted: "Adapted", supports: "SupportSet") -> str:
-    kept_out = len(supports.pairs) >= AdaptConfig.least_judged
-    views = "the support kept out" if kept_out else "views of the support" + "s" * (len(supports.pairs) > 1)
+    several = len(supports.pairs) > 1
+    what = "each support found with the others" if several else "the support's own views"
     if adapted.reach:
-        return f"Adapted to {supports.name}: IoU on {views} {figures(adapted)}"
-    if kept_out:
-        return f"Adaptation did not help on {views}; the modules stay as they were"
-    return f"The object is found on {views} already (IoU {adapted.before:.2f}); the modules stay as they were"
+        return f"Adapted to {supports.name}: IoU of {what} {figures(adapted)}"
+    return f"Not adapted to {supports.name}: IoU of {what} is {adapted.before:.2f} as it is"
 
 
 def figures(adapted: "Adapted | SavedModules") -> str:
