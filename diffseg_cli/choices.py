@@ -90,7 +90,8 @@ def _zoom(text: str) -> str:
     return text
 
 
-def _threshold(text: str) -> float:
+def parse_threshold(text: str) -> float:
+    """A number between 0 and 1. Raises ValueError: it is none; with a sentence."""
     value = _share(text)
     if value in (0, 1):
         raise ValueError(f"'{text}' is not between 0 and 1.")
@@ -315,7 +316,7 @@ class AnswerChoice:
             "Probability above which a pixel belongs to the mask, between 0 and 1.",
             OUTPUT,
             metavar="T",
-            parse=_threshold,
+            parse=parse_threshold,
         ),
     ] = 0.5
     min_presence: Annotated[

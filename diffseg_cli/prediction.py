@@ -3,7 +3,7 @@
 Letters: b queries, S image size, H W = S/8, c latent channels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from diffseg_cli.config import SegmentConfig
 from diffseg_cli.errors import DiffsegError, InputError
 from diffseg_cli.files import write_whole
 from diffseg_cli.models.attention import AttentionMaps, ScoreMaps
@@ -19,6 +20,7 @@ from diffseg_cli.results.annotations import box_xywh
 from diffseg_cli.results.formats import FORMATS, UNNAMED, encode_image, format_of
 from diffseg_cli.results.outputs import ConceptResult, Scene, number_instances, shrunk
 from diffseg_cli.results.render import overlay, png_bytes
+from diffseg_cli.specks import drop_specks
 from diffseg_cli.zoom import Window
 
 SHOWN = 1024  # longest side in pixels of what a notebook shows
@@ -127,6 +129,16 @@ class Prediction:
     def box(self) -> list[int] | None:
         """Left, top, width and height of the mask in pixels; None where it is empty."""
         return box_xywh(self.mask) if self.mask.any() else None
+
+    def at(self, threshold: float, min_area: str = SegmentConfig.min_area) -> "Prediction":
+        """The same at another cut.
+
+        Args:
+            threshold: of the probability, in (0, 1).
+            min_area: of parts of the mask and of holes, as for `choices.least_pixels`.
+        """
+        mask = drop_specks(self.probability > np.float32(threshold), min_area)
+        return replace(self, mask=mask, threshold=threshold)
 
     def overlay(self) -> Image.Image:
         """The query with the mask tinted and outlined."""

@@ -126,6 +126,17 @@ def test_an_array_has_no_path_for_labelme(small_segmenter: Segmenter, files: Pat
         prediction.save("scene.json")
 
 
+def test_another_cut_is_that_of_the_model(
+    small_segmenter: Segmenter, prediction: Prediction, files: Path
+) -> None:
+    support = small_segmenter.encode_support([pair(files)])
+    higher = float(np.quantile(prediction.probability, 0.7))
+    for least in ("0", "40", "1%"):
+        fresh = small_segmenter.segment("scene.jpg", support, threshold=higher, min_area=least)
+        assert np.array_equal(prediction.at(higher, least).mask, fresh.mask)
+    assert prediction.at(higher).threshold == higher and prediction.at(higher).path == prediction.path
+
+
 def test_a_list_of_queries_and_a_saved_concept(small_segmenter: Segmenter, files: Path) -> None:
     supports = SupportSet("dog", [pair(files)], [source_of(files / "dog.jpg", files / "dog.png")])
     write_concept(files / "dog.dsc", small_segmenter, supports)

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffseg_cli.batch.arrivals import Arrivals
+from diffseg_cli.batch.outcome import Outcome
 from diffseg_cli.batch.pipeline import Pipeline
 from diffseg_cli.batch.plan import Item
-from diffseg_cli.batch.runner import Outcome, Runner
+from diffseg_cli.batch.runner import Runner
 from diffseg_cli.batch.session import Session
 from diffseg_cli.batch.sizing import choose_batch_size
 from diffseg_cli.errors import UsageError

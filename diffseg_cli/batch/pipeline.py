@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from diffseg_cli.batch.outcome import Outcome
 from diffseg_cli.batch.plan import Item
-from diffseg_cli.batch.runner import DecodedImage, Outcome, Runner, exact_threads, shares_a_cpu
+from diffseg_cli.batch.runner import DecodedImage, Runner, exact_threads, shares_a_cpu
 from diffseg_cli.compute import is_out_of_memory
 from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Answer

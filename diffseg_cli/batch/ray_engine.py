@@ -20,9 +20,10 @@ import torch
 from diffseg_cli.assembly import load_chosen
 from diffseg_cli.batch.job import Job, Signature
 from diffseg_cli.batch.manifest import NAME, Row
+from diffseg_cli.batch.outcome import Outcome
 from diffseg_cli.batch.pipeline import Pipeline
 from diffseg_cli.batch.plan import Item
-from diffseg_cli.batch.runner import Outcome, Rows, Runner, load_runner, moved
+from diffseg_cli.batch.runner import Rows, Runner, load_runner, moved
 from diffseg_cli.batch.sizing import choose_batch_size
 from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import DiffsegError, MissingDependency, UsageError

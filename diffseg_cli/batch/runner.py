@@ -6,40 +6,34 @@ threads (`exact_threads`, `sizing.py`).
 """
 
 import hashlib
-import io
-import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from diffseg_cli.assembly import load_chosen
 from diffseg_cli.batch.job import Job, Signature, sign
 from diffseg_cli.batch.manifest import Row
+from diffseg_cli.batch.outcome import Outcome, read_input, reason_of
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.store import Store
-from diffseg_cli.errors import DiffsegError, InputError
+from diffseg_cli.errors import InputError
 from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Answer, Follow, encode_concepts, find_in, run_through, scene_record
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
-from diffseg_cli.remote import is_remote, read_whole, relative_path
+from diffseg_cli.remote import relative_path
 from diffseg_cli.results.formats import FORMATS, encode_image, shapes_of
-from diffseg_cli.results.outputs import Scene, scene_overlay
-from diffseg_cli.results.palette import overlay_concepts
+from diffseg_cli.results.outputs import thumbnail_jpeg
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.supports.concept import Concept
 from diffseg_cli.timing import Stopwatch
 
-MOST_BYTES = 512_000_000  # of a file; an uncompressed image of 100 megapixels has 300
-THUMBNAIL = 240  # longest side in pixels
 Rows = Callable[[str], list[Row]]
 
 
@@ -66,23 +60,6 @@ class DecodedImage:
 
     source: Content
     image: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an image in this run.
-
-    Attributes:
-        item: the image.
-        row: what the manifest says of it.
-        skipped: it was done by an earlier run, and all of it still agrees.
-        notes: as in `finding.Answer`.
-    """
-
-    item: Item
-    row: Row
-    skipped: bool = False
-    notes: tuple[str, ...] = ()
 
 
 class Runner:
@@ -134,7 +111,7 @@ class Runner:
             InputError: it cannot be read.
         """
         stopwatch = Stopwatch()
-        content = _read_file(item.path)
+        content = read_input(item.path)
         digest = hashlib.sha256(content).hexdigest()
         source = {"path": relative_path(self.store.root, item.path), "sha256": digest, "bytes": len(content)}
         for row in reversed(self._rows(item.key) if self._rows else []):
@@ -311,51 +288,6 @@ def moved(concepts: Sequence[Concept], device: torch.device) -> list[Concept]:
 
 
 # --- helpers -------------------------------------------------------------------------------------------
-
-
-def reason_of(error: Exception) -> str:
-    """One sentence about a failure."""
-    if isinstance(error, DiffsegError):
-        return error.message
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-
-
-def thumbnail_jpeg(scene: Scene) -> bytes:
-    """A small overlay for the contact sheet."""
-    h, w = scene.image.shape[:2]
-    scale = min(1.0, THUMBNAIL / max(h, w))
-    size_wh = max(1, round(w * scale)), max(1, round(h * scale))
-    if scene.instances is not None:
-        return _jpeg(cv2.resize(scene_overlay(scene), size_wh, interpolation=cv2.INTER_AREA))
-    image = cv2.resize(scene.image, size_wh, interpolation=cv2.INTER_AREA)
-    masks = [
-        cv2.resize(mask.astype(np.uint8), size_wh, interpolation=cv2.INTER_AREA) > 0 for mask in scene.masks
-    ]
-    return _jpeg(overlay_concepts(image, masks, scene.names))
-
-
-def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=80)
-    return stream.getvalue()
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        status = path.stat()
-        if not is_remote(path) and not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-            raise InputError(f"{path} is not a regular file.", "Save the image to a file first.")
-        size = status.st_size
-        if size > MOST_BYTES:
-            raise InputError(
-                f"{path} is too large: {size // 10**6} MB of at most {MOST_BYTES // 10**6}.", "Scale it down."
-            )
-        return read_whole(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist any more.", "Check the name.") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{path} cannot be read: {reason}.", "Check who may read it.") from error
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:

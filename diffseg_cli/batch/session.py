@@ -12,8 +12,9 @@ from diffseg_cli.batch.finish import finish
 from diffseg_cli.batch.job import Job, Signature
 from diffseg_cli.batch.manifest import ManifestReader
 from diffseg_cli.batch.manifest_pieces import open_writer
+from diffseg_cli.batch.outcome import Outcome
 from diffseg_cli.batch.plan import REVIEW_LOG, Item, Part
-from diffseg_cli.batch.runner import Outcome, Rows
+from diffseg_cli.batch.runner import Rows
 from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import UsageError
 from diffseg_cli.remote import is_remote
@@ -98,9 +99,14 @@ class Session(Generic[M]):
     def _sign(self, reader: ManifestReader) -> None:
         """Write down the settings behind the hashes of the rows to come, once."""
         signature = self.runner.signature
-        last = reader.last_record("settings") or {"settings": None, "order": 0}
-        if self._writer is not None and last["settings"] != signature.settings:
-            named = {"settings": signature.settings, "weights": signature.weights, "what": signature.record}
+        last = reader.last_record("settings") or {"order": 0}
+        named = {
+            "settings": signature.settings,
+            "weights": signature.weights,
+            "what": signature.record,
+            "formats": list(self.job.formats),
+        }
+        if self._writer is not None and named != {what: last.get(what) for what in named}:
             self._writer.add_record({**named, "order": last["order"] + 1, "time": round(time.time(), 3)})
 
     def record(self, outcome: Outcome) -> None:

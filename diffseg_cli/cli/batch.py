@@ -233,7 +233,7 @@ def _plan(
 
 def _list(session: "Session[Runner]", *, as_json: bool) -> None:
     """What would be done."""
-    from diffseg_cli.batch.runner import Outcome
+    from diffseg_cli.batch.outcome import Outcome
 
     for item in session.own:
         try:

@@ -11,8 +11,9 @@ from diffseg_cli.cli.adapting import follow_with_bar, say_adapted
 
 if TYPE_CHECKING:
     from diffseg_cli.batch.job import Job
+    from diffseg_cli.batch.outcome import Outcome
     from diffseg_cli.batch.plan import Item, Part
-    from diffseg_cli.batch.runner import Outcome, Runner
+    from diffseg_cli.batch.runner import Runner
     from diffseg_cli.batch.session import Session
 
 RUN = "Run"  # panel of the help

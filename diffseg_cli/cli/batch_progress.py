@@ -14,7 +14,7 @@ from diffseg_cli.config import PRESENT
 from diffseg_cli.errors import ExitCode, PartialFailure
 
 if TYPE_CHECKING:
-    from diffseg_cli.batch.runner import Outcome
+    from diffseg_cli.batch.outcome import Outcome
 
 LINE_SECONDS = 10  # between two lines of progress where there is no bar
 MOST_NAMED = 20  # failures that are listed; the manifest has all

@@ -20,6 +20,7 @@ from diffseg_cli.cli import (
     review,
     segment,
     serve,
+    threshold,
     train,
     watch,
 )
@@ -74,7 +75,7 @@ def diffseg(
 
 
 VERBS = {  # panel of the help -> its verbs
-    "Find": (segment, batch, watch, serve),
+    "Find": (segment, batch, watch, threshold, serve),
     "Supports": (mask,),
     "Label": (review, export),
     "Explain": (attn, edges),

@@ -127,6 +127,7 @@ class Run:
         """Segment one query, write its results, say what was found; returns what JSON says of it."""
         from diffseg_cli.files import write_whole
         from diffseg_cli.finding import find_in, scene_record
+        from diffseg_cli.remote import relative_path
         from diffseg_cli.results.formats import encode_image, run_files, shapes_of
         from diffseg_cli.results.outputs import mask_png
 
@@ -153,7 +154,8 @@ class Run:
             "seconds": {stage: round(spent, 4) for stage, spent in seconds.items()},
         }
         say_found(str(path), row, found.notes)
-        self.contents.add(plan.key, row, shapes_of(self.formats, found.scene))
+        place = {"key": plan.key, "image": relative_path(self.out, path)}
+        self.contents.add(plan.key, row | place, shapes_of(self.formats, found.scene))
         return row
 
     def finish(self) -> list[Path]:
@@ -191,6 +193,6 @@ def _load(
     say_adapted(concepts)
     adapted = {each.name: each.adapted.record() for each in concepts if each.adapted}
     settings = {**settings_record(segmenter, answer), "adapted": adapted}
-    record = {**settings, "concepts": [each.record for each in concepts]}
+    record = {**settings, "matting": matting, "concepts": [each.record for each in concepts]}
     contents = RunContents([each.name for each in concepts], record)
     return Run(segmenter, concepts, answer, formats, matting, out, contents, settings, stopwatch.seconds)

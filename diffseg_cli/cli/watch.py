@@ -15,7 +15,7 @@ from diffseg_cli.errors import ExitCode, InputError, UsageError
 
 if TYPE_CHECKING:
     from diffseg_cli.batch.job import Job
-    from diffseg_cli.batch.runner import Outcome
+    from diffseg_cli.batch.outcome import Outcome
     from diffseg_cli.files import Claims
 
 EXAMPLES = """Examples:

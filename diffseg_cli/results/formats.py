@@ -102,6 +102,12 @@ def _score(scene: "Scene", *_: Any) -> bytes:
     return score_npy(scene)
 
 
+def _probability(scene: "Scene", *_: Any) -> bytes:
+    from diffseg_cli.results.probability import probability_png
+
+    return probability_png(scene.found[0].probability)
+
+
 def _sheet(scene: "Scene", *_: Any) -> bytes:
     from diffseg_cli.results.outputs import scene_sheet
     from diffseg_cli.results.render import png_bytes
@@ -188,6 +194,8 @@ FORMATS = {
         Format("heatmap", "*_heatmap.png", _heatmap, apart=True),  # one image cannot show two maps
         Format("cutout", "*_cutout.png", _cutout),
         Format("score", "*_score.npy", _score),
+        # What `diffseg threshold` needs, for a run of `segment` with the record of the run.
+        Format("probability", "*_probability.png", _probability, apart=True, run={"run.json": _run_json}),
         Format("sheet", "*_sheet.png", _sheet),
         Format("instances", "*_instances.png", _instances, run={"counts.csv": _counts}),
         Format("json", run={"run.json": _run_json}),

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from diffseg_cli.errors import UsageError
 from diffseg_cli.results.annotations import AnnotatedObject, box_xywh
@@ -31,6 +32,7 @@ from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.zoom import Window
 
 SPECK = 0.01  # of a mask: regions that are smaller are not counted
+THUMBNAIL = 240  # longest side in pixels
 SHEET_TILE, SHEET_SUPPORTS = 320, 5  # longest side in pixels; supports shown
 
 
@@ -223,6 +225,26 @@ def scene_overlay(scene: Scene) -> NDArray[np.uint8]:
         for each in found.instances or []
     ]
     return overlay_instances(scene.image, scene.instances, titles)
+
+
+def thumbnail_jpeg(scene: Scene) -> bytes:
+    """A small overlay for the contact sheet."""
+    h, w = scene.image.shape[:2]
+    scale = min(1.0, THUMBNAIL / max(h, w))
+    size_wh = max(1, round(w * scale)), max(1, round(h * scale))
+    if scene.instances is not None:
+        return _jpeg(cv2.resize(scene_overlay(scene), size_wh, interpolation=cv2.INTER_AREA))
+    image = cv2.resize(scene.image, size_wh, interpolation=cv2.INTER_AREA)
+    masks = [
+        cv2.resize(mask.astype(np.uint8), size_wh, interpolation=cv2.INTER_AREA) > 0 for mask in scene.masks
+    ]
+    return _jpeg(overlay_concepts(image, masks, scene.names))
+
+
+def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=80)
+    return stream.getvalue()
 
 
 def support_tile(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
