@@ -82,7 +82,11 @@ def examine_machine() -> Iterator[Finding]:
                 known = "as its manifest says" if item.status == "ok" else "in no manifest"
                 yield Finding(name, "ok", f"{entry.bytes / 1e6:.1f} MB, {known}")
             else:
-                hint = "Install diffseg again, or fetch its weights folder again."
+                hint = (
+                    "Check who may read it."
+                    if item.status == "unreadable"
+                    else "Install diffseg again, or fetch its weights folder again."
+                )
                 yield Finding(name, "bad", f"{item.path} is {item.status}", hint, ExitCode.WEIGHTS)
     except DiffsegError as error:
         yield _bad("models", error)
@@ -108,10 +112,10 @@ def examine_file(path: Path, beside: Sequence[Path] = ()) -> Finding:
         path: of an image, a mask, annotations, weights or a concept; or a folder that holds Kandinsky 2.2.
         beside: other files, among them the image that annotations are about.
     """
-    if path.is_dir():
-        return _examine_folder(path)
     file = as_file(path)
     try:
+        if path.is_dir():
+            return _examine_folder(path)
         if path.suffix.lower() in (".safetensors", ".dsc"):
             return _examine_tensors(path)
         if is_annotation_file(file):
@@ -119,6 +123,9 @@ def examine_file(path: Path, beside: Sequence[Path] = ()) -> Finding:
         return _examine_pixels(file)
     except DiffsegError as error:
         return _bad(file.name, error)
+    except OSError as error:  # a folder around it that may not be entered
+        what = f"{path} cannot be reached: {error.strerror or error}."
+        return Finding(file.name, "bad", what, "Check who may use it.", ExitCode.BAD_INPUT)
 
 
 def _examine_folder(folder: Path) -> Finding:

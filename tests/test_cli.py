@@ -1,5 +1,6 @@
 """The command line: what it prints where, what it writes, and how it refuses."""
 
+import errno
 import fcntl
 import json
 import os
@@ -439,6 +440,34 @@ def test_the_unexpected_is_one_line_and_the_traceback_is_there_for_the_asking(
     monkeypatch.setenv("DIFFSEG_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         main.main()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("segment", *ONE, "--query", "closed/a.png"),
+        ("segment", *ONE, "--query", "scene.png", "--model", "closed/model"),
+        ("batch", *ONE, "--queries", "closed"),
+        ("batch", "--verify", "--out", "closed/out"),
+        ("watch", "closed", *ONE),
+        ("doctor", "closed/a.png"),
+        ("serve", "--queries", "closed", "--out", "labels", "--class", "dog"),
+    ],
+)
+def test_a_folder_that_may_not_be_entered_is_named(
+    monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    is_dir = Path.is_dir
+
+    def refuse(self: Path, **options: Any) -> bool:
+        if "closed" in self.parts:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return is_dir(self, **options)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    result = run(*arguments)
+    assert result.exit_code == 3, result.output
+    assert re.search(r"closed\S*\s+cannot be reached: Permission denied", result.output)
 
 
 def test_no_memory_left_says_what_to_try(

@@ -1,5 +1,6 @@
 """diffseg models: text, JSON and exit codes."""
 
+import errno
 import json
 import os
 import pty
@@ -7,15 +8,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
 from diffseg_cli.cli.main import app
+from diffseg_cli.doctor import examine_machine
+from diffseg_cli.errors import WeightsError
 from diffseg_cli.weights import files as weights
 from diffseg_cli.weights import hub
 from diffseg_cli.weights.checkpoint import CheckpointInfo, write_checkpoint
+from diffseg_cli.weights.hub import locate_kandinsky
 
 REPOSITORY = Path(__file__).parents[1]
 COMMITS = Path("snapshots", "abc")
@@ -103,6 +108,33 @@ def test_verify_names_damaged_and_missing_files_and_exits_4(folder: Path) -> Non
     assert "net/edges.safetensors is damaged, net/modules.safetensors is missing." in " ".join(
         result.stderr.split()
     )
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_the_system_refuses_is_unreadable_and_not_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of another user, and the cache of another user."""
+
+    def refusing(name: str, within: str) -> None:
+        original = getattr(Path, name)
+
+        def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+            if within in self.parts:
+                raise PermissionError(errno.EACCES, "Permission denied", str(self))
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(Path, name, refuse)
+
+    refusing("open", "edges.safetensors")
+    refusing("is_dir", "snapshots")
+    rows = [json.loads(line) for line in run("list", "--json").stdout.splitlines()]
+    assert [row["status"] for row in rows] == ["unreadable", "ok", "unreadable"]
+    result = run("verify")
+    assert result.exit_code == 4 and "net/edges.safetensors is unreadable." in result.stderr
+    findings = {finding.name: finding for finding in examine_machine()}
+    assert findings["model net/edges"].hint == "Check who may read it."
+    assert "snapshots cannot be read: Permission denied" in findings["model kandinsky-2-2"].what
+    with pytest.raises(WeightsError, match="snapshots cannot be read: Permission denied"):
+        locate_kandinsky()
 
 
 def test_verify_without_any_weights_exits_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,13 @@
 """`diffseg serve` over HTTP: answers, refusals, limits, and who may ask."""
 
 import base64
+import errno
 import io
 import json
+import os
 import re
 import socket
+import tempfile
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -322,6 +325,31 @@ def test_an_error_of_our_own_leaves_without_its_details(
         assert answer.status_code == 500 and "secret" not in answer.text
         monkeypatch.undo()
         assert client.post("/v1/segment", files=ASK).status_code == 200
+
+
+@pytest.mark.parametrize(("folder", "number"), [("/nowhere", errno.ENOENT), (None, errno.ENOSPC)])
+def test_a_large_body_without_a_place_for_it_is_the_servers_fault(
+    finder: Segmenter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    folder: str | None,
+    number: int,
+) -> None:
+    """What is larger than a megabyte goes through TMPDIR."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    if folder is None:
+        monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with serve(finder) as client:
+        files = [*ONE, *parts(query=png_bytes(QUERY) + bytes(2_000_000))]
+        answer = client.post("/v1/segment", files=files)
+        assert answer.status_code == 500 and os.strerror(number) in answer.json()["error"]
+        assert "nowhere" not in answer.text and os.strerror(number) in caplog.text
+        monkeypatch.undo()
+        assert client.post("/v1/segment", files=files).status_code == 200
 
 
 # --- concepts ------------------------------------------------------------------------------------------

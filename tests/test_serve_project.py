@@ -1,5 +1,6 @@
 """A labelling project over HTTP: states, masks, decisions that collide, learning, exports, who may ask."""
 
+import errno
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
 
+from diffseg_cli import files
 from diffseg_cli.adaptation import adapt_steps
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.labelling import teaching
@@ -273,6 +275,26 @@ def test_what_was_taken_away_teaches_what_a_class_is_not(project: Project, tmp_p
     assert Project(project.images, project.out).review("b.png").rejected == ["nest"]
     project.reopen("b.png", 3)
     assert lesson_of(project, 1).negatives == ["day1/c.png"] and project.review("b.png").rejected == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_decision_that_cannot_be_kept_is_the_servers_fault(
+    client: TestClient,
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+) -> None:
+    def refuse(path: Path, *_: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(files, "replace_file", refuse)
+    answer = decide(client, "a.png", 0, "correct", labels())
+    assert answer.status_code == 500 and os.strerror(number) in answer.json()["error"]
+    assert str(project.out) not in answer.text and str(project.out) in caplog.text
+    monkeypatch.undo()
+    assert states(client)["a.png"] == "untouched" and not project.mask_path("a.png").exists()
+    assert decide(client, "a.png", 0, "correct", labels()).status_code == 200
 
 
 def test_learning_can_be_cancelled(client: TestClient) -> None:

@@ -50,6 +50,12 @@ class Translator(CalmHelp, TyperGroup):
         except DiffsegError as error:
             console.error(error.message, error.hint)
             raise typer.Exit(error.exit_code) from error
+        except OSError as error:
+            if error.filename is None or console.debugging():
+                raise
+            reason = error.strerror or type(error).__name__
+            console.error(f"{error.filename} cannot be reached: {reason}.", "Check who may use it.")
+            raise typer.Exit(ExitCode.BAD_INPUT) from error
         except KeyboardInterrupt as error:
             console.say("Interrupted; files already written are whole.")
             raise typer.Exit(ExitCode.INTERRUPTED) from error

@@ -87,8 +87,8 @@ def verify(
     """Compare every weight file with the manifest, and Kandinsky 2.2 with the networks it is for.
 
     Sizes and sha256 of what is shipped; of Kandinsky, lengths of the files and
-    names and shapes of all tensors. Exit code 4 if a file is missing or
-    damaged. A file that no manifest lists is "unlisted", which is no error.
+    names and shapes of all tensors. Exit code 4 if a file is missing, damaged
+    or unreadable. A file that no manifest lists is "unlisted", which is no error.
     """
     from diffseg_cli.weights.files import REFETCH, survey
     from diffseg_cli.weights.hub import KANDINSKY
@@ -98,9 +98,10 @@ def verify(
     expected = folder is not None or kandinsky["status"] != "not installed"
     rows = [_row(item) for item in found] + ([kandinsky] if expected else [])
     _print_rows(rows, ("name", "status", "path"), as_json)
-    bad = [f"{item.entry.file} is {item.status}" for item in found if item.status in ("damaged", "missing")]
+    bad = [f"{item.entry.file} is {item.status}" for item in found if item.status not in ("ok", "unlisted")]
     if bad:
-        raise WeightsError(f"{', '.join(bad)}.", "Install diffseg again, or fetch its weights folder again.")
+        hint = "Check who may read them; install diffseg again, or fetch its weights folder again."
+        raise WeightsError(f"{', '.join(bad)}.", hint)
     if expected and kandinsky["status"] != "ok":
         raise WeightsError(f"{kandinsky['name']} is {kandinsky['status']}.", kandinsky["what"])
     if folder:

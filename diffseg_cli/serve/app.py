@@ -55,6 +55,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         (403, "Sent under another name, or by the page of another server."),
         (413, "Too large."),
         (422, "A picture or mask that cannot be used."),
+        (500, "The server's own fault; its log says why."),
         (503, "Too busy; Retry-After says when to try again."),
         (504, "It took too long."),
     )

@@ -1,5 +1,7 @@
 """How errors leave over HTTP: a status and the two sentences of a `DiffsegError` as JSON."""
 
+import errno
+import logging
 import re
 from http import HTTPStatus
 
@@ -10,8 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from diffseg_cli.errors import DiffsegError, InputError, MissingDependency, UsageError
+from diffseg_cli.files import OF_THE_PLACE
 from diffseg_cli.labelling.review_log import Outdated
 
+LOG = logging.getLogger("uvicorn.error")  # what the person who runs the server sees
+OF_THE_MACHINE = OF_THE_PLACE | {errno.EACCES, errno.EPERM}  # nothing a client sends could mend them
 OPTION = re.compile(r"--([a-z][a-z-]+)")
 
 
@@ -58,12 +63,30 @@ def _as_field(option: re.Match[str]) -> str:
     return option[1].replace("-", "_")
 
 
+def _of_this_machine(error: OSError) -> JSONResponse:
+    """The response where the server's own files fail; their paths are for its log alone."""
+    LOG.error("%s", error)
+    reason = error.strerror or "unknown reason"
+    return refusal_response(
+        Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"The server cannot use its own files: {reason}.")
+    )
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Every error leaves as `ErrorBody`."""
 
     @app.exception_handler(DiffsegError)
     async def known(_: Request, error: DiffsegError) -> Response:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in OF_THE_MACHINE:
+            return _of_this_machine(cause)
+        if status_of(error) == HTTPStatus.INTERNAL_SERVER_ERROR:
+            LOG.error("%s", error)
         return refusal_response(error)
+
+    @app.exception_handler(OSError)
+    async def of_this_machine(_: Request, error: OSError) -> Response:
+        return _of_this_machine(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
@@ -79,6 +102,8 @@ def add_error_handlers(app: FastAPI) -> None:
     async def refused(_: Request, error: HTTPException) -> Response:
         if isinstance(error.__cause__, DiffsegError):  # raised while the body was read
             return refusal_response(error.__cause__)
+        if isinstance(error.__cause__, OSError):  # where a large body is kept
+            return _of_this_machine(error.__cause__)
         return refusal_response(
             Refusal(error.status_code, f"{error.detail.rstrip('.')}.", None, dict(error.headers or {}))
         )

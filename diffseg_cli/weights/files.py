@@ -34,7 +34,7 @@ LOOKALIKES = (
 )
 PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
-Status = Literal["ok", "missing", "damaged", "unlisted"]
+Status = Literal["ok", "missing", "damaged", "unreadable", "unlisted"]
 
 
 @dataclass(frozen=True)
@@ -207,13 +207,14 @@ def _weight_files(root: Path) -> list[str]:
 
 
 def _status(path: Path, entry: WeightsEntry, quick: bool) -> Status:
-    if not path.is_file():
-        return "missing"
     try:
-        fits = path.stat().st_size == entry.bytes and (quick or file_sha256(path) == entry.sha256)
-    except OSError:  # a disk or a permission that fails while reading: as good as damaged
-        fits = False
-    return "ok" if fits else "damaged"
+        if not path.is_file():
+            return "missing"
+        with path.open("rb") as stream:
+            fits = os.fstat(stream.fileno()).st_size == entry.bytes
+        return "ok" if fits and (quick or file_sha256(path) == entry.sha256) else "damaged"
+    except OSError:  # a disk or a permission
+        return "unreadable"
 
 
 # --- safetensors ---------------------------------------------------------------------------------------

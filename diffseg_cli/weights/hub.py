@@ -69,7 +69,7 @@ def locate_kandinsky(source: str | Path = KANDINSKY) -> dict[str, ComponentFiles
             `prior/` or in `kandinsky-2-2-decoder/` and `kandinsky-2-2-prior/`.
 
     Raises:
-        WeightsError: something is missing; names what and where it was looked for.
+        WeightsError: something is missing or cannot be read; names what and where it was looked for.
     """
     found, lacking = search_kandinsky(source)
     if lacking:
@@ -82,7 +82,21 @@ def locate_kandinsky(source: str | Path = KANDINSKY) -> dict[str, ComponentFiles
 
 
 def search_kandinsky(source: str | Path = KANDINSKY) -> tuple[dict[str, ComponentFiles], list[str]]:
-    """The files of every component as far as they are there, and the names of components or files missing."""
+    """The files of every component as far as they are there, and the names of components or files missing.
+
+    Raises:
+        WeightsError: a folder may not be entered.
+    """
+    try:
+        return _search(source)
+    except OSError as error:
+        raise WeightsError(
+            f"{error.filename} cannot be read: {error.strerror}.",
+            "Check who may read it, or let HF_HOME name a cache of your own.",
+        ) from error
+
+
+def _search(source: str | Path) -> tuple[dict[str, ComponentFiles], list[str]]:
     in_cache = str(source) == KANDINSKY
     found: dict[str, ComponentFiles] = {}
     lacking: list[str] = []

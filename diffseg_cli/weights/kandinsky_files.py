@@ -10,7 +10,7 @@ from diffseg_cli.errors import WeightsError
 from diffseg_cli.weights.files import read_header
 from diffseg_cli.weights.hub import COMPONENTS, KANDINSKY, PULL, ComponentFiles, search_kandinsky
 
-Status = Literal["ok", "damaged", "incomplete", "not installed"]
+Status = Literal["ok", "damaged", "unreadable", "incomplete", "not installed"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,9 @@ class KandinskyFiles:
     """What is there of Kandinsky 2.2, in a folder or the Hugging Face cache.
 
     Attributes:
-        status: "damaged" where a file's JSON or header cannot be read or its length is wrong, "incomplete"
-            where a file is missing, "not installed" where all are.
+        status: "unreadable" where the system refuses a file or folder, "damaged" where a file's JSON or
+            header is none or its length is wrong, "incomplete" where a file is missing, "not installed" where
+            all are.
         fault: what is wrong, or "".
         hint: what to do about it, or "".
         files: of each component found.
@@ -41,7 +42,10 @@ def examine_kandinsky(source: str | Path = KANDINSKY) -> KandinskyFiles:
     Args:
         source: "kandinsky-2-2" for the Hugging Face cache, or a folder; see `locate_kandinsky`.
     """
-    found, lacking = search_kandinsky(source)
+    try:
+        found, lacking = search_kandinsky(source)
+    except WeightsError as error:
+        return KandinskyFiles("unreadable", error.message, error.hint or "", {}, 0, {})
     size, parameters, faults = 0, {}, []
     for name, component in found.items():
         try:
@@ -57,7 +61,8 @@ def examine_kandinsky(source: str | Path = KANDINSKY) -> KandinskyFiles:
     if len(lacking) == len(COMPONENTS) and not any(each.config.is_file() for each in found.values()):
         return KandinskyFiles("not installed", "", f"Fetch it with `{PULL}`.", {}, 0, {})
     if faults:
-        return KandinskyFiles("damaged", faults[0].message, faults[0].hint or "", found, size, parameters)
+        status: Status = "unreadable" if isinstance(faults[0].__cause__, OSError) else "damaged"
+        return KandinskyFiles(status, faults[0].message, faults[0].hint or "", found, size, parameters)
     if lacking:
         fault = f"it lacks {', '.join(lacking)}"
         return KandinskyFiles("incomplete", fault, f"Fetch it with `{PULL}`.", found, size, parameters)
@@ -72,7 +77,11 @@ def read_config(path: Path) -> dict[str, object]:
     """
     try:
         config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise WeightsError(
+            f"{path} cannot be read: {error.strerror or error}.", "Check the path and its permissions."
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is damaged: {error}.", f"Copy it again, or run `{PULL}`.") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{path} is damaged: it holds no JSON object.", f"Copy it again, or run `{PULL}`.")
