@@ -488,7 +488,7 @@ def test_a_person_is_simulated(small_segmenter: Segmenter, project: Project) -> 
             truths,
             queries,
             order="doubt",
-            adapt=False,
+            adapt_from=None,
             milestones=(1, 2),
             seed=0,
         )

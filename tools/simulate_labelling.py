@@ -75,16 +75,17 @@ def simulate(
     queries: QueryCache,
     *,
     order: str,
-    adapt: bool,
+    adapt_from: int | None,
     milestones: Sequence[int],
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    """One person at work on one folder: a row for each milestone."""
+    """One person at work on one folder, a row for each milestone; learning adapts from so many corrections."""
     generator = np.random.default_rng(seed)
     for milestone in milestones:
         corrected = sum(review.is_reviewed for review in project.reviews())
         for key in next_images(project, order, milestone - corrected, generator):
             project.correct(key, project.review(key).revision, [truths[key]])
+        adapt = adapt_from is not None and milestone >= adapt_from
         learn(segmenter, project, queries, adapt=adapt, most_supports=max(10, milestone))
         yield {"order": order, "adapt": adapt, "corrected": milestone, **figures(project, truths)}
 
@@ -94,18 +95,19 @@ def simulate_orders(
     images: Path,
     truths: dict[str, Mask],
     *,
-    adapt: bool,
+    orders: Sequence[str],
+    adapt_from: int | None,
     milestones: Sequence[int],
     seed: int,
 ) -> Iterator[dict[str, Any]]:
     """The same beginning, for nothing was proposed yet, then every order on a copy of that project."""
     queries = QueryCache(segmenter, images / ".encoded")
-    options: dict[str, Any] = {"adapt": adapt, "seed": seed}
+    options: dict[str, Any] = {"adapt_from": adapt_from, "seed": seed}
     with tempfile.TemporaryDirectory() as work:
         begun = Path(work) / "begun"
         project, first = Project(images, begun, ["object"]), milestones[:1]
         (row,) = simulate(segmenter, project, truths, queries, order="random", milestones=first, **options)
-        for order in ORDERS if len(milestones) > 1 else ["random"]:
+        for order in orders:
             yield {**row, "order": order}
             project = Project(images, shutil.copytree(begun, Path(work) / order))
             rest = milestones[1:]
@@ -123,19 +125,26 @@ def prepare(samples: Sequence[Sample], folder: Path) -> dict[str, Mask]:
 
 
 def simulate_class(
-    segmenter: Segmenter, samples: Sequence[Sample], adapted: Sequence[bool], baseline: int, runs: int
+    segmenter: Segmenter,
+    samples: Sequence[Sample],
+    orders: Sequence[str],
+    adapt_from: Sequence[int],
+    baseline: int,
+    runs: int,
 ) -> Iterator[dict[str, Any]]:
     """Every way to label the images of one class, and the baseline."""
-    ways = [(adapt, MILESTONES) for adapt in adapted] + ([] if all(adapted) else [(False, (baseline,))])
+    ways: list[dict[str, Any]] = [
+        *({"orders": orders, "adapt_from": least, "milestones": MILESTONES} for least in (None, *adapt_from)),
+        {"orders": ["random"], "adapt_from": None, "milestones": (baseline,)},
+    ]
     with tempfile.TemporaryDirectory() as folder:
         truths = prepare(samples, Path(folder))
         for seed in range(runs):
-            for adapt, milestones in ways:
-                if milestones[-1] < len(truths):
-                    for row in simulate_orders(
-                        segmenter, Path(folder), truths, adapt=adapt, milestones=milestones, seed=seed
-                    ):
-                        yield {"seed": seed, "images": len(truths), **row}
+            for way in ways:
+                if way["milestones"][-1] < len(truths):
+                    for row in simulate_orders(segmenter, Path(folder), truths, seed=seed, **way):
+                        if row["adapt"] or way["adapt_from"] is None:  # else it was said before
+                            yield {"seed": seed, "images": len(truths), **row}
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
@@ -154,16 +163,19 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", required=True, help="such as voc/cat")
     parser.add_argument("--images", type=int, default=100, help="at most, of each class")
     parser.add_argument("--runs", type=int, default=1, help="people who start with different images")
-    parser.add_argument("--adapt", choices=("no", "yes", "both"), default="both")
+    parser.add_argument("--orders", nargs="+", choices=ORDERS, default=ORDERS)
+    parser.add_argument(
+        "--adapt-from", type=int, nargs="*", default=[MILESTONES[0]], metavar="N", help="corrections"
+    )
     parser.add_argument("--baseline", type=int, default=25, help="supports at random, without adaptation")
     parser.add_argument("--json", type=Path, help="append a line for each figure")
     arguments = parser.parse_args()
-    adapted = {"no": [False], "yes": [True], "both": [False, True]}[arguments.adapt]
     data, segmenter, rows = read_folder(arguments.folder), load_segmenter(), []
     for name in arguments.classes:
         own = np.random.default_rng(0).permutation(data.by_class[name])[: arguments.images]
         samples = [data.samples[index] for index in own]
-        for row in simulate_class(segmenter, samples, adapted, arguments.baseline, arguments.runs):
+        options = (arguments.orders, arguments.adapt_from, arguments.baseline, arguments.runs)
+        for row in simulate_class(segmenter, samples, *options):
             rows.append({"class": name, **row})
             line = json.dumps(rows[-1])
             print(line, flush=True)
