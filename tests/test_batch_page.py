@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not is_installed(), reason="chromedriver is not installed"),
 ]
 COUNT = 10_000
-TITLE = "return document.querySelector('dialog p').textContent"
+TITLE = "return document.querySelector('dialog span').textContent"
 VISIBLE = "document.querySelectorAll('figure').length"
 
 
@@ -104,5 +104,7 @@ def test_a_click_shows_the_overlay_and_keys_go_on(page: Chromium) -> None:
     for _ in range(3):
         page.press("\ue014")  # right; the third picture failed and is passed over
     assert page.run(TITLE).startswith("day4/00004.jpg")
+    link = page.run("return document.querySelector('dialog a').href")
+    assert link == "http://127.0.0.1:8000/#image=day4%2F00004.jpg"
     page.press("\ue00c")  # escape
     page.wait_for("!document.querySelector('dialog').open")

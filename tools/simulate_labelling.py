@@ -79,7 +79,7 @@ def simulate(
     milestones: Sequence[int],
     seed: int,
 ) -> Iterator[dict[str, Any]]:
-    """One person at work on one folder, a row for each milestone; learning adapts from so many corrections."""
+    """One person at work on one folder, a row for each milestone; from so many corrections on it adapts."""
     generator = np.random.default_rng(seed)
     for milestone in milestones:
         corrected = sum(review.is_reviewed for review in project.reviews())

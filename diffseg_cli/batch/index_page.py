@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+LABELLING = "http://127.0.0.1:8000/"  # where `diffseg serve` is when nothing else is said
 MOST_CARDS = 100_000  # more make a page of tens of megabytes; failures come first then
 
 
@@ -57,6 +58,7 @@ def render_index(cards: Sequence[Card], names: Sequence[str], planned: int) -> s
     if len(shown) < len(cards):
         words.append(f"the first {len(shown)} are shown")
     page = PAGE.replace("%TITLE%", escape(title)).replace("%NOTE%", escape("; ".join(words)))
+    page = page.replace("%LABELLING%", LABELLING)
     return page.replace("%ROWS%", rows.replace("<", "\\u003c"))
 
 
@@ -105,7 +107,7 @@ figcaption { padding: 7px 10px 9px; font-size: 12px; } figcaption b { display: b
 dialog { border: 0; padding: 0; max-width: 96vw; max-height: 96vh; background: #101114; color: #eee;
   border-radius: 10px; }
 dialog::backdrop { background: #000c; } dialog img { display: block; max-width: 94vw; max-height: 88vh; }
-dialog p { margin: 0; padding: 8px 14px; font-size: 13px; }
+dialog p { margin: 0; padding: 8px 14px; font-size: 13px; } a { color: var(--accent); }
 </style></head><body>
 <header><h1>%TITLE%</h1><span class="faint" id="count"></span>
 <span id="kinds" role="group" aria-label="Which images"></span>
@@ -114,9 +116,11 @@ dialog p { margin: 0; padding: 8px 14px; font-size: 13px; }
 <input type="search" id="name" placeholder="name" aria-label="Part of the name">
 <select id="order" aria-label="Order"><option value="name">by name</option>
 <option value="presence">surest first</option><option value="area">largest first</option></select>
+<a href="%LABELLING%" target="labelling" title="Accept, reject and correct these masks with the keys A, N and
+Enter, once you have started: diffseg serve --queries IMAGES --out THIS FOLDER">label</a>
 <span class="faint">%NOTE%</span></header>
 <main></main><div id="more"></div>
-<dialog><img alt=""><p></p></dialog>
+<dialog><img alt=""><p><span></span> <a href="%LABELLING%" target="labelling">label (L)</a></p></dialog>
 <script type="application/json" id="rows">%ROWS%</script>
 <script>
 "use strict";
@@ -186,11 +190,13 @@ function enlarge(place) {
   if (!row || row[ERROR] !== null) return;
   open = place;
   dialog.querySelector("img").src = row[LARGE];
-  dialog.querySelector("p").textContent = `${row[NAME]}: ${words(row)}`;
+  dialog.querySelector("span").textContent = `${row[NAME]}: ${words(row)}`;
+  dialog.querySelector("a").hash = new URLSearchParams({ image: row[NAME] });
   if (!dialog.open) dialog.showModal();
 }
 dialog.onclick = () => dialog.close();
 document.onkeydown = event => {
+  if (dialog.open && event.key === "l") dialog.querySelector("a").click();
   const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!dialog.open || !way) return;
   let next = open + way;

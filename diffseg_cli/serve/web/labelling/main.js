@@ -107,6 +107,8 @@ load().then(() => {
   showAll();
   showLearning();
   $("grid").focus({ preventScroll: true });
+  const linked = new URLSearchParams(location.hash.slice(1)).get("image"); // from the contact sheet of a batch
+  if (project.images.has(linked)) { grid.choose(linked); editor.open(linked); }
   document.body.dataset.ready = "true";
   follow();
 }).catch(complain);
