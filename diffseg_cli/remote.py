@@ -116,7 +116,7 @@ def matching(pattern: str) -> tuple[Path, list[str]]:
 
 
 def _below(folder: str, name: str) -> str:
-    return name.lstrip("/")[len(folder.strip("/")) :].lstrip("/")
+    return name.lstrip("/")[len(folder.strip("/")) :].removeprefix("/")
 
 
 def read_whole(path: Path) -> bytes:

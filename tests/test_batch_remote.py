@@ -127,6 +127,33 @@ def test_sources_are_those_of_the_disk(store: str, queries: str, expected: list[
     assert not UPath(f"{store}/photos/out").exists()
 
 
+def test_names_in_a_store_may_hold_two_slashes(store: str) -> None:
+    fs, folder = UPath(store).fs, UPath(f"{store}/odd").path
+    for seed, name in enumerate(["//a.png", "/day//b.png"]):
+        fs.pipe_file(folder + name, UPath(f"{store}/photos/a.png").read_bytes() + bytes(seed))
+    UPath(f"{store}/odd.txt").write_text(f"{store}/odd//a.png\n{store}/odd/day//b.png\n")
+    for queries, out in (("odd", "out1"), ("odd/**", "out2"), ("odd.txt", "out3")):
+        assert states(batch(f"{store}/{queries}", f"{store}/{out}", "--json")) == {"a": "done", "b": "done"}
+        assert {"a_mask.png", "day/b_mask.png"} <= files(f"{store}/{out}").keys()
+    batch(f"{store}/odd", "here")
+    assert Path("here/a_mask.png").is_file() and Path("here/day/b_mask.png").is_file()
+    fs.pipe_file(folder + "/a.png", b"other")
+    said = batch(f"{store}/odd", f"{store}/out", code=2).stderr
+    assert "odd//a.png and" in said or "odd/a.png and" in said
+
+
+def test_a_place_that_cannot_be_reached_is_named_by_verify_and_dry_run(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any, **__: Any) -> None:
+        raise RuntimeError("The specified bucket does not exist")
+
+    monkeypatch.setattr(type(UPath(store)), "glob", gone)
+    for words in (["--verify"], ["--dry-run", "-q", "photos"]):
+        said = run(*words, "-o", f"{store}/out", code=3).stderr
+        assert f"{store}/out cannot be reached: The specified bucket does not exist." in said
+
+
 def test_results_are_never_taken_for_pictures(store: str) -> None:
     batch(f"{store}/photos", f"{store}/photos/out")
     assert len(states(batch(f"{store}/photos", f"{store}/photos/out", "--json"))) == 4

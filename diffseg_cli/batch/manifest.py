@@ -7,14 +7,14 @@ readers. Lines stay on disk: in memory is only where they are.
 
 import json
 import tempfile
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from diffseg_cli.files import LineLog, unwritable, whole_lines
-from diffseg_cli.remote import is_remote, read_whole
+from diffseg_cli.remote import is_remote, reaching, read_whole
 
 NAME = "manifest"
 BUSY = "Wait for it, or share the work: --part 1/2 here, --part 2/2 there."
@@ -82,6 +82,9 @@ class ManifestReader:
 
     Args:
         out: the folder.
+
+    Raises:
+        InputError: it is elsewhere and cannot be reached, or one of them cannot be read.
     """
 
     def __init__(self, out: Path) -> None:
@@ -91,8 +94,9 @@ class ManifestReader:
         self._copies: tempfile.TemporaryDirectory[str] | None = None
         if is_remote(out):  # lines are looked up one by one
             self._copies = tempfile.TemporaryDirectory(prefix="diffseg-")
-        for path in sorted(out.glob(f"{NAME}*.jsonl"), key=str):
-            self._index(path)
+        with reaching(out) if is_remote(out) else nullcontext():
+            for path in sorted(out.glob(f"{NAME}*.jsonl"), key=str):
+                self._index(path)
 
     def _index(self, path: Path) -> None:
         number = len(self._paths)

@@ -220,7 +220,7 @@ def _remote(source: str, path: Path, *, recursive: bool, out: Path) -> list[Item
         raise InputError(f"{source} is no folder, image, pattern or list.", "Check the name.")
     root = f"{str(out).rstrip('/')}/"
     return [
-        Item(folder / name, name)
+        Item(to_path(f"{str(folder).rstrip('/')}/{name}"), _key_of(name))  # which / would tidy up
         for name in names
         if PurePosixPath(name).suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in name.split("/"))
@@ -233,6 +233,12 @@ def _listed_remote(names: Sequence[str]) -> list[Item]:
     halves = [name.partition(SIGN)[::2] for name in names]
     if len({protocol for protocol, _ in halves}) > 1:
         raise UsageError("The list names images on several file systems.", "Run them apart.")
-    root = posixpath.commonpath([posixpath.dirname(rest) for _, rest in halves])
-    keys = [rest[len(root) :].lstrip("/") for _, rest in halves]
+    whole = [_key_of(rest) for _, rest in halves]
+    root = posixpath.commonpath([posixpath.dirname(each) for each in whole])
+    keys = [each[len(root) :].lstrip("/") for each in whole]
     return [Item(to_path(name), key) for name, key in zip(names, keys, strict=True)]
+
+
+def _key_of(name: str) -> str:
+    """The place of the results of an object in a store, where // and .. are letters of a name like others."""
+    return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
