@@ -142,6 +142,32 @@ def test_json_holds_the_same_mask_in_every_form(client: TestClient, finder: Segm
     assert "rle" in bare and "polygons" not in bare and "probability_png" not in bare
 
 
+def test_instances_are_told_apart_in_json_and_as_a_map() -> None:
+    files = parts(
+        support=(BIRD / "support.jpg").read_bytes(),
+        mask=(BIRD / "support_mask.png").read_bytes(),
+        query=(REPOSITORY / "examples" / "dog" / "query.jpg").read_bytes(),  # two heads, taken for birds
+    )
+    fields = {"format": "json", "instances": "true"}
+    with serve(load_segmenter("compact", device="cpu")) as client:
+        found = client.post("/v1/segment", files=files, data=fields).json()
+        drawn = client.post("/v1/segment", files=files, data={"format": "instances"})
+        plain = client.post("/v1/segment", files=files, data={"format": "json"}).json()
+    assert found["count"] == len(found["instances"]) > 1
+    masks = [
+        coco_mask.decode({**each["rle"], "counts": each["rle"]["counts"].encode()})
+        for each in found["instances"]
+    ]
+    whole = coco_mask.decode({**found["rle"], "counts": found["rle"]["counts"].encode()})
+    np.testing.assert_array_equal(np.sum(masks, 0), whole)  # all of the mask, and nothing twice
+    for each, mask in zip(found["instances"], masks, strict=True):
+        x, y, w, h = each["box_xywh"]
+        assert mask.sum() == mask[y : y + h, x : x + w].sum() == each["pixels"]
+    ids = np.sum([each["id"] * m for each, m in zip(found["instances"], masks, strict=True)], 0)
+    np.testing.assert_array_equal(pixels(drawn.content), ids)
+    assert "instances" not in plain and plain["rle"] == found["rle"]
+
+
 def test_an_empty_mask_has_neither_box_nor_outline(client: TestClient) -> None:
     fields = {"format": "json", "threshold": "0.999999", "include": ["rle", "polygons"]}
     found = client.post("/v1/segment", files=ASK, data=fields).json()
@@ -274,7 +300,7 @@ WRONG: list[tuple[Parts, dict[str, str], int, str]] = [
     (parts(query=QUERY), {}, 400, "either a concept or supports"),
     (ASK, {"concept": "dog"}, 400, "either a concept or supports"),
     (parts(query=QUERY), {"concept": "dog"}, 404, "No concept is called dog."),
-    (parts(query=QUERY, support=SUPPORT), {}, 400, "holds 1 support and 0 mask pictures"),
+    (parts(query=QUERY, support=SUPPORT), {}, 400, "holds 1 support and 0 mask images"),
     (parts(query=QUERY, support=[SUPPORT] * 20, mask=[MASK] * 20), {}, 400, "16 supports at most"),
     (parts(query=QUERY), {"support": "dog.jpg", "mask": "dog.png"}, 400, "support: this must be a file"),
     (ASK, {"threshold": "1"}, 400, "threshold: "),

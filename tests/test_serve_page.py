@@ -296,6 +296,79 @@ def test_a_concept_is_kept_and_used(browser: Chromium, address: str) -> None:
     browser.wait_for("!document.getElementById('no-concepts').hidden")
 
 
+def test_instances_have_colours_and_numbers(browser: Chromium, address: str) -> None:
+    open_page(browser, address)
+    paint_bird(browser)
+    search(browser, [DOG / "query.jpg"])
+    one_color = colors_shown(browser)
+    browser.click("#instances")
+    browser.wait_for("/[0-9] instances?$/.test(document.querySelector('#results canvas').ariaLabel)")
+    shoot(browser, "instances")
+    count = int(re.findall(r"([0-9]+) instances?$", facts(browser))[0])
+    assert len(one_color) == 2 and len(colors_shown(browser)) == 1 + count
+    set_slider(browser, "threshold", 70)  # the server tells them apart anew
+    assert "instance" not in facts(browser)
+    browser.wait_for("/[0-9] instances?$/.test(document.querySelector('#results canvas').ariaLabel)")
+
+
+def colors_shown(browser: Chromium) -> set[str]:
+    """Colours that cover much of the first image, of those in the view of masks."""
+    browser.click("input[name=show][value=mask]")
+    time.sleep(0.3)
+    script = """const c = document.querySelector('#results canvas'), counts = new Map();
+        const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+        for (let i = 0; i < d.length; i += 4) {
+          const color = [d[i], d[i + 1], d[i + 2]].join();
+          counts.set(color, (counts.get(color) ?? 0) + 1);
+        }
+        return [...counts].filter(([, count]) => count > d.length / 4000).map(([color]) => color)"""
+    return set(browser.run(script))
+
+
+def test_adapting_shows_before_and_after(browser: Chromium, small_segmenter: Segmenter) -> None:
+    with serving(small_segmenter) as address:
+        open_page(browser, address)
+        assert browser.run("return document.getElementById('adapt').disabled")
+        open_support(browser, BIRD / "support.jpg")
+        browser.drag("#canvas", [(0.3, 0.4), (0.5, 0.7), (0.5, 0.4), (0.3, 0.7)])
+        browser.wait_for(PAINTED)
+        browser.choose_files("#without-file", [DOG / "query.jpg"])
+        assert saying(browser, "#negatives li").startswith("query.jpg")
+        search(browser, [BIRD / "query.jpg"])
+        browser.click("#adapt")
+        browser.wait_for("!document.getElementById('versions').hidden")
+        wait_until_done(browser)
+        assert "kept as the concept object" in saying(browser, "#adapt-left")
+        assert browser.run("return document.querySelector('input[name=concept]:checked').value") == "object"
+        assert "1 support, adapted" in saying(browser, "#concepts")
+        assert browser.run("return document.activeElement.value") == "after"
+        after = facts(browser)
+        browser.press("p")
+        assert browser.run("return document.querySelector('input[name=version]:checked').value") == "before"
+        shoot(browser, "adapted")
+        browser.click("#versions label:last-child")
+        assert facts(browser) == after
+        browser.click("#object .choice label")  # what is painted is looked for as before
+        browser.wait_for("document.getElementById('versions').hidden")
+
+
+def test_adapting_can_be_cancelled(browser: Chromium, address: str) -> None:
+    open_page(browser, address)
+    open_support(browser, BIRD / "support.jpg")
+    browser.drag("#canvas", [(0.3, 0.4), (0.5, 0.7)])
+    browser.wait_for(PAINTED)
+    browser.type("#concept-name", "kingfisher")
+    browser.click("#adapt")
+    browser.wait_for("document.activeElement.id === 'adapt-cancel'")
+    browser.wait_for("document.getElementById('adapt-left').textContent.startsWith('adapting')")
+    shoot(browser, "adapting")
+    browser.click("#adapt-cancel")
+    browser.wait_for("document.getElementById('adapt-left').textContent === 'Adapting was cancelled.'")
+    browser.wait_for("document.activeElement.id === 'adapt'")
+    listed = "return fetch('/v1/concepts').then((answer) => answer.json())"
+    assert browser.run(listed) == {"concepts": []}
+
+
 def test_a_server_that_was_gone_is_asked_again(browser: Chromium, segmenter: Segmenter) -> None:
     with serving(segmenter) as address:
         open_page(browser, address)

@@ -54,7 +54,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         (401, "The token is missing or wrong."),
         (403, "Sent under another name, or by the page of another server."),
         (413, "Too large."),
-        (422, "A picture or mask that cannot be used."),
+        (422, "An image or mask that cannot be used."),
         (500, "The server's own fault; its log says why."),
         (503, "Too busy; Retry-After says when to try again."),
         (504, "It took too long."),
@@ -66,7 +66,7 @@ TAKEN: dict[int | str, dict[str, Any]] = {
 }
 LOOK_UP = 0.5  # seconds after which to see whether somebody still waits for an answer
 CLOSED = 499  # as other servers call it in their counts: the client went away
-PICTURE = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
+PNG_BODY = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
 
 Answered = Callable[[Request, Order], Awaitable[Response]]
 Share = Annotated[float, Form(ge=0, le=1, allow_inf_nan=False)]
@@ -91,10 +91,10 @@ async def _supports(
     invert_mask: Annotated[bool, Form()] = False,
     fit_mask: Annotated[bool, Form()] = False,
 ) -> SupportUpload | None:
-    """The fields that hold supports; None where no picture is among them."""
+    """The fields that hold supports; None where no image is among them."""
     if len(support) != len(mask):
         raise UsageError(
-            f"The request holds {len(support)} support and {len(mask)} mask pictures.",
+            f"The request holds {len(support)} support and {len(mask)} mask images.",
             "Send one mask for each support, in the same order.",
         )
     if not support:
@@ -205,11 +205,11 @@ def _add_work(app: FastAPI, kept: KeptConcepts, answered: Answered, limits: Limi
     @app.post(
         "/v1/segment",
         response_class=Response,
-        responses={200: {"model": FoundBody, "content": PICTURE, "description": "Found."}, **UNKNOWN},
+        responses={200: {"model": FoundBody, "content": PNG_BODY, "description": "Found."}, **UNKNOWN},
     )
     async def segment(
         request: Request,
-        query: Annotated[UploadFile, File(description="Picture to search.")],
+        query: Annotated[UploadFile, File(description="Image to search.")],
         supports: Supports,
         concept: Annotated[str | None, Form(max_length=64, description="Instead of supports.")] = None,
         threshold: Annotated[float, Form(gt=0, lt=1, allow_inf_nan=False)] = 0.5,
@@ -233,8 +233,11 @@ def _add_work(app: FastAPI, kept: KeptConcepts, answered: Answered, limits: Limi
             ),
         ] = "auto",
         form: Annotated[
-            Literal["mask", "overlay", "heatmap", "cutout", "json"], Form(alias="format")
+            Literal["mask", "overlay", "heatmap", "cutout", "instances", "json"], Form(alias="format")
         ] = "mask",
+        instances: Annotated[
+            bool, Form(description="Number the objects in the mask; the format instances is a map of them.")
+        ] = False,
         include: Annotated[
             list[Literal["rle", "polygons", "probability", "score_map"]] | None,
             Form(description="What JSON holds besides the figures; default rle."),
@@ -253,14 +256,15 @@ def _add_work(app: FastAPI, kept: KeptConcepts, answered: Answered, limits: Limi
                 "Send the field concept, or the fields support and mask.",
             )
         extras = tuple(sorted(set(include or ["rle"])))
-        answer = AnswerChoice(threshold, min_presence, refine, min_area, zoom)
+        numbered = instances or form == "instances"
+        answer = AnswerChoice(threshold, min_presence, refine, min_area, zoom, numbered)
         order = FindOrder(await _read(query), what, answer, form, extras)
         return await answered(request, order)
 
     @app.post(
         "/v1/mask",
         response_class=Response,
-        responses={200: {"content": PICTURE, "description": "Mask of what is in the box."}},
+        responses={200: {"content": PNG_BODY, "description": "Mask of what is in the box."}},
     )
     async def mask(
         request: Request,

@@ -21,6 +21,17 @@ class Runs(BaseModel):
     counts: str
 
 
+class InstanceBody(BaseModel):
+    """One object of a mask."""
+
+    id: int = Field(description="From 1; its value in the instance map.")
+    box_xywh: list[int]
+    pixels: int
+    score: float
+    rle: Runs | None = None
+    polygons: list[list[float]] | None = None
+
+
 class FoundBody(BaseModel):
     """What was found in a query."""
 
@@ -32,6 +43,8 @@ class FoundBody(BaseModel):
     regions: int = Field(description="Connected regions of the mask, without specks.")
     presence: float | None = Field(description="How sure it is that the object is there, in [0, 1].")
     score: float = Field(description="Mean probability inside the mask, times presence.")
+    count: int | None = Field(default=None, description="Of instances, where they are asked for.")
+    instances: list[InstanceBody] | None = None
     threshold: float
     min_presence: float
     min_area: str

@@ -12,7 +12,7 @@ from diffseg_cli.serve.job import BackgroundJob, Step, Submit
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
 from diffseg_cli.serve.refusals import Refusal
-from diffseg_cli.serve.uploads import SupportUpload, Upload, read_picture, read_supports
+from diffseg_cli.serve.uploads import SupportUpload, Upload, read_supports, read_uploaded
 from diffseg_cli.supports.concept import Concept, SupportSet
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class KeptConcepts:
         pixels = self._limits.pixels
         pairs, notes = read_supports(support, pixels)
         absent = [
-            read_picture(each, f"image {number} without the object", pixels)
+            read_uploaded(each, f"image {number} without the object", pixels)
             for number, each in enumerate(negatives, start=1)
         ]
         steps = adapt_steps(self._segmenter, pairs, negatives=absent) if adapt else None

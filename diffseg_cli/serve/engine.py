@@ -19,7 +19,7 @@ from diffseg_cli.results.outputs import mask_png
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
 from diffseg_cli.serve.replies import PNG, Reply, found_record, image_reply, json_reply
-from diffseg_cli.serve.uploads import SupportUpload, Upload, read_picture, read_supports
+from diffseg_cli.serve.uploads import SupportUpload, Upload, read_supports, read_uploaded
 from diffseg_cli.supports.concept import Concept
 from diffseg_cli.supports.mask_making import box_region, mask_from_box
 from diffseg_cli.timing import Stopwatch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SUPPORTS_KEPT = 8  # encoded supports of recent requests; a page asks for one object many times
-THREADS = 4  # that decode and encode the pictures of a batch
+THREADS = 4  # that decode and encode the images of a batch
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class FindOrder:
     """Segment a query.
 
     Attributes:
-        query: the picture.
+        query: the image.
         support: what to look for.
         answer: what counts as found.
-        form: "json", or a picture of `image_reply`.
+        form: "json", or an image of `image_reply`.
         extras: of `found_record`.
     """
 
@@ -98,7 +98,7 @@ class InferenceEngine:
         self._inner_stage, self._limits, self._metrics = segmenter.stage, limits, metrics
         self._wanted: Callable[[], bool] = lambda: True
         self._recent: OrderedDict[str, Concept] = OrderedDict()
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="diffseg-pictures")
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="diffseg-images")
 
     def work(self, orders: Sequence[Order], wanted: Callable[[], bool]) -> list[Any]:
         """Answer orders of one key; what a user did wrong is the answer of that order.
@@ -130,7 +130,7 @@ class InferenceEngine:
     def _make(self, order: MaskOrder | CallOrder) -> Any:
         if isinstance(order, CallOrder):
             return order.run()
-        image = read_picture(order.image, "image", self._limits.pixels)
+        image = read_uploaded(order.image, "image", self._limits.pixels)
         region = box_region(order.box, (image.shape[0], image.shape[1]))
         made = mask_from_box(self.segmenter, image, region)
         return Reply(mask_png([made]), PNG, {"X-Diffseg-Area": f"{made.mean():.6f}"})
@@ -156,7 +156,7 @@ class InferenceEngine:
             return [error] * len(orders)
         pixels, stopwatch = self._limits.pixels, Stopwatch()
         images = list(
-            self._pool.map(lambda order: self._attempt(read_picture, order.query, "query", pixels), orders)
+            self._pool.map(lambda order: self._attempt(read_uploaded, order.query, "query", pixels), orders)
         )
         stopwatch.mark("decode")
         readable = [image for image in images if isinstance(image, np.ndarray)]

@@ -40,7 +40,7 @@ def json_reply(record: Any) -> Reply:
 
 
 def image_reply(what: str, scene: Scene) -> Reply:
-    """A PNG of the one concept in a scene: "mask", "overlay", "heatmap" or "cutout"."""
+    """A PNG of the one concept in a scene: "mask", "overlay", "heatmap", "cutout" or "instances"."""
     (found,) = scene.found
     headers = {"X-Diffseg-Area": f"{found.mask.mean():.6f}"}
     if found.presence is not None:
@@ -53,19 +53,27 @@ def found_record(found: ConceptResult, extras: tuple[str, ...]) -> dict[str, Any
 
     Args:
         found: the concept in it.
-        extras: what to say besides size, area, box and scores: rle, polygons, probability, score_map.
+        extras: what to say besides size, area, box and scores: rle, polygons (of the mask, and of each
+            instance where there are any), probability, score_map.
     """
-    filled = found.mask.any()
-    record = {"size_hw": list(found.mask.shape), **found.record()}
-    if "rle" in extras:
-        record["rle"] = coco_shape(found.mask, polygons=False)["segmentation"] if filled else None
-    if "polygons" in extras:
-        record["polygons"] = coco_shape(found.mask, polygons=True)["segmentation"] if filled else []
+    h, w = found.mask.shape
+    record = {"size_hw": [h, w], **found.record(), **_shapes(found.mask, extras)}
+    for each, row in zip(found.instances or (), record.get("instances", ()), strict=True):
+        row |= _shapes(each.whole_mask((h, w)), extras)
     if "probability" in extras:
         record["probability_png"] = _base64(png_bytes(probability_levels(found.probability)))
     if "score_map" in extras:
         record["score_map_png"] = _base64(png_bytes(_score_levels(found.score_map)))
     return record
+
+
+def _shapes(mask: NDArray[np.bool_], extras: tuple[str, ...]) -> dict[str, Any]:
+    filled, shapes = mask.any(), dict[str, Any]()
+    if "rle" in extras:
+        shapes["rle"] = coco_shape(mask, polygons=False)["segmentation"] if filled else None
+    if "polygons" in extras:
+        shapes["polygons"] = coco_shape(mask, polygons=True)["segmentation"] if filled else []
+    return shapes
 
 
 def probability_levels(probability: NDArray[np.float32]) -> NDArray[np.uint8]:

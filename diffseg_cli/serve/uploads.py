@@ -60,7 +60,7 @@ class SupportUpload:
         return hashlib.sha256(json.dumps([files, asdict(self.choice)]).encode()).hexdigest()
 
 
-def read_picture(upload: Upload, name: str, most_pixels: int) -> NDArray[np.uint8]:
+def read_uploaded(upload: Upload, name: str, most_pixels: int) -> NDArray[np.uint8]:
     """Read an image as uint8 (H W 3); its size is checked before it is decoded.
 
     Args:

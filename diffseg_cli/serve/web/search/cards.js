@@ -2,7 +2,7 @@
 
 import { call, calm, complain, sentence } from "../shared/api.js";
 import { $, download } from "../shared/dom.js";
-import { drawAnswer, factsOf, maskFile, readAnswer } from "./answers.js";
+import { drawAnswer, factsOf, maskFile, readAnswer, view } from "./answers.js";
 import { LONGEST, checkSize, decode } from "./files.js";
 import { zip } from "./zip.js";
 
@@ -19,8 +19,19 @@ export function setUp(shown) {
   $("remove-all").onclick = () => { [...cards].forEach(remove); $("query-drop").focus(); };
 }
 
-/** Search all images anew, a moment later. */
+/** Search all images for another object, a moment later. */
 export function renew(milliseconds) {
+  for (const card of cards) card.before = null;
+  again(milliseconds);
+}
+/** Search them with what an adaptation gave, and keep the answers from before it. */
+export function compare() {
+  for (const card of cards) card.before = card.answer;
+  again(0);
+}
+const isComparing = () => cards.some((card) => card.before);
+/** Search them for the same object again, a moment later. */
+export function again(milliseconds) {
   clearTimeout(timer);
   generation++;
   for (const card of cards) card.cancel?.abort();
@@ -87,7 +98,11 @@ async function search(card) {
   try {
     form.append("query", card.file);
     form.append("format", "json");
-    for (const field of ["probability", "score_map"]) form.append("include", field);
+    for (const field of ["probability", "score_map", ...(view.instances ? ["rle"] : [])]) form.append("include", field);
+    if (view.instances) {
+      form.append("instances", "true");
+      form.append("threshold", view.threshold / 100);
+    }
     object.append(form);
     checkSize(...[...form.values()].filter((value) => value instanceof File));
     const onBusy = () => say(card, ["Waiting: the server has much to do."]);
@@ -114,10 +129,11 @@ const seen = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "200px" });
 
+const shown = (card) => (view.before && card.before ? card.before : card.answer);
 function draw(card) {
   if (!card.isVisible || !card.isDirty || !card.image) return;
   card.isDirty = false;
-  const { canvas, image, answer } = card;
+  const { canvas, image } = card, answer = shown(card);
   Object.assign(canvas, { width: image.canvas.width, height: image.canvas.height });
   canvas.getContext("2d", { willReadFrequently: true }).drawImage(image.canvas, 0, 0);
   if (answer) drawAnswer(canvas, answer);
@@ -128,12 +144,12 @@ function say(card, facts, wrong = false) {
 }
 function show(card) {
   if (!cards.includes(card)) return;
-  const { answer, error, item } = card, view = item.querySelector(".view");
+  const { error, item } = card, answer = shown(card), frame = item.querySelector(".view");
   card.isDirty = true;
   requestAnimationFrame(() => draw(card));
   card.save.hidden = !answer;
-  view.hidden = !card.image;
-  view.classList.toggle("waiting", Boolean(card.cancel));
+  frame.hidden = !card.image;
+  frame.classList.toggle("waiting", Boolean(card.cancel));
   if (error) say(card, [error], true);
   else if (answer) say(card, factsOf(answer));
   else say(card, card.cancel ? ["Looking…"] : []);
@@ -145,12 +161,13 @@ function showState() {
   $("state").textContent = !cards.length ? "" : object.isReady() ? (waiting ? `${cards.length - waiting} of ${cards.length} done…` : "") : object.missing();
   $("results").ariaBusy = String(object.isReady() && waiting > 0);
   $("controls").hidden = !cards.length;
+  $("versions").hidden = !isComparing();
   $("query-drop").classList.toggle("slim", cards.length > 0);
 }
 
 // --- saving -------------------------------------------------------------------------------------------
 
-const fileOf = async ({ file, answer }) => ({ name: `${file.name.replace(/\.[^.]*$/, "")}_mask.png`, blob: await maskFile(answer) });
+const fileOf = async (card) => ({ name: `${card.file.name.replace(/\.[^.]*$/, "")}_mask.png`, blob: await maskFile(shown(card)) });
 async function saveAll() {
   const masks = [];
   for (const card of cards.filter((each) => each.answer)) masks.push(await fileOf(card));

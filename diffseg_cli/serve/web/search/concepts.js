@@ -5,6 +5,7 @@ import { $, create } from "../shared/dom.js";
 import * as supports from "./supports.js";
 
 export const chosen = { name: null };
+export let names = [];
 let announce = () => {}, onKept = () => {};
 
 export function setUp(onChange, kept) {
@@ -15,14 +16,15 @@ export function setUp(onChange, kept) {
 
 export async function load() {
   const { concepts } = await (await call("/v1/concepts")).json();
+  names = concepts.map(({ id }) => id);
   $("no-concepts").hidden = concepts.length > 0;
   if (!concepts.some((each) => each.id === chosen.name)) chosen.name = concepts[0]?.id ?? null;
   $("concepts").replaceChildren(...concepts.map(item));
 }
-function item({ id, supports: count, fixed, preview }) {
+function item({ id, supports: count, fixed, preview, adaptation }) {
   const input = create("input", { type: "radio", name: "concept", value: id, checked: id === chosen.name });
   input.onchange = () => { chosen.name = id; announce(); };
-  const about = create("small", { textContent: count === 1 ? "1 support" : `${count} supports` });
+  const about = create("small", { textContent: (count === 1 ? "1 support" : `${count} supports`) + (adaptation?.reach ? ", adapted" : "") });
   const label = create("label", {}, input, create("img", { src: preview, alt: "" }), create("span", {}, id, about));
   const remove = create("button", { type: "button", textContent: "×", title: "Forget it", ariaLabel: `Forget ${id}`, onclick: () => forget(id).catch(complain) });
   return create("li", {}, label, ...(fixed ? [] : [remove]));
