@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffseg_cli.assembly import load_segmenter
+from diffseg_cli.results.palette import concept_color
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve.app import create_app
 from diffseg_cli.serve.limits import Limits
@@ -303,9 +304,15 @@ def test_instances_have_colours_and_numbers(browser: Chromium, address: str) -> 
     one_color = colors_shown(browser)
     browser.click("#instances")
     browser.wait_for("/[0-9] instances?$/.test(document.querySelector('#results canvas').ariaLabel)")
-    shoot(browser, "instances")
+    shoot(browser, "instances_mask")
     count = int(re.findall(r"([0-9]+) instances?$", facts(browser))[0])
-    assert len(one_color) == 2 and len(colors_shown(browser)) == 1 + count
+    colors = "return import('/page/shared/numbers.js').then((m) => [...Array(60).keys()].map(m.colorOf))"
+    own = browser.run(colors)
+    assert own == [list(concept_color(index)) for index in range(60)]  # as on the command line
+    assert one_color == {"0,0,0", "255,255,255"}
+    assert colors_shown(browser) == {"0,0,0"} | {",".join(map(str, rgb)) for rgb in own[:count]}
+    browser.click("input[name=show][value=overlay]")
+    shoot(browser, "instances")
     set_slider(browser, "threshold", 70)  # the server tells them apart anew
     assert "instance" not in facts(browser)
     browser.wait_for("/[0-9] instances?$/.test(document.querySelector('#results canvas').ariaLabel)")

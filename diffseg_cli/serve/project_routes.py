@@ -34,7 +34,6 @@ JPEG = "image/jpeg"
 LONGEST = 2048  # side in pixels of an image in the editor; larger ones are corrected at this size
 QUALITY = 90
 CHUNK = 2**20
-PALETTE = 48  # colours of instances; more of them begin anew
 MOST_SHOWN = 255  # instances in the editor
 
 # Runs something in the thread that owns the model, while somebody waits for the answer.
@@ -75,7 +74,6 @@ def _add_looking(app: FastAPI, project: Project, job: BackgroundJob) -> None:
         return JSONResponse(
             {
                 "classes": classes,
-                "palette": [concept_color(index) for index in range(PALETTE)],
                 "instances": project.instances,
                 "states": states,
                 "learning": job.progress,

@@ -5,7 +5,7 @@ import { Problem, call, complain, get, post } from "../shared/api.js";
 export const STATES = ["proposed", "untouched", "corrected", "accepted", "nothing here", "failed"];
 const OPEN = new Set(["proposed", "untouched", "failed"]);
 
-export const project = { images: new Map(), classes: [], palette: [], instances: false, learning: { stage: "idle" }, version: -1 };
+export const project = { images: new Map(), classes: [], instances: false, learning: { stage: "idle" }, version: -1 };
 const listeners = new Set();
 export const listen = (listener) => listeners.add(listener);
 const announce = (changed) => listeners.forEach((listener) => listener(changed));
