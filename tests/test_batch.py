@@ -25,6 +25,7 @@ from diffseg_cli import assembly
 from diffseg_cli import files as files_module
 from diffseg_cli.batch import pipeline, sizing, store
 from diffseg_cli.batch import runner as runner_module
+from diffseg_cli.batch.index_page import LABELLING
 from diffseg_cli.batch.manifest import ManifestReader, ManifestWriter, Row
 from diffseg_cli.batch.runner import Runner
 from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, SupportChoice
@@ -590,15 +591,17 @@ def test_the_sheet_holds_every_picture() -> None:
     save("photos/day1/100% <b>.png", 5)
     batch("-f", "overlay", code=5)
     page = Path("out/index.html").read_text(encoding="utf-8")
-    assert "src=" not in page.replace("image.src", "").replace(".src = ", "") and "http" not in page
+    assert "src=" not in page.replace("image.src", "").replace(".src = ", "")
+    assert "http" not in page.replace(LABELLING, "")
     listed = re.search(r'<script type="application/json" id="rows">(.*?)</script>', page, re.DOTALL)
     assert listed is not None
     cards = {card[0]: card for card in json.loads(listed[1])}
     assert len(cards) == 6
-    name, small, large, presence, area, found, error, count = cards["day1/100% <b>.png"]
+    name, small, large, presence, area, found, error, count, image, *cut = cards["day1/100% <b>.png"]
     assert Path("out/index_thumbnails", f"{name}.jpg").exists() and "<" not in small and "%25" in small
     assert large == "day1/100%25%20%3Cb%3E_overlay.png" and 0 < presence < 1 and 0 < area < 1
-    assert (found, error, count) == ("", None, None)
+    assert (found, error, count, cut) == ("", None, None, [[], 0.5])
+    assert image == "../photos/day1/100%25%20%3Cb%3E.png"
     assert cards["<script>&amp; \u00fc#1.jpg"][6].endswith("is empty (0 bytes).")
     for name in NAMES:
         with Image.open(f"out/index_thumbnails/{name}.png.jpg") as thumbnail:

@@ -4,7 +4,10 @@ With DIFFSEG_SHOTS=FOLDER it also leaves pictures of the page there.
 """
 
 import base64
+import io
+import json
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from chromium import Chromium, is_installed
 from PIL import Image
 
 from diffseg_cli.batch.index_page import Card, render_index
+from diffseg_cli.results.probability import probability_png
 
 pytestmark = [
     pytest.mark.browser,
@@ -108,3 +112,58 @@ def test_a_click_shows_the_overlay_and_keys_go_on(page: Chromium) -> None:
     assert link == "http://127.0.0.1:8000/#image=day4%2F00004.jpg"
     page.press("\ue00c")  # escape
     page.wait_for("!document.querySelector('dialog').open")
+
+
+def colors(page: Chromium, *shares: float) -> list[tuple[int, ...]]:
+    """Of the enlarged image as it is seen, at these shares of its width, in the middle of its height."""
+    content = base64.b64decode(page.command("Page.captureScreenshot")["data"])
+    seen = np.array(Image.open(io.BytesIO(content)).convert("RGB"))
+    left, top, width, height = page.run(
+        "const r = document.querySelector('#view img').getBoundingClientRect();"
+        "return [r.left, r.top, r.width, r.height]"
+    )
+    y = int(top + height / 2)
+    return [tuple(int(value) for value in seen[y, int(left + width * share)]) for share in shares]
+
+
+def test_a_slider_shows_another_cut_and_saves_it(tmp_path: Path) -> None:
+    out = tmp_path / "out's"
+    (out / "thumbs").mkdir(parents=True)
+    plain = np.full((80, 120, 3), 100, dtype=np.uint8)
+    rising = np.linspace(0, 1, 120, dtype=np.float32)[None].repeat(80, 0)
+    Image.fromarray(plain).save(tmp_path / "a.png")
+    Image.fromarray(plain).save(out / "a_overlay.png")
+    for name, map_ in (("object", rising), ("other", np.zeros_like(rising))):
+        (out / f"a_probability_{name}.png").write_bytes(probability_png(map_))
+    maps = ["a_probability_object.png", "a_probability_other.png"]
+    cards = [
+        Card("a.png", "a_overlay.png", "a_overlay.png", 0.9, 0.5, image="../a.png", maps=maps, cut=0.4),
+        Card("b.png", "a_overlay.png", "a_overlay.png", 0.9, 0.5),
+    ]
+    (out / "index.html").write_text(render_index(cards, ["object", "other"], 2), encoding="utf-8")
+    with Chromium() as page:
+        page.open((out / "index.html").as_uri())
+        page.wait_for("document.querySelector('figure img').naturalWidth > 0")
+        page.click("figure button")
+        assert page.run("return [slider.parentElement.hidden, slider.value]") == [False, "0.4"]
+        grey, tinted = (100, 100, 100), (185, 70, 92)  # 55 % of the tint
+        assert colors(page, 0.9) == [grey]
+        for cut in (0.7, 0.3):
+            page.run(f"slider.value = {cut}; slider.oninput()")
+            page.wait_for("[...document.querySelectorAll('#view img')].every(i => i.naturalWidth === 120)")
+            assert len(page.run("return [...view.children].map(i => i.src)")) == 3
+            before, after = colors(page, cut - 0.03, cut + 0.03)
+            assert before == grey and np.abs(np.subtract(after, tinted)).max() <= 4
+        shoot(page, "cut")
+        page.press("\ue014")
+        assert page.run("return slider.parentElement.hidden")
+        page.press("\ue012")
+        assert page.run("return slider.value") == "0.3"
+        said: str = page.run("return document.querySelector('#cuts code').textContent")
+        assert shlex.split(said) == ["diffseg", "threshold", f"{out}/", "--cuts", "cuts.json"]
+        page.press("\ue00c")
+        page.run("URL.createObjectURL = blob => { blob.text().then(t => saved = t); return 'data:,'; }")
+        page.click("#cuts button")
+        page.wait_for("typeof saved === 'string'")
+        assert json.loads(page.run("return saved")) == {"a.png": 0.3}
+        assert not [line for line in page.console() if "favicon" not in line]

@@ -99,6 +99,8 @@ def test_a_batch_cut_again_is_a_batch_at_that_cut(concepts: tuple[str, ...]) -> 
     assert "3 done, 0 skipped, 0 failed" in said.stderr and "out/coco.json" in said.stdout
     assert files("out") == files("expected")
     assert {row["threshold"] for row in json.loads(Path("out/run.json").read_text())["images"]} == {CUT}
+    if concepts == ("one",):
+        assert f'"../photos/a.png",["a_probability.png"],{CUT}]' in Path("out/index.html").read_text()
     assert "are as they were written" in call("batch", "--verify", "-o", "out").stderr
     assert "0 done, 3 skipped" in call("threshold", "out", "--at", str(CUT)).stderr
 

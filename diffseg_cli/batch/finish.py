@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffseg_cli.batch.index_page import Card, render_index
@@ -13,6 +13,7 @@ from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import InputError
 from diffseg_cli.files import only_one
+from diffseg_cli.remote import SIGN
 from diffseg_cli.results.formats import RunContents, encode_run
 
 INDEX = "index.html"
@@ -71,6 +72,8 @@ def _card(item: Item, row: Row, job: Job) -> Card:
     if row.error is not None:
         return Card(item.key, error=row.error)
     paths = _paths(row)
+    source = row.input["path"]
+    near = SIGN not in source and not PurePosixPath(source).is_absolute()
     shown = next((paths[what] for what in ("overlay", "sheet", "cutout", "mask") if what in paths), None)
     return Card(
         item.key,
@@ -80,6 +83,9 @@ def _card(item: Item, row: Row, job: Job) -> Card:
         area=row.found["mask_area"],
         count=sum(each["count"] for each in row.found["concepts"]) if job.answer.instances else None,
         found=[each["name"] for each in row.found["concepts"] if each["mask_area"] and len(job.concepts) > 1],
+        image=source if near else "",
+        maps=[path for what, path in paths.items() if what.partition(":")[0] == "probability"],
+        cut=row.found.get("threshold", job.answer.threshold),
     )
 
 

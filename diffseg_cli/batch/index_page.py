@@ -12,6 +12,9 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from diffseg_cli.results.palette import concept_color
+from diffseg_cli.results.probability import LEVELS
+
 LABELLING = "http://127.0.0.1:8000/"  # where `diffseg serve` is when nothing else is said
 MOST_CARDS = 100_000  # more make a page of tens of megabytes; failures come first then
 
@@ -29,6 +32,9 @@ class Card:
         found: names of the concepts that were found, where there are several to look for.
         error: why it failed, or None.
         count: of instances, where they were told apart.
+        image: the query itself, for a look at another cut; "" where it is not beside the results.
+        maps: the probability of each concept, of `--format probability`.
+        cut: where it is cut.
     """
 
     key: str
@@ -39,6 +45,9 @@ class Card:
     found: list[str] = field(default_factory=list)
     error: str | None = None
     count: int | None = None
+    image: str = ""
+    maps: list[str] = field(default_factory=list)
+    cut: float = 0.5
 
 
 def render_index(cards: Sequence[Card], names: Sequence[str], planned: int) -> str:
@@ -59,16 +68,19 @@ def render_index(cards: Sequence[Card], names: Sequence[str], planned: int) -> s
         words.append(f"the first {len(shown)} are shown")
     page = PAGE.replace("%TITLE%", escape(title)).replace("%NOTE%", escape("; ".join(words)))
     page = page.replace("%LABELLING%", LABELLING)
+    page = page.replace("%TINTS%", json.dumps([concept_color(index) for index in range(len(names))]))
+    page = page.replace("%LEVELS%", str(LEVELS))
     return page.replace("%ROWS%", rows.replace("<", "\\u003c"))
 
 
 def _row(card: Card) -> list[Any]:
-    """[name, thumbnail, large, presence, area, found, error, count]; addresses are quoted."""
+    """As the page's script names them, from NAME to CUT; addresses are quoted."""
     presence = None if card.presence is None else round(card.presence, 3)
     thumbnail, large = _address(card.thumbnail), _address(card.large)
     name = card.key.encode("utf-8", "replace").decode()
     error = card.error and card.error.encode("utf-8", "replace").decode()
-    return [name, thumbnail, large, presence, round(card.area, 4), ", ".join(card.found), error, card.count]
+    said = [name, thumbnail, large, presence, round(card.area, 4), ", ".join(card.found), error, card.count]
+    return [*said, _address(card.image), [_address(path) for path in card.maps], card.cut]
 
 
 def _address(path: str) -> str:
@@ -107,7 +119,12 @@ figcaption { padding: 7px 10px 9px; font-size: 12px; } figcaption b { display: b
 dialog { border: 0; padding: 0; max-width: 96vw; max-height: 96vh; background: #101114; color: #eee;
   border-radius: 10px; }
 dialog::backdrop { background: #000c; } dialog img { display: block; max-width: 94vw; max-height: 88vh; }
-dialog p { margin: 0; padding: 8px 14px; font-size: 13px; } a { color: var(--accent); }
+dialog p, dialog label { margin: 0; padding: 8px 14px; font-size: 13px; }
+#view { position: relative; width: fit-content; margin: auto; }
+#view img + img { position: absolute; inset: 0; width: 100%; height: 100%; }
+dialog label { flex-wrap: wrap; min-width: min(440px, 90vw); } dialog label[hidden] { display: none; }
+dialog label input { flex: 1; accent-color: #ff2d55; } dialog code { flex-basis: 100%; width: 0; }
+code { user-select: all; overflow-wrap: anywhere; } a { color: var(--accent); }
 </style></head><body>
 <header><h1>%TITLE%</h1><span class="faint" id="count"></span>
 <span id="kinds" role="group" aria-label="Which images"></span>
@@ -118,13 +135,19 @@ dialog p { margin: 0; padding: 8px 14px; font-size: 13px; } a { color: var(--acc
 <option value="presence">surest first</option><option value="area">largest first</option></select>
 <a href="%LABELLING%" target="labelling" title="Accept, reject and correct these masks with the keys A, N and
 Enter, once you have started: diffseg serve --queries IMAGES --out THIS FOLDER">label</a>
-<span class="faint">%NOTE%</span></header>
+<span class="faint">%NOTE%</span>
+<span id="cuts" class="faint" hidden><button>Save cuts.json</button> then: <code></code></span></header>
 <main></main><div id="more"></div>
-<dialog><img alt=""><p><span></span> <a href="%LABELLING%" target="labelling">label (L)</a></p></dialog>
+<dialog><div id="view"><img alt=""></div>
+<p><span></span> <a href="%LABELLING%" target="labelling">label (L)</a></p>
+<label hidden>cut at <input type="range" min="0.01" max="0.99" step="0.005"><output></output>
+<code></code></label></dialog>
+<svg width="0" height="0" aria-hidden="true"></svg>
 <script type="application/json" id="rows">%ROWS%</script>
 <script>
 "use strict";
-const [NAME, SMALL, LARGE, PRESENCE, AREA, FOUND, ERROR, COUNT] = [0, 1, 2, 3, 4, 5, 6, 7], STEP = 240;
+const [NAME, SMALL, LARGE, PRESENCE, AREA, FOUND, ERROR, COUNT, IMAGE, MAPS, CUT] = Array(11).keys();
+const STEP = 240, LEVELS = %LEVELS%, TINTS = %TINTS%;
 const rows = JSON.parse(document.getElementById("rows").textContent);
 const main = document.querySelector("main"), dialog = document.querySelector("dialog");
 const least = document.getElementById("least"), part = document.getElementById("name");
@@ -189,16 +212,70 @@ function enlarge(place) {
   const row = chosen[place];
   if (!row || row[ERROR] !== null) return;
   open = place;
-  dialog.querySelector("img").src = row[LARGE];
+  view.replaceChildren(picture(row[LARGE]));
+  slider.parentElement.hidden = !(row[IMAGE] && row[MAPS].length);
+  slider.value = cuts[row[NAME]] ?? row[CUT];
+  if (row[NAME] in cuts) preview();
+  tell();
   dialog.querySelector("span").textContent = `${row[NAME]}: ${words(row)}`;
   dialog.querySelector("a").hash = new URLSearchParams({ image: row[NAME] });
   if (!dialog.open) dialog.showModal();
 }
-dialog.onclick = () => dialog.close();
+// Another cut is shown by filters: a page from a disk may not read the pixels of files beside it.
+const view = document.getElementById("view"), slider = dialog.querySelector("input"), cuts = {};
+const here = decodeURIComponent(location.pathname.replace(/[^/]*$/, ""));
+const quoted = (location.protocol === "file:" ? here : ".").replaceAll("'", "'\\\\''");
+const command = `diffseg threshold '${quoted}'`;
+document.querySelector("svg").innerHTML = TINTS.map((tint, index) => {
+  const [red, green, blue] = tint.map(value => value / 255);
+  return `<filter id="cut${index}" x="0" y="0" width="100%" height="100%" color-interpolation-filters="sRGB">
+    <feComponentTransfer><feFuncR type="linear" slope="255"/></feComponentTransfer>
+    <feColorMatrix values="0 0 0 0 ${red} 0 0 0 0 ${green} 0 0 0 0 ${blue} .55 0 0 0 0"/></filter>`;
+}).join("");
+function picture(address) {
+  const image = document.createElement("img");
+  image.alt = ""; image.src = address;
+  return image;
+}
+function preview() {
+  const row = chosen[open];
+  for (const part of document.querySelectorAll("feFuncR"))
+    part.setAttribute("intercept", -Math.round(slider.value * LEVELS));
+  if (view.children.length > 1) return;
+  const query = picture(row[IMAGE]);
+  query.onerror = () => { query.src = row[LARGE]; };
+  view.replaceChildren(query, ...row[MAPS].map((address, index) => {
+    const map = picture(address);
+    map.style.filter = `url(#cut${index})`;
+    return map;
+  }));
+}
+function tell() {
+  slider.nextElementSibling.textContent = Number(slider.value).toFixed(3);
+  dialog.querySelector("code").textContent = `all images: ${command} --at ${slider.value}`;
+  document.getElementById("cuts").hidden = !Object.keys(cuts).length;
+  document.querySelector("#cuts code").textContent = `${command} --cuts cuts.json`;
+}
+slider.oninput = () => {
+  const row = chosen[open], cut = Number(slider.value);
+  if (cut === row[CUT]) delete cuts[row[NAME]]; else cuts[row[NAME]] = cut;
+  preview(); tell();
+};
+document.querySelector("#cuts button").onclick = () => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([JSON.stringify(cuts, null, 1)], { type: "application/json" }));
+  link.download = "cuts.json"; link.click();
+  onbeforeunload = null;
+};
+slider.onchange = () => {
+  onbeforeunload = event => { if (Object.keys(cuts).length) event.preventDefault(); };
+};
+dialog.onclick = event => { if (event.target === dialog || event.target.tagName === "IMG") dialog.close(); };
 document.onkeydown = event => {
   if (dialog.open && event.key === "l") dialog.querySelector("a").click();
   const way = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!dialog.open || !way) return;
+  event.preventDefault();  // up and down move the slider
   let next = open + way;
   while (chosen[next] && chosen[next][ERROR] !== null) next += way;
   enlarge(next);
