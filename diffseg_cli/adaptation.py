@@ -32,6 +32,9 @@ from diffseg_cli.prediction import SegmenterOutput
 from diffseg_cli.trained import Trained
 from diffseg_cli.views import Pair, recoloured, zoomed_in, zoomed_out
 
+# An image (h w 3) and its region (h w) that is not the concept, the rest being unknown; None: all of it.
+Negative = tuple[NDArray[np.uint8], NDArray[np.bool_] | None]
+
 
 @dataclass(frozen=True)
 class AdaptStep:
@@ -79,27 +82,35 @@ class Adapted:
 
 @dataclass(frozen=True)
 class _View:
-    """An encoded query: latents (1 c H W), edges (1 1 E E) or None, true mask (1 1 S/2 S/2)."""
+    """An encoded query.
+
+    Attributes:
+        latents: (1 c H W).
+        edges: (1 1 E E) or None.
+        mask: (1 1 S/2 S/2), the true one.
+        counts: (1 1 S/2 S/2) in [0, 1], where the mask is known.
+    """
 
     latents: Tensor
     edges: Tensor | None
     mask: Tensor
+    counts: Tensor
 
 
-class _Views:
-    """What the frozen backbone sees of the supports and of images without the concept, encoded once.
+class SupportViews:
+    """What the frozen backbone sees of the supports and of what is not the concept, encoded once.
 
     Attributes:
         queries: of each support, the whole image first.
         supports: of each support, encoded as supports are, as it is first.
-        absent: views that hold nothing of the concept.
+        absent: of each negative, the whole image first; nothing in what counts is the concept.
     """
 
     def __init__(
         self,
         segmenter: Method,
         pairs: Sequence[Pair],
-        negatives: Sequence[NDArray[np.uint8]],
+        negatives: Sequence[Negative],
         config: AdaptConfig,
         seed: int,
     ) -> None:
@@ -111,11 +122,14 @@ class _Views:
             self.queries.append(self._query_views(pair, generator, config.query_views))
             seen = [pair] + [self._near(pair, generator) for _ in range(config.support_views - 1)]
             self.supports.append([segmenter.encode_pairs([each]) for each in seen])
-        self.absent: list[_View] = []
-        for index, image in enumerate(negatives):
+        self.absent: list[list[_View]] = []
+        for index, (image, region) in enumerate(negatives):
             generator = np.random.Generator(np.random.PCG64([seed, 1, index]))
-            nothing = np.zeros(image.shape[:2], dtype=bool)
-            self.absent += self._query_views((image, nothing), generator, config.query_views)
+            marked = np.zeros(image.shape[:2], dtype=bool) if region is None else region
+            views = self._query_views((image, marked), generator, config.query_views)
+            if region is not None:
+                views = [replace(view, mask=torch.zeros_like(view.mask), counts=view.mask) for view in views]
+            self.absent.append(views)
 
     def _query_views(self, pair: Pair, generator: np.random.Generator, count: int) -> list[_View]:
         """The image as it is, then zoomed in and out in turn: the object is seen at other sizes."""
@@ -132,19 +146,41 @@ class _Views:
         size = backbone.image_size
         frames = stack_frames([pair[0]], size).to(backbone.device)
         mask = F.interpolate(mask_to_frame(pair[1], size)[None], size=(size // 2, size // 2), mode="area")
-        return _View(backbone.encode(frames), self._segmenter.find_edges(frames), mask.to(backbone.device))
+        mask = mask.to(backbone.device)
+        edges = self._segmenter.find_edges(frames)
+        return _View(backbone.encode(frames), edges, mask, torch.ones_like(mask))
+
+    def draw(
+        self, generator: np.random.Generator, config: AdaptConfig
+    ) -> tuple[list[_View], SupportFeatures, list[bool]]:
+        """The episodes of a step: b queries, their supports (b k ...), and whether each holds the concept."""
+        held = len(self.queries)
+        shots = int(generator.integers(1, min(config.most_shots, held - 1) + 1)) if held > 1 else 1
+        queries, supports, holds = [], [], []
+        for _ in range(config.batch_size):
+            index = int(generator.integers(held))
+            others = [other for other in range(held) if other != index] or [index]
+            chosen = [self.supports[int(other)] for other in generator.permutation(others)[:shots]]
+            supports.append(
+                SupportFeatures.join([seen[int(generator.integers(len(seen)))] for seen in chosen])
+            )
+            absent = bool(self.absent) and generator.random() < config.absent_share
+            pool = [view for views in self.absent for view in views] if absent else self.queries[index]
+            queries.append(pool[int(generator.integers(len(pool)))])
+            holds.append(not absent)
+        return queries, SupportFeatures.stack(supports), holds
 
     @staticmethod
     def forward(
         segmenter: Method, queries: Sequence[_View], support: SupportFeatures, seed: int
-    ) -> tuple[SegmenterOutput, Tensor]:
-        """The answer to some views with their true masks (b 1 S/2 S/2); support with b or 1 rows."""
-        latents, masks = (
-            torch.cat([getattr(view, name) for view in queries]) for name in ("latents", "mask")
+    ) -> tuple[SegmenterOutput, Tensor, Tensor]:
+        """The answer to b views, `mask` and `counts` (b 1 S/2 S/2) of all; support with b or 1 rows."""
+        latents, masks, counts = (
+            torch.cat([getattr(view, name) for view in queries]) for name in ("latents", "mask", "counts")
         )
         edges = [view.edges for view in queries if view.edges is not None]
         noise = segmenter.make_noise(latents, seed)
-        return segmenter.forward(latents, torch.cat(edges) if edges else None, support, noise), masks
+        return segmenter.forward(latents, torch.cat(edges) if edges else None, support, noise), masks, counts
 
 
 # --- steps ---------------------------------------------------------------------------------------------
@@ -154,7 +190,7 @@ def adapt_steps(
     segmenter: Method,
     pairs: Sequence[Pair],
     *,
-    negatives: Sequence[NDArray[np.uint8]] = (),
+    negatives: Sequence[Negative] = (),
     config: AdaptConfig | None = None,
     seed: int = 0,
 ) -> Iterator[AdaptStep]:
@@ -165,7 +201,7 @@ def adapt_steps(
     Args:
         segmenter: with a trained PAM.
         pairs: the supports, images (h w 3) and masks (h w) that mark something.
-        negatives: images (h w 3) that hold nothing of the concept.
+        negatives: images (h w 3), each with a region (h w) that is not the concept, or None for all of it.
         config: the numbers; default `AdaptConfig`.
         seed: of views and episodes.
 
@@ -194,11 +230,11 @@ def adapt_steps(
 def _steps(
     segmenter: Method,
     pairs: Sequence[Pair],
-    negatives: Sequence[NDArray[np.uint8]],
+    negatives: Sequence[Negative],
     config: AdaptConfig,
     seed: int,
 ) -> Iterator[AdaptStep]:
-    views = _Views(segmenter, pairs, negatives, config, seed)
+    views = SupportViews(segmenter, pairs, negatives, config, seed)
     before = _found(segmenter, views)
     enough, reach = config.found_enough, config.reach
     if len(pairs) == 1:
@@ -226,26 +262,17 @@ def _steps(
 
 
 def _loss(
-    learner: Method, views: _Views, generator: np.random.Generator, config: AdaptConfig, step: int
+    learner: Method, views: SupportViews, generator: np.random.Generator, config: AdaptConfig, step: int
 ) -> Tensor:
     """Of the episodes of one step."""
-    held = len(views.queries)
-    shots = int(generator.integers(1, min(config.most_shots, held - 1) + 1)) if held > 1 else 1
-    queries, supports, holds = [], [], []
-    for _ in range(config.batch_size):
-        index = int(generator.integers(held))
-        others = [other for other in range(held) if other != index] or [index]
-        chosen = [views.supports[int(other)] for other in generator.permutation(others)[:shots]]
-        supports.append(SupportFeatures.join([seen[int(generator.integers(len(seen)))] for seen in chosen]))
-        absent = bool(views.absent) and generator.random() < config.absent_share
-        pool = views.absent if absent else views.queries[index]
-        queries.append(pool[int(generator.integers(len(pool)))])
-        holds.append(not absent)
+    queries, support, holds = views.draw(generator, config)
     # The modules learn in float32; under a backbone in half precision they compute as it does.
     device, dtype = learner.device, learner.dtype
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        output, masks = views.forward(learner, queries, SupportFeatures.stack(supports), step)
-    loss = config.mask_weight * mask_loss(output.mask_image.float(), masks)
+        output, masks, counts = views.forward(learner, queries, support, step)
+    # What does not count is black, as nothing is there, and gives no gradient.
+    decoded = F.interpolate(output.mask_image.float(), size=masks.shape[-2:], mode="area") * counts
+    loss = config.mask_weight * mask_loss(decoded, masks)
     if any(holds):  # some place is the brightest of every score map, so an absent concept teaches it nothing
         chosen_rows = torch.tensor(holds, device=masks.device)
         score_map = output.scores.score_map.float()[chosen_rows]
@@ -256,17 +283,22 @@ def _loss(
 # --- how far -------------------------------------------------------------------------------------------
 
 
-def _follow(segmenter: Method, modules: nn.ModuleDict, views: _Views, reach: float, before: float) -> Adapted:
-    """Move part of the way, unless even the supports are found worse there."""
+def _follow(
+    segmenter: Method, modules: nn.ModuleDict, views: SupportViews, reach: float, before: float
+) -> Adapted:
+    """Move part of the way, unless even the supports are found worse there, by more than negatives gain."""
     start = segmenter.trained
     source = f"{start.source}, adapted to {len(views.queries)} supports"
     moved = replace(start, modules=_between(start.modules, modules, reach), source=source)
-    after = _found(segmenter.with_trained(moved), views)
-    return Adapted(moved, reach, before, after) if after >= before else Adapted(start, 0.0, before, before)
+    learner = segmenter.with_trained(moved)
+    after = _found(learner, views)
+    if after - _marked_wrongly(learner, views) >= before - _marked_wrongly(segmenter, views):
+        return Adapted(moved, reach, before, after)
+    return Adapted(start, 0.0, before, before)
 
 
 @torch.inference_mode()
-def _found(segmenter: Method, views: _Views) -> float:
+def _found(segmenter: Method, views: SupportViews) -> float:
     """Mean IoU in [0, 1] of each support found with the others; of one alone, of its views."""
     held = range(len(views.queries))
     ious = []
@@ -274,11 +306,23 @@ def _found(segmenter: Method, views: _Views) -> float:
         others = [views.supports[other][0] for other in held if other != index]
         support = SupportFeatures.join(others or [views.supports[index][-1]])
         for view in views.queries[index][:1] if others else views.queries[index]:
-            output, marked = views.forward(segmenter, [view], support, 0)
+            output, marked, _ = views.forward(segmenter, [view], support, 0)
             found = F.interpolate(output.mask_image.float(), size=marked.shape[-2:], mode="area") > 0.5
             hit, either = (found & (marked > 0.5)).sum(), (found | (marked > 0.5)).sum()
             ious.append(float(hit / either.clamp_min(1)))
     return float(np.mean(ious))
+
+
+@torch.inference_mode()
+def _marked_wrongly(segmenter: Method, views: SupportViews) -> float:
+    """Mean share in [0, 1] of what is not the concept that is marked, over the negatives; 0 without any."""
+    support = SupportFeatures.join([seen[0] for seen in views.supports])
+    shares = []
+    for view, *_ in views.absent:
+        output, _, counts = views.forward(segmenter, [view], support, 0)
+        found = F.interpolate(output.mask_image.float(), size=counts.shape[-2:], mode="area") > 0.5
+        shares.append(float((found * counts).sum() / counts.sum().clamp_min(1e-6)))
+    return float(np.mean(shares)) if shares else 0.0
 
 
 def _between(start: nn.ModuleDict, end: nn.ModuleDict, reach: float) -> nn.ModuleDict:

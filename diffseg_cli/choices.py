@@ -301,6 +301,20 @@ class AdaptChoice:
             metavar="IMAGE",
         ),
     ] = ()
+    negative_masks: Annotated[
+        tuple[Path, ...],
+        Option(
+            "What in a --not image is not the concept; the rest of it may be. In the order of the --not "
+            "images, of which those after the last mask are without the concept as a whole.",
+            SUPPORT,
+            flags=("--not-mask",),
+            metavar="MASK",
+        ),
+    ] = ()
+
+    @property
+    def negative_files(self) -> tuple[Path, ...]:
+        return (*self.negatives, *self.negative_masks)
 
 
 # --- the answer ----------------------------------------------------------------------------------------

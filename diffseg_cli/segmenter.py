@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diffseg_cli.adaptation import adapt_steps
+from diffseg_cli.adaptation import Negative, adapt_steps
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.errors import InputError
 from diffseg_cli.frames import from_frame, stack_frames
@@ -74,7 +74,7 @@ class Segmenter(Method):
         self,
         pairs: Sequence[tuple[ImageSource, MaskSource]],
         *,
-        negatives: Sequence[ImageSource] = (),
+        negatives: Sequence[ImageSource | tuple[ImageSource, MaskSource]] = (),
         config: AdaptConfig | None = None,
         seed: int = 0,
     ) -> "Segmenter":
@@ -84,7 +84,8 @@ class Segmenter(Method):
 
         Args:
             pairs: 1 to 20 supports as in `encode_support`, whose encoding serves both segmenters.
-            negatives: images that hold nothing of the concept.
+            negatives: images that hold nothing of the concept, or pairs of an image and a mask of what is not
+                the concept; the rest of that image may be.
             config: the numbers; default `AdaptConfig`.
             seed: of everything that is drawn.
 
@@ -92,10 +93,10 @@ class Segmenter(Method):
             InputError: an image or mask cannot be used, or there is none.
             UsageError: there is no PAM to adapt, or there are too many supports.
         """
-        read, absent = (
-            [read_pair(image, mask) for image, mask in listed_pairs(pairs)],
-            [read_image(each) for each in negatives],
-        )
+        read = [read_pair(image, mask) for image, mask in listed_pairs(pairs)]
+        absent: list[Negative] = [
+            read_pair(*each) if isinstance(each, tuple) else (read_image(each), None) for each in negatives
+        ]
         steps = adapt_steps(self, read, negatives=absent, config=config, seed=seed)
         (adapted,) = [step.adapted for step in steps if step.adapted]
         return self.with_trained(adapted.trained)

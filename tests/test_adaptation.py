@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import make_swift_segmenter
-from numpy.typing import NDArray
 
 from diffseg_cli import adaptation
-from diffseg_cli.adaptation import adapt_steps
+from diffseg_cli.adaptation import Negative, adapt_steps
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.errors import InputError, UsageError
+from diffseg_cli.frames import mask_to_frame
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.views import Pair, recoloured, zoomed_in, zoomed_out
 
@@ -41,9 +42,7 @@ def mean_iou(segmenter: Segmenter, pairs: list[Pair], queries: list[Pair]) -> fl
     return float(np.mean(ious))
 
 
-def adapted_by(
-    segmenter: Segmenter, pairs: list[Pair], negatives: Sequence[NDArray[np.uint8]] = ()
-) -> Segmenter:
+def adapted_by(segmenter: Segmenter, pairs: list[Pair], negatives: Sequence[Negative] = ()) -> Segmenter:
     steps = list(adapt_steps(segmenter, pairs, negatives=negatives, config=QUICK))
     assert [step.adapted is None for step in steps] == [True] * (QUICK.steps - 1) + [False]
     assert steps[-1].adapted is not None
@@ -97,7 +96,7 @@ def test_what_is_found_already_takes_no_steps(small_segmenter: Segmenter, count:
     assert only.adapted is not None
     assert (only.step, only.adapted.reach, only.adapted.trained) == (QUICK.steps, 0, small_segmenter.trained)
     # What is not it was given to be learned from, however well the object is found.
-    steps = adapt_steps(small_segmenter, pairs, config=config, negatives=[striped_patch(20)[0]])
+    steps = adapt_steps(small_segmenter, pairs, config=config, negatives=[(striped_patch(20)[0], None)])
     assert next(steps).adapted is None
 
 
@@ -119,11 +118,43 @@ def test_negatives_lower_what_is_marked_on_them(small_segmenter: Segmenter) -> N
     image = striped_patch(20)[0]
     rotated = np.ascontiguousarray(image.transpose(1, 0, 2))  # stripes the other way are not the concept
     shares = []
-    for negatives in ([], [rotated]):
+    given: list[list[Negative]] = [[], [(rotated, None)]]
+    for negatives in given:
         adapted = adapted_by(small_segmenter, pairs, negatives=negatives)
         support = adapted.encode_support(pairs)
         shares.append(adapted.segment(rotated, support).probability.mean())
     assert shares[1] < shares[0]
+
+
+def test_of_a_negative_with_a_mask_only_the_marked_region_is_wrong(
+    small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else is marked in that image costs nothing: it may be the concept."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    loss_of = adaptation.mask_loss
+    monkeypatch.setattr(adaptation, "mask_loss", lambda *given: seen.append(given) or loss_of(*given))
+    image, mask = striped_patch(20)
+    config = replace(QUICK, steps=1, query_views=1, absent_share=1.0)
+    list(adapt_steps(small_segmenter, [striped_patch(0)], negatives=[(image, mask)], config=config))
+    ((decoded, true),) = seen
+    size = small_segmenter.backbone.image_size
+    wrong = F.interpolate(mask_to_frame(mask, size)[None], size=true.shape[-2:], mode="area")[0, 0] > 0
+    assert not true.any()
+    assert all(row[0][wrong].any() and not row[0][~wrong].any() for row in decoded)
+
+
+def test_what_is_marked_on_negatives_decides_with_the_supports(
+    small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Supports that are found a little worse are worth it where far less is marked of what is not it."""
+    pairs, config = [striped_patch(i) for i in range(3)], replace(QUICK, steps=1)
+    for wrong_after, reach in ((0.1, config.reach), (0.45, 0.0)):
+        found, wrong = iter([0.4, 0.3]), iter([wrong_after, 0.5])
+        monkeypatch.setattr(adaptation, "_found", lambda *_, found=found: next(found))
+        monkeypatch.setattr(adaptation, "_marked_wrongly", lambda *_, wrong=wrong: next(wrong))
+        *_, last = adapt_steps(small_segmenter, pairs, negatives=[striped_patch(4)], config=config)
+        assert last.adapted is not None
+        assert last.adapted.reach == reach
 
 
 def test_views_keep_image_and_mask_together() -> None:

@@ -73,7 +73,8 @@ ANSWER = {
 }
 ADAPT = {
     "adapt": ("--adapt", True),
-    "negatives": ("--not scene.png", (Path("scene.png"),)),
+    "negatives": ("--not scene.png --not a.png", (Path("scene.png"), Path("a.png"))),
+    "negative_masks": ("--not-mask a_m.png", (Path("a_m.png"),)),
 }
 FORMATS = {
     "formats": ("-f cutout -f coco", ("cutout", "coco")),
@@ -209,8 +210,11 @@ def test_mask_options_reach_the_reader(monkeypatch: pytest.MonkeyPatch, verb: st
 def test_an_adaptation_gets_its_negatives(monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     seen = spy(monkeypatch, adaptation, "adapt_steps", keywords)
     run(f"{VERBS[verb]} {words(ADAPT)}")
-    ((negative,),) = [options["negatives"] for options in seen]
-    np.testing.assert_array_equal(negative, np.asarray(Image.open("scene.png")))
+    ((marked, whole),) = [options["negatives"] for options in seen]
+    np.testing.assert_array_equal(marked[0], np.asarray(Image.open("scene.png")))
+    np.testing.assert_array_equal(marked[1], np.asarray(Image.open("a_m.png")) > 0)
+    np.testing.assert_array_equal(whole[0], np.asarray(Image.open("a.png")))
+    assert whole[1] is None
 
 
 @pytest.mark.usefixtures("swift")

@@ -416,7 +416,9 @@ def test_a_concept_is_adapted_in_the_background_and_used(small_segmenter: Segmen
     pairs, absent = [(picture(seed), MASK > 0) for seed in (0, 4, 5)], picture(9)
     files = [*parts(support=[pair[0] for pair in pairs], mask=[MASK] * 3), *parts(**{"not": absent})]
     (adapted,) = [
-        step.adapted for step in adapt_steps(small_segmenter, pairs, negatives=[absent]) if step.adapted
+        step.adapted
+        for step in adapt_steps(small_segmenter, pairs, negatives=[(absent, None)])
+        if step.adapted
     ]
     support = small_segmenter.encode_support(pairs)
     expected = small_segmenter.with_trained(adapted.trained).segment(QUERY, support)

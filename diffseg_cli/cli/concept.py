@@ -88,7 +88,7 @@ def make(
     inputs.check_files(support[0], [file])
     if file.resolve() in {path.resolve() for path in [*support, *mask]}:
         raise UsageError(f"{file} would overwrite a support.", "Choose another name for the concept.")
-    if file.resolve() in {path.resolve() for path in adapt.negatives}:
+    if file.resolve() in {path.resolve() for path in adapt.negative_files}:
         raise UsageError(f"{file} would overwrite an image.", "Choose another name for the concept.")
     supports = inputs.read_support_set(file.stem if name is None else name, support, mask, masks, adapt)
     with console.working("Encoding") as stop:

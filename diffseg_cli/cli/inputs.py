@@ -274,15 +274,19 @@ def read_support_set(
     name: str, supports: Sequence[Path], masks: Sequence[Path], choice: MaskChoice, adapt: AdaptChoice
 ) -> "SupportSet":
     """Supports with their masks under a name; raises as `read_concepts`, `check_name` and `read_supports`."""
-    from diffseg_cli.reading.image_io import read_image
+    from diffseg_cli.reading.image_io import read_image, read_pairs
     from diffseg_cli.supports.concept import SupportSet, check_name, source_of
 
     _check_adapt(adapt)
     check_name(name)
     pairs = read_supports(supports, masks, choice)
     sources = [source_of(*each) for each in zip(supports, masks, strict=True)]
-    negatives = [read_image(each) for each in adapt.negatives]
-    files = [*supports, *masks, *adapt.negatives]
+    marked, whole = adapt.negatives[: len(adapt.negative_masks)], adapt.negatives[len(adapt.negative_masks) :]
+    negatives = [
+        *read_pairs(marked, adapt.negative_masks, MaskChoice(fit=choice.fit)),
+        *((read_image(each), None) for each in whole),
+    ]
+    files = [*supports, *masks, *adapt.negative_files]
     return SupportSet(name, pairs, sources, files=files, adapt=adapt.adapt, negatives=negatives)
 
 
@@ -290,6 +294,12 @@ def _check_adapt(adapt: AdaptChoice) -> None:
     if adapt.negatives and not adapt.adapt:
         raise UsageError(
             "--not names images that only --adapt learns from.", "Add --adapt, or leave --not out."
+        )
+    images, masks = len(adapt.negatives), len(adapt.negative_masks)
+    if masks > images:
+        raise UsageError(
+            f"--not is given {_times(images)} and --not-mask {_times(masks)}.",
+            "Give one --not for each --not-mask, in the same order.",
         )
 
 

@@ -163,11 +163,11 @@ def teach_steps(
             supports = _supports(project, lesson)
             adapted = None
             if config:
-                absent = [project.read(key) for key in lesson.negatives]
+                absent = [(project.read(key), None) for key in lesson.negatives]
                 for step in adapt_steps(segmenter, supports.pairs, negatives=absent, config=config):
-                    done += 1
                     adapted = step.adapted
-                    yield TeachStep(done, steps)
+                    yield TeachStep(done + step.step, steps)
+                done += config.steps
             saved = write_concept(project.concept_path(lesson.name), segmenter, supports, adapted)
             project.remember(lesson.name, digest)
             learned.append(saved.concept(segmenter))

@@ -108,7 +108,7 @@ class KeptConcepts:
         pixels = self._limits.pixels
         pairs, notes = read_supports(support, pixels)
         absent = [
-            read_uploaded(each, f"image {number} without the object", pixels)
+            (read_uploaded(each, f"image {number} without the object", pixels), None)
             for number, each in enumerate(negatives, start=1)
         ]
         steps = adapt_steps(self._segmenter, pairs, negatives=absent) if adapt else None

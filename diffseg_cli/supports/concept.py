@@ -124,7 +124,8 @@ class SupportSet:
         notes: as in `Concept`.
         files: all of it was read from.
         adapt: whether the modules are to be adapted to it.
-        negatives: images uint8 (h w 3) without the concept, for the adaptation.
+        negatives: images uint8 (h w 3), each with the region bool (h w) that is not the concept, or None for
+            all of it; for the adaptation.
     """
 
     name: str
@@ -133,7 +134,7 @@ class SupportSet:
     notes: Sequence[str] = ()
     files: Sequence[Path] = ()
     adapt: bool = False
-    negatives: Sequence[NDArray[np.uint8]] = ()
+    negatives: Sequence[tuple[NDArray[np.uint8], NDArray[np.bool_] | None]] = ()
 
     def concept(self, segmenter: "Segmenter") -> Concept:
         """Encode the supports; `finding.encode_concepts` also adapts.
