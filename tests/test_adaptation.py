@@ -13,7 +13,9 @@ from diffseg_cli import adaptation
 from diffseg_cli.adaptation import Negative, adapt_steps
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.errors import InputError, UsageError
-from diffseg_cli.frames import mask_to_frame
+from diffseg_cli.evaluation.adapted_prototype import adapt_metric
+from diffseg_cli.frames import from_frame, mask_to_frame
+from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.views import Pair, recoloured, zoomed_in, zoomed_out
 
@@ -187,3 +189,21 @@ def test_the_method_does_the_same(small_segmenter: Segmenter) -> None:
     assert last.adapted is not None
     adapted = small_segmenter.adapt(pairs, config=config, seed=3)
     assert adapted.trained.digest == last.adapted.trained.digest != small_segmenter.trained.digest
+
+
+def test_the_prototype_line_learns_a_metric_from_the_same_episodes(small_segmenter: Segmenter) -> None:
+    pairs, queries = [striped_patch(i) for i in range(3)], [striped_patch(i) for i in range(10, 16)]
+    support = small_segmenter.encode_support(pairs)
+
+    def iou(weights: torch.Tensor | None, threshold: float) -> float:
+        ious = []
+        for image, mask in queries:
+            latents = small_segmenter.encode_queries([image]).latents
+            score = prototype_scores(latents, support.latents, support.masks, weights)[0, 0]
+            found = from_frame(score, (mask.shape[0], mask.shape[1])) > threshold
+            ious.append((found & mask).sum() / (found | mask).sum())
+        return float(np.mean(ious))
+
+    metric = adapt_metric(small_segmenter, pairs)
+    plain = iou(small_segmenter.backbone.channel_weights, THRESHOLD)
+    assert iou(metric.channel_weights, metric.threshold) > plain + 0.3

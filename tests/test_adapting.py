@@ -159,6 +159,15 @@ def open_made(*more: str) -> Any:
         ("segment -s a.png -m a_m.png scene.png --not b.png", "--not names images that only --adapt learns"),
         ("segment -c dog.dsc scene.png --not b.png", "--not names images that only --adapt learns"),
         ("batch -s a.png -m a_m.png -q scene.png --not b.png", "--not names images that only --adapt learns"),
+        ("segment -s a.png -m a_m.png scene.png --not b.png --not-mask b_m.png", "only --adapt learns from"),
+        (
+            "segment -s a.png -m a_m.png scene.png --adapt --not-mask b_m.png",
+            "--not is given 0 times and --not",
+        ),
+        (
+            "concept make b_m.png -s a.png -m a_m.png --adapt --not b.png --not-mask b_m.png",
+            "would overwrite",
+        ),
         ("segment -c dog.dsc scene.png --adapt", "diffseg concept make --adapt"),
         ("concept make new.dsc -s a.png -m a_m.png --checkpoint x", "only --adapt reads"),
         ("concept make b.png -s a.png -m a_m.png --adapt --not b.png", "would overwrite an image"),
@@ -435,9 +444,10 @@ def test_evaluate_adapts_once_per_support_set_beside_the_plain_model(
 
     monkeypatch.setattr(evaluation_module, "adapt_steps", counted)
     words = ("--episodes-per-class", "3", "--queries-per-set", "3")
+    words = (*words, "--peer", "prototype-adapted")
     record = evaluate(*words, "--adapt", "--out", "report")
     assert sets == [1, 1]
-    assert list(record["methods"]) == ["model", "adapted"]
+    assert list(record["methods"]) == ["model", "adapted", "prototype-adapted"]
     assert record["adapted"]["share_moved"] == 1
     assert record["adapted"]["mean_reach"] == 0.25
     for name, row in record["adapted"]["classes"].items():

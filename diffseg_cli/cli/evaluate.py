@@ -88,8 +88,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Also run this method on the same episodes: prototype, attention, seggpt or matcher-lite; "
-            "repeat for several.",
+            help="Also run this method on the same episodes: prototype, prototype-adapted, attention, seggpt "
+            "or matcher-lite; repeat for several.",
             rich_help_panel=WORK,
         ),
     ] = None,

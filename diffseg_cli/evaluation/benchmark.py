@@ -18,6 +18,7 @@ from diffseg_cli.evaluation.episode_list import Task, draw_tasks, find_tasks, li
 from diffseg_cli.evaluation.evaluate import (
     ADAPTED,
     OWN_METHODS,
+    PROTOTYPE_ADAPTED,
     Evaluation,
     Illustration,
     own_thresholds,
@@ -183,7 +184,7 @@ class Benchmark:
             "device": self.segmenter.device.type,
             "methods": list(self.methods),
             "thresholds": self._thresholds(),
-            "adapt": asdict(AdaptConfig()) if self.plan.adapt else None,
+            "adapt": asdict(AdaptConfig()) if {ADAPTED, PROTOTYPE_ADAPTED} & {*self.methods} else None,
         }
 
     def measure(self, task: Task) -> EpisodeResult:
@@ -204,7 +205,7 @@ class Benchmark:
         costs = summarise_costs(results)
         segmenter = self.segmenter
         own = {
-            "prototype": _weights_mib(segmenter.backbone),
+            **dict.fromkeys(("prototype", PROTOTYPE_ADAPTED), _weights_mib(segmenter.backbone)),
             "model": _weights_mib(segmenter.backbone, segmenter.hed, segmenter.trained.modules),
         }
         for name in costs:

@@ -21,6 +21,7 @@ from diffseg_cli.config import SegmentConfig
 from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
 from diffseg_cli.datasets.truth import Truth
+from diffseg_cli.evaluation.adapted_prototype import adapt_metric
 from diffseg_cli.evaluation.metrics import count_pixels
 from diffseg_cli.evaluation.summary import EpisodeResult
 from diffseg_cli.frames import from_frame
@@ -31,7 +32,8 @@ from diffseg_cli.reading.image_io import check_pair, read_image
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Stages
 
-OWN_METHODS = ("model", "attention", "prototype")
+PROTOTYPE_ADAPTED = "prototype-adapted"  # the prototype line, its metric fitted to the supports
+OWN_METHODS = ("model", "attention", "prototype", PROTOTYPE_ADAPTED)
 ADAPTED = "adapted"  # the model with its modules adapted to the supports
 REMEMBERED = 128  # images, encoded queries and encoded supports each; of the compact model 2.5 MB each
 
@@ -136,7 +138,8 @@ class Evaluation:
         shots: supports an episode.
         seed: of the list of episodes.
         methods: "model"; "adapted", the same with modules adapted to the supports; "attention", its own
-            score map cut at the threshold; "prototype"; a peer's name; or one of `settings`.
+            score map cut at the threshold; "prototype"; "prototype-adapted"; a peer's name; or one of
+            `settings`.
         peers: other methods by name.
         settings: the model under other settings, by name.
     """
@@ -162,6 +165,7 @@ class Evaluation:
         self._query = lru_cache(REMEMBERED)(self._encode_query)
         self._support = lru_cache(REMEMBERED)(self._encode_support)
         self._adapted = lru_cache(1)(self._adapt)
+        self._metric = lru_cache(1)(lambda supports: adapt_metric(segmenter, self._pairs(supports)))
 
     def run(self, episodes: int) -> Iterator[EpisodeResult]:
         """The first `episodes` episodes; results gather in `self.results`."""
@@ -189,6 +193,8 @@ class Evaluation:
         self._encode(episode)
         device = self.segmenter.device
         adapted = self._adapted(episode.support).figures if ADAPTED in self.methods else None
+        if PROTOTYPE_ADAPTED in self.methods:
+            self._metric(episode.support)
         absent_query = None if adapted is None else self._draw_absent(episode, index, seed)
         counts, seconds, memory = {}, {}, {}
         presence: dict[str, tuple[float, float]] = {}
@@ -243,6 +249,10 @@ class Evaluation:
             weights = self.segmenter.backbone.channel_weights
             latents = self._query(query).latents
             return _Answer(prototype_scores(latents, support.latents, support.masks, weights), None)
+        if method == PROTOTYPE_ADAPTED:
+            metric, latents = self._metric(supports), self._query(query).latents
+            scores = prototype_scores(latents, support.latents, support.masks, metric.channel_weights)
+            return _Answer(scores - metric.threshold, None)
         if method == ADAPTED:
             segmenter = self._adapted(supports).segmenter
         output = self._forward(segmenter, query, supports, seed)
@@ -292,7 +302,7 @@ class Evaluation:
         crop = self.variants.get(method, self.segmenter).settings.support_crop
         query, supports = self._query(episode.query), [self._support(i, crop) for i in episode.support]
         seconds = query.seconds["encode"] + sum(each.seconds["encode"] for each in supports)
-        if method == "prototype":
+        if method in ("prototype", PROTOTYPE_ADAPTED):
             return seconds
         return seconds + query.seconds["edges"] + sum(each.seconds["embed"] for each in supports)
 
@@ -333,4 +343,4 @@ class Evaluation:
 def own_thresholds(segmenter: Segmenter) -> dict[str, float]:
     """Where each of our own methods is cut, on its own scale."""
     cut = segmenter.settings.threshold
-    return {"model": cut, ADAPTED: cut, "attention": cut, "prototype": THRESHOLD}
+    return {"model": cut, ADAPTED: cut, "attention": cut, "prototype": THRESHOLD, PROTOTYPE_ADAPTED: 0.0}

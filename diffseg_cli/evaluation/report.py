@@ -27,6 +27,7 @@ COLORS = {
     "adapted": "#7d3fc4",
     "attention": "#e8a13a",
     "prototype": "#8a8f9c",
+    "prototype-adapted": "#4a4f5c",
     "seggpt": "#3d78e0",
     "matcher-lite": "#27a077",
 }
