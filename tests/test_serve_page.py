@@ -218,6 +218,13 @@ def test_images_are_dropped_where_they_belong(browser: Chromium, address: str) -
     browser.wait_for(f"{CARDS}.length === 1 && !document.querySelector('#results .view').hidden")
     assert saying(browser, "#state") == "Paint the object first."
     assert not browser.run("return document.querySelector('.over')")
+    browser.run("document.getElementById('query-drop').focus()")
+    nothing = "new DragEvent('drop', { dataTransfer: new DataTransfer(), bubbles: true, cancelable: true })"
+    browser.run(f"document.getElementById('where').dispatchEvent({nothing})")
+    browser.wait_for("!document.getElementById('problem').hidden")
+    assert saying(browser, "#problem span") == "Drop image files, not links or text."
+    browser.click("#close-problem")
+    assert browser.run("return document.activeElement.id") == "query-drop"
 
 
 SENT = """

@@ -70,6 +70,7 @@ function gone() {
       $("retry").hidden = $("problem").hidden = true;
       waiting = null;
       done();
+      focused?.focus({ preventScroll: true });
     };
   });
   return waiting;
@@ -99,9 +100,11 @@ export function complain(error) {
   tell(sentence(error));
 }
 export const sentence = (error) => (error instanceof Problem ? error.message : `Something went wrong here: ${error.message}`);
+let focused = null; // had the focus before somebody was told, and gets it back
 export function tell(text) {
+  if ($("problem").hidden) focused = document.activeElement;
   $("problem").querySelector("span").textContent = text;
   $("problem").hidden = false;
 }
 export const calm = () => { if (!waiting) $("problem").hidden = true; };
-$("close-problem").onclick = calm;
+$("close-problem").onclick = () => { calm(); focused?.focus({ preventScroll: true }); };
