@@ -11,6 +11,7 @@ for; where none was chosen it is where the score map is above 0.5.
 | `raw_map` | (H W) | `M_self vec(M_cross)` before normalisation |
 | `region` | (H W) | the region, share of each cell, sums to 1 |
 | `affinity` | (H W) | attention the region pays to each place, sums to 1 |
+| `points/{i}/affinity` | (H W) | with `parts`: of the i-th point alone, from 1 |
 | `scales/{h}x{w}/cross` | (h w) | the same of the layers of this scale |
 | `scales/{h}x{w}/score_map` | (H W) | `M_a` of this scale alone |
 | `scales/{h}x{w}/affinity` | (H W) | affinity of the region in this scale alone |
@@ -23,7 +24,7 @@ for; where none was chosen it is where the score map is above 0.5.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from diffseg_cli.models.attention import (
     split_joint_attention,
 )
 from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.results.outputs import fitted
 from diffseg_cli.results.render import heatmap, overlay
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter
@@ -52,7 +54,8 @@ Floats = NDArray[np.float32]
 
 REGION_LEVEL = 0.5
 MAIN_TILE = 300  # pixels along the longer side
-SMALL_TILE = {"layers": 200, "heads": 110, "tokens": 110}
+SMALL_TILE = 220
+MOST_SUPPORTS = 3  # on the sheet
 DETAILS = {  # array names of each kind of detail, and what the sheets call them
     "layers": {"cross": "M_cross", "affinity": "affinity of the region"},
     "heads": {"head_cross": "share of the prompt", "head_affinity": "affinity of the region"},
@@ -79,6 +82,7 @@ def dump_attention(
     support: SupportFeatures,
     *,
     region: NDArray[np.bool_] | None = None,
+    parts: Sequence[NDArray[np.bool_]] = (),
     seed: int = 0,
     layers: bool = False,
     heads: bool = False,
@@ -95,6 +99,7 @@ def dump_attention(
         image: the query, uint8 (h w 3) at its own size.
         support: of the same model.
         region: bool (h w), True somewhere; whose affinity to show.
+        parts: of the region, bool (h w) each: the affinity of each alone is kept as well.
         seed: of the noise.
         layers: keep the maps of each layer and timestep.
         heads: keep those of each head.
@@ -111,6 +116,9 @@ def dump_attention(
         "region": _array(weights[0]),
         "affinity": _array(affinity_of(look.maps, weights)[0]),
     }
+    for number, part in enumerate(parts, start=1):
+        weights_of = _region_weights(part, look.scores.score_map[:, 0])
+        arrays[f"points/{number}/affinity"] = _array(affinity_of(look.maps, weights_of)[0])
     for grid_hw, count in look.maps.layers.items():
         scale, alone = f"scales/{_grid_name(grid_hw)}", look.maps.only(grid_hw)
         arrays[f"{scale}/cross"] = _array(look.maps.cross[grid_hw][0].view(grid_hw) / count)
@@ -199,15 +207,42 @@ def write_arrays(path: Path, arrays: Mapping[str, Floats], info: Mapping[str, An
 
 
 def main_sheet(
-    dump: AttentionDump, image: NDArray[np.uint8], region: NDArray[np.bool_] | None, heading: str
+    dump: AttentionDump,
+    image: NDArray[np.uint8],
+    region: NDArray[np.bool_] | None,
+    heading: str,
+    *,
+    supports: Sequence[NDArray[np.uint8]] = (),
+    mask: NDArray[np.bool_] | None = None,
+    points: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.uint8]:
-    """The query with its region, the maps of all layers, and below them those of each scale."""
+    """Supports and answer, the query with its region, the maps of all layers, and those of each scale.
+
+    Args:
+        dump: of the query.
+        image: the query, uint8 (h w 3).
+        region: bool (h w) that was chosen, or None.
+        heading: top line.
+        supports: small images uint8 (h w 3), their background darkened.
+        mask: bool (h w) of the answer, or None to leave it out.
+        points: (x, y) of the `parts` of the dump.
+
+    Returns:
+        uint8 (h w 3).
+    """
     arrays = dump.arrays
     tile_hw = tile_size((image.shape[0], image.shape[1]), MAIN_TILE)
     small = _resized(image, tile_hw)
+    answer = [
+        Tile(fitted(each, tile_hw), "support", "its mask is bright") for each in supports[:MOST_SUPPORTS]
+    ]
+    if mask is not None:
+        found = overlay(image, mask)
+        answer.append(Tile(found, "mask", f"{mask.mean():.1%} of the image"))
     shown = (arrays["region"] > 0 if region is None else _thicken(region)).astype(np.float32)
     tinted = overlay(small, _resized(shown, tile_hw) > 0.5)
-    rows = [
+    rows = [("supports and answer", answer)] if answer else []
+    rows += [
         (
             "all layers",
             [
@@ -218,6 +253,13 @@ def main_sheet(
             ],
         )
     ]
+    if points:
+        marked = [_marked(image, point) for point in points]
+        tiles = [
+            _map_tile(arrays[f"points/{i}/affinity"], _resized(each, tile_hw), f"affinity of {x},{y}")
+            for i, ((x, y), each) in enumerate(zip(points, marked, strict=True), start=1)
+        ]
+        rows.append(("each point", tiles))
     for scale, count in dump.layers_of.items():
         h, w = map(int, scale.split("x"))
         cells = cv2.resize(_resized(image, (h, w)), tile_hw[::-1], interpolation=cv2.INTER_NEAREST)
@@ -228,7 +270,7 @@ def main_sheet(
             _map_tile(arrays[f"scales/{scale}/affinity"], small, "affinity of the region"),
         ]
         rows.append((f"{h} x {w} places, {count} layer{'s' if count > 1 else ''}", tiles))
-    return draw_sheet(rows, heading=heading, tile_hw=tile_hw)
+    return draw_sheet(rows, heading=heading, tile_hw=tile_hw, most_columns=4)
 
 
 def detail_sheet(dump: AttentionDump, image: NDArray[np.uint8], kind: str, heading: str) -> NDArray[np.uint8]:
@@ -240,7 +282,7 @@ def detail_sheet(dump: AttentionDump, image: NDArray[np.uint8], kind: str, headi
         kind: "layers", "heads" or "tokens".
         heading: top line.
     """
-    tile_hw = tile_size((image.shape[0], image.shape[1]), SMALL_TILE[kind])
+    tile_hw = tile_size((image.shape[0], image.shape[1]), SMALL_TILE)
     small = _resized(image, tile_hw)
     rows: list[tuple[str, list[Tile]]] = []
     for name, array in dump.arrays.items():
@@ -259,10 +301,31 @@ def detail_sheet(dump: AttentionDump, image: NDArray[np.uint8], kind: str, headi
 
 def _map_tile(values: Floats, image: NDArray[np.uint8], title: str) -> Tile:
     """A map stretched from its smallest to its largest value, over the greyed image."""
+    return Tile(_drawn(values, image), title, scale=(f"{values.min():.2g}", f"{values.max():.2g}"))
+
+
+def _drawn(values: Floats, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     stretched = (values - low) / max(high - low, 1e-12)
-    large = np.clip(_resized(stretched, (image.shape[0], image.shape[1])), 0, 1)
-    return Tile(heatmap(large, image), title, f"{low:.2g} to {high:.2g}")
+    return heatmap(np.clip(_resized(stretched, (image.shape[0], image.shape[1])), 0, 1), image)
+
+
+def draw_maps(dump: AttentionDump, image: NDArray[np.uint8]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Every map as on the sheets, at the size of the image (h w 3): name with folders, uint8 (h w 3)."""
+    for name, array in dump.arrays.items():
+        if name.endswith("/self"):  # a matrix
+            continue
+        several = array.ndim == 3
+        for number, values in enumerate(array if several else [array]):
+            yield f"{name}_{number}" if several else name, _drawn(values, image)
+
+
+def _marked(image: NDArray[np.uint8], point: tuple[int, int]) -> NDArray[np.uint8]:
+    """The image with a ring around a place."""
+    radius, marked = max(image.shape) // 50, image.copy()
+    for color, width in (((0, 0, 0), 5), ((255, 255, 255), 2)):
+        cv2.circle(marked, point, radius, color, max(1, width * radius // 8), cv2.LINE_AA)
+    return marked
 
 
 def _resized(array: NDArray[Any], size_hw: GridHW) -> NDArray[Any]:

@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
 
+from diffseg_cli import assembly
 from diffseg_cli.attention_dump import (
     REGION_LEVEL,
     AttentionDump,
     detail_sheet,
+    draw_maps,
     dump_attention,
     main_sheet,
     write_arrays,
 )
+from diffseg_cli.cli.main import app
 from diffseg_cli.config import CompactConfig
 from diffseg_cli.errors import UsageError
 from diffseg_cli.loading import build_compact
@@ -27,6 +32,7 @@ from diffseg_cli.results.sheet import PAPER, Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.trained import untrained
 
+POINTS = [(90, 40), (10, 80)]
 DOCUMENT = Path(__file__).parents[1] / "docs" / "attention-maps.md"
 
 
@@ -55,13 +61,19 @@ def support(segmenter: Segmenter) -> SupportFeatures:
 @pytest.fixture(scope="module")
 def full(segmenter: Segmenter, support: SupportFeatures) -> AttentionDump:
     everything = {"layers": True, "heads": True, "tokens": True, "matrices": True}
-    return dump_attention(segmenter, picture(), support, **everything)
+    parts = [point_mask(*point, (90, 120)) for point in POINTS]
+    return dump_attention(segmenter, picture(), support, parts=parts, **everything)
 
 
 def test_every_array_is_documented_with_its_shape(full: AttentionDump) -> None:
     patterns = {}
     for name, shape in re.findall(r"^\| `([\w/{}]+)` \| \(([\w ]+)\)", DOCUMENT.read_text(), re.MULTILINE):
-        pattern = re.escape(name).replace(r"\{name\}", r"[\w.]+").replace(r"\{step\}", r"\d+")
+        pattern = (
+            re.escape(name)
+            .replace(r"\{name\}", r"[\w.]+")
+            .replace(r"\{step\}", r"\d+")
+            .replace(r"\{i\}", r"\d+")
+        )
         patterns[re.sub(r"\\\{[hw]\\\}", r"\\d+", pattern)] = shape.split()
     size = {"H": 16, "W": 16, "a": 1, "t": 8}  # two supports with four tokens each
     grids = {"stride_16": 8, "stride_32": 4}
@@ -101,6 +113,7 @@ def test_details_change_nothing_and_are_kept_only_when_asked(
     segmenter: Segmenter, support: SupportFeatures, full: AttentionDump
 ) -> None:
     plain = dump_attention(segmenter, picture(), support)
+    assert full.arrays.keys() - plain.arrays.keys() >= {"points/1/affinity", "points/2/affinity"}
     assert not [name for name in plain.arrays if name.startswith("layers/") or name.endswith("/self")]
     for name, array in plain.arrays.items():
         np.testing.assert_array_equal(array, full.arrays[name])
@@ -171,11 +184,57 @@ def test_sheets_have_a_tile_for_every_map(full: AttentionDump) -> None:
     assert (tile_h, tile_w) == (225, 300)
     sheet = main_sheet(full, picture(), None, "scene.jpg")
     assert sheet.shape[1] == 4 * (300 + 14) + 14 and sheet.shape[0] > 3 * 225
+    green, mask = np.zeros((40, 40, 3), np.uint8), point_mask(5, 5, (90, 120))
+    green[..., 1] = 255
+    more = main_sheet(full, picture(), None, "scene.jpg", supports=[green] * 2, mask=mask, points=POINTS)
+    assert more.shape[0] > sheet.shape[0] + 2 * 225
+    assert ((more == (0, 255, 0)).all(axis=2)).sum() == 2 * 225 * 225
     bright = {kind: detail_sheet(full, picture(), kind, kind) for kind in ("layers", "heads", "tokens")}
     for kind, columns, rows in (("layers", 2, 2), ("heads", 1, 4), ("tokens", 8, 2)):
-        tile_hw = tile_size((90, 120), 200 if kind == "layers" else 110)
+        tile_hw = tile_size((90, 120), 220)
         covered = (np.abs(bright[kind].astype(int) - PAPER).sum(axis=2) > 0).sum()
         assert covered >= 0.95 * columns * rows * tile_hw[0] * tile_hw[1], kind
+
+
+def test_a_colour_bar_runs_from_the_lowest_to_the_highest_value() -> None:
+    tile = Tile(np.zeros((9, 9, 3), np.uint8), "map", scale=("0.1", "0.9"))
+    sheet = draw_sheet([("", [tile])], heading="", tile_hw=(200, 200)).astype(int)
+    bar = [row for row in sheet if np.ptp(row.sum(1)) > 300 and len(np.unique(row, axis=0)) > 80]
+    assert len(bar) == 8  # pixels high
+    bright = bar[0].sum(1)[50:160]
+    assert (np.diff(bright) >= -12).all() and bright[-1] > bright[0] + 300
+
+
+def test_every_map_is_drawn_at_the_size_of_the_image(full: AttentionDump) -> None:
+    drawn = dict(draw_maps(full, picture()))
+    assert {pixels.shape for pixels in drawn.values()} == {(90, 120, 3)}
+    assert {"score_map", "points/2/affinity", "scales/8x8/cross"} <= drawn.keys()
+    assert {"layers/stride_32/t0/tokens_7", "layers/stride_16/t0/head_cross_0"} <= drawn.keys()
+    assert not [name for name in drawn if "self" in name]
+    maps = [name for name, array in full.arrays.items() if array.ndim == 3]
+    flat = len(full.arrays) - len(maps) - 2  # two matrices
+    assert len(drawn) == flat + sum(len(full.arrays[name]) for name in maps)
+
+
+def test_the_verb_writes_maps_and_takes_several_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segmenter: Segmenter
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: segmenter)
+    mask = np.zeros((90, 120), dtype=np.uint8)
+    mask[20:60, 70:110] = 255
+    Image.fromarray(picture()).save("a.png")
+    Image.fromarray(mask).save("m.png")
+    words = ["attn", "-s", "a.png", "-m", "m.png", "-q", "a.png", "-o", "out", "--maps", "--json"]
+    done = CliRunner().invoke(app, [*words, "--point", "90,40", "--point", "10,80", "--point", "10,80"])
+    assert done.exit_code == 0, done.output
+    row = json.loads(done.stdout)
+    assert row["arrays"]["points/2/affinity"] == [16, 16] and "points/3/affinity" not in row["arrays"]
+    assert row["outputs"]["maps"] == "out/a_attn_maps" and row["region"] == "point 90,40 and 10,80"
+    with Image.open("out/a_attn_maps/points/2/affinity.png") as shown:
+        assert shown.size == (120, 90)
+    outside = CliRunner().invoke(app, [*words, "--point", "120,0"])
+    assert outside.exit_code == 2 and "outside the image" in outside.stderr
 
 
 def test_a_sheet_wraps_long_rows_and_fits_long_titles() -> None:

@@ -42,8 +42,12 @@ def attn(
     *,
     supports: SupportChoice,
     point: Annotated[
-        str | None,
-        typer.Option(metavar="X,Y", help="Show the affinity of this pixel.", rich_help_panel=options.QUERY),
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y",
+            help="Show the affinity of this pixel; repeat for several.",
+            rich_help_panel=options.QUERY,
+        ),
     ] = None,
     region: Annotated[
         Path | None,
@@ -69,6 +73,12 @@ def attn(
             "--matrices", help="Also save the whole affinity matrix of each scale.", rich_help_panel=DETAIL
         ),
     ] = False,
+    maps: Annotated[
+        bool,
+        typer.Option(
+            "--maps", help="Also each map as a PNG of the image's size, in a folder.", rich_help_panel=DETAIL
+        ),
+    ] = False,
     masks: MaskChoice,
     adapt: AdaptChoice,
     model: ModelChoice,
@@ -82,8 +92,8 @@ def attn(
 ) -> None:
     """Show where the model looks in an image: attention maps as a sheet and as arrays.
 
-    Shows the cross-attention to the supports, the score map, and the affinity
-    of a region, for all layers together and for each scale.
+    Shows the supports and the mask, the cross-attention to the supports, the
+    score map, and the affinity of a region, for all layers and for each scale.
     docs/attention-maps.md lists every array with its name and shape.
     """
     details = {"layers": layers, "heads": heads, "tokens": tokens}
@@ -91,12 +101,14 @@ def attn(
         kind: f"*_attn_{kind}.png" for kind, wanted in details.items() if wanted
     }
     patterns["arrays"] = f"*_attn.{arrays}"
+    if maps:
+        patterns["maps"] = "*_attn_maps"
     concepts = inputs.read_concepts(supports, masks, adapt)
     if len(concepts) > 1:
         raise UsageError("`diffseg attn` looks for one concept.", "Give --concept once.")
     others = [*concepts[0].files, *([region] if region else [])]
     (plan,) = inputs.plan_outputs([query], out, patterns, others)
-    image, area = inputs.read_query(query, point, region)
+    image, area, points = inputs.read_query(query, point or [], region)
     with console.working("Looking") as stop:
         from diffseg_cli.assembly import load_chosen
         from diffseg_cli.attention_dump import dump_attention
@@ -106,10 +118,24 @@ def attn(
         (concept,) = encode_concepts(segmenter, concepts, follow_with_bar(stop))
         segmenter, support = concept.answering(segmenter), concept.support
         console.say(f"Using {segmenter.description}.")
-        dump = dump_attention(segmenter, image, support, region=area, seed=seed, **details, matrices=matrices)
-        chosen = f"point {point}" if point else str(region) if region else "M_a above 0.5"
+        parts = inputs.point_masks(points, image) if len(points) > 1 else []
+        dump = dump_attention(
+            segmenter,
+            image,
+            support,
+            region=area,
+            parts=parts,
+            seed=seed,
+            **details,
+            matrices=matrices,
+        )
+        # The maps are those of one look, and so is this mask.
+        mask = segmenter.segment(image, support, seed=seed, zoom="off").mask
+        places = " and ".join(f"{x},{y}" for x, y in points)
+        chosen = f"point {places}" if places else str(region) if region else "M_a above 0.5"
         info = {"query": str(query), "region": chosen, "seed": seed, **segmenter.record()}
-        _write(dump, image, area, plan, info)
+        shown = {"supports": concept.tiles, "mask": mask, "points": points if parts else []}
+        _write(dump, image, area, plan, info, shown)
     _print(dump, plan, info, as_json=json)
 
 
@@ -119,9 +145,10 @@ def _write(
     area: "NDArray[np.bool_] | None",
     plan: inputs.QueryOutputs,
     info: dict[str, Any],
+    shown: dict[str, Any],
 ) -> None:
-    """Write the sheets and the arrays."""
-    from diffseg_cli.attention_dump import detail_sheet, main_sheet, write_arrays
+    """Write the sheets, the arrays and the maps."""
+    from diffseg_cli.attention_dump import detail_sheet, draw_maps, main_sheet, write_arrays
     from diffseg_cli.results.render import write_image
 
     for what, path in plan.outputs.items():
@@ -130,7 +157,10 @@ def _write(
         if what == "arrays":
             write_arrays(path, dump.arrays, info)
         elif what == "sheet":
-            write_image(path, main_sheet(dump, image, area, heading))
+            write_image(path, main_sheet(dump, image, area, heading, **shown))
+        elif what == "maps":
+            for name, pixels in draw_maps(dump, image):
+                write_image(path / f"{name}.png", pixels)
         else:
             write_image(path, detail_sheet(dump, image, what, f"{heading}, {what}"))
 

@@ -304,26 +304,36 @@ def _check_adapt(adapt: AdaptChoice) -> None:
 
 
 def read_query(
-    query: Path, point: str | None, region: Path | None
-) -> "tuple[NDArray[np.uint8], NDArray[np.bool_] | None]":
-    """Read an image to look at, and the place or area whose affinity is asked for, if one is chosen.
+    query: Path, points: Sequence[str], region: Path | None
+) -> "tuple[NDArray[np.uint8], NDArray[np.bool_] | None, list[tuple[int, int]]]":
+    """Read an image to look at, and the places or area whose affinity is asked for, if any are chosen.
+
+    Returns:
+        The image, the area, and the points (x, y).
 
     Raises:
-        UsageError: both a point and a region, or a point that is none or lies outside.
+        UsageError: both points and a region, or a point that is none or lies outside.
         InputError: the image or the region's mask cannot be used, or their sizes differ.
     """
-    if point is not None and region is not None:
+    if points and region is not None:
         raise UsageError("--point and --region both choose a region.", "Give one of them.")
+    import numpy as np
+
     from diffseg_cli.reading.image_io import read_pair
-    from diffseg_cli.reading.mask_checks import point_mask
 
     if region is not None:
-        return read_pair(query, region)
+        return *read_pair(query, region), []
     image = read_query_image(query)
-    if point is None:
-        return image, None
-    x, y = parse_point(point, "--point")
-    return image, point_mask(x, y, (image.shape[0], image.shape[1]))
+    places = list(dict.fromkeys(parse_point(point, "--point") for point in points))
+    masks = point_masks(places, image)
+    return image, np.logical_or.reduce(masks) if masks else None, places
+
+
+def point_masks(points: Sequence[tuple[int, int]], image: "NDArray[np.uint8]") -> "list[NDArray[np.bool_]]":
+    """The mask of each point (x, y) in an image (H W 3). Raises UsageError: one lies outside."""
+    from diffseg_cli.reading.mask_checks import point_mask
+
+    return [point_mask(x, y, (image.shape[0], image.shape[1])) for x, y in points]
 
 
 def parse_point(text: str, option: str) -> tuple[int, int]:

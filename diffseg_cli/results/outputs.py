@@ -196,7 +196,7 @@ def scene_sheet(scene: Scene) -> NDArray[np.uint8]:
     """Supports, query, maps and result side by side: uint8 (h w 3)."""
     tile_hw = tile_size((scene.image.shape[0], scene.image.shape[1]), SHEET_TILE)
     several = len(scene.found) > 1
-    tiles = [Tile(_fitted(pixels, tile_hw), title) for pixels, title in scene.supports[:SHEET_SUPPORTS]]
+    tiles = [Tile(fitted(pixels, tile_hw), title) for pixels, title in scene.supports[:SHEET_SUPPORTS]]
     tiles.append(Tile(scene.image, "query", scene.path.name))
     for each in scene.found:
         title = f"score map, {each.name}" if several else "score map"
@@ -259,13 +259,13 @@ def support_sheet(
     """Supports of concepts on one page, one row per concept: (name, [image (h w 3), mask (h w), title])."""
     tile_hw = (SHEET_TILE * 3 // 4, SHEET_TILE)
     rows = [
-        (name, [Tile(_fitted(support_tile(image, mask), tile_hw), title) for image, mask, title in supports])
+        (name, [Tile(fitted(support_tile(image, mask), tile_hw), title) for image, mask, title in supports])
         for name, supports in concepts
     ]
     return draw_sheet(rows, heading="Supports", tile_hw=tile_hw, most_columns=6)
 
 
-def _fitted(pixels: NDArray[np.uint8], tile_hw: tuple[int, int]) -> NDArray[np.uint8]:
+def fitted(pixels: NDArray[np.uint8], tile_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """An image of another shape in the middle of a tile, not stretched."""
     h, w = pixels.shape[:2]
     scale = min(tile_hw[0] / h, tile_hw[1] / w)

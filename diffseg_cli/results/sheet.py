@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from diffseg_cli.results.render import heatmap
+
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 PAPER, INK, FAINT, ACCENT = (20, 20, 24), (240, 240, 240), (160, 160, 168), (255, 190, 90)
@@ -23,11 +25,13 @@ class Tile:
         pixels: uint8 (h w 3), any size.
         title: above it.
         note: below the title, fainter.
+        scale: in place of a note, the ends of a colour bar: the smallest and largest value of a heatmap.
     """
 
     pixels: NDArray[np.uint8]
     title: str = ""
     note: str = ""
+    scale: tuple[str, str] | None = None
 
 
 def draw_sheet(
@@ -67,6 +71,9 @@ def draw_sheet(
             draw.text((GAP, top), text, ACCENT, fonts[TITLE_SIZE])
         for column, tile in enumerate(tiles):
             left, y = GAP + column * (tile_hw[1] + GAP), bottom
+            if tile.scale:
+                y -= NOTE_SIZE + LEADING
+                _draw_scale(page, tile.scale, (left, y), tile_hw[1], fonts[NOTE_SIZE])
             for caption, size, color in ((tile.note, NOTE_SIZE, FAINT), (tile.title, TITLE_SIZE, INK)):
                 if caption:
                     y -= size + LEADING
@@ -88,9 +95,22 @@ def _caption_height(text: str, tiles: Sequence[Tile]) -> int:
     rows = [
         (bool(text), TITLE_SIZE),
         (any(tile.title for tile in tiles), TITLE_SIZE),
-        (any(tile.note for tile in tiles), NOTE_SIZE),
+        (any(tile.note or tile.scale for tile in tiles), NOTE_SIZE),
     ]
     return sum(size + LEADING for present, size in rows if present)
+
+
+def _draw_scale(
+    page: Image.Image, scale: tuple[str, str], place: tuple[int, int], width: int, font: Font
+) -> None:
+    """A colour bar as wide as a tile, with a value at each end."""
+    (left, top), draw = place, ImageDraw.Draw(page)
+    low, high = (round(font.getlength(text)) + LEADING for text in scale)
+    draw.text((left, top), scale[0], FAINT, font)
+    draw.text((left + width, top), scale[1], FAINT, font, anchor="ra")
+    if width - low - high > 0:
+        levels = np.linspace(0, 1, width - low - high, dtype=np.float32)[None].repeat(NOTE_SIZE - 4, 0)
+        page.paste(Image.fromarray(heatmap(levels)), (left + low, top + 3))
 
 
 def _resize(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
