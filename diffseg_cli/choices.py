@@ -295,7 +295,8 @@ class AdaptChoice:
     negatives: Annotated[
         tuple[Path, ...],
         Option(
-            "Image without the concept, for --adapt to learn from; repeat for several.",
+            "Image without the concept, for --adapt to learn from; repeat for several. What looks like the "
+            "concept is marked far less then, and the concept itself somewhat less.",
             SUPPORT,
             flags=("--not",),
             metavar="IMAGE",
