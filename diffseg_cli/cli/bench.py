@@ -28,7 +28,7 @@ def bench(
         bool,
         typer.Option(
             "--random-weights",
-            help="Build the model at full size without its files; its answers mean nothing.",
+            help="Measure at full size without the model's files; its answers mean nothing.",
             rich_help_panel=MODEL,
         ),
     ] = False,
@@ -53,7 +53,7 @@ def bench(
         bool,
         typer.Option(
             "--processor-time",
-            help="Measure processor time, for a CPU that is busy with other work.",
+            help="Report processor time instead of wall time, for a CPU that is busy.",
             rich_help_panel=WORK,
         ),
     ] = False,

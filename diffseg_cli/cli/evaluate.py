@@ -67,7 +67,7 @@ def evaluate(
         typer.Option(
             min=1,
             metavar="N",
-            help="Episodes that share a support set, and so its adaptation.",
+            help="Episodes per support set; they share its adaptation.",
             rich_help_panel=EPISODES,
         ),
     ] = 1,
@@ -114,8 +114,8 @@ def evaluate(
         bool,
         typer.Option(
             "--adapt",
-            help="Also measure the model with its modules adapted to the supports of each episode; takes "
-            "half a minute or more per support set.",
+            help="Also measure the model adapted to each support set, which takes half a minute or more "
+            "per set.",
             rich_help_panel=WORK,
         ),
     ] = False,
@@ -134,7 +134,7 @@ def evaluate(
             "--out",
             "-o",
             metavar="DIR",
-            help="Folder for report, record and plot; a stopped run goes on there.",
+            help="Folder for report, record and plot; the same folder resumes a stopped run.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -145,8 +145,8 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled images, beside other methods and published figures.
 
-    Every episode is drawn as the protocol of the data set says, so that the
-    figures compare with published ones.
+    Episodes follow the data set's protocol, so that the figures compare with
+    published ones.
     """
     with console.working("Loading the model and the data set"):
         from diffseg_cli.datasets import PROTOCOLS

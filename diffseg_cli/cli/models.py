@@ -62,7 +62,7 @@ def show(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show all about a model or a file: source, licence, training data, hash, content.
+    """Show what is known of a model or a file: source, licence, training data, hash, content.
 
     "compact" shows all its files; a checkpoint also shows its backbone,
     training and metrics.
@@ -84,11 +84,12 @@ def verify(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare every weight file with the manifest, and Kandinsky 2.2 with the networks it is for.
+    """Check every weight file against the manifest, and Kandinsky 2.2 against its networks.
 
-    Sizes and sha256 of what is shipped; of Kandinsky, lengths of the files and
-    names and shapes of all tensors. Exit code 4 if a file is missing, damaged
-    or unreadable. A file that no manifest lists is "unlisted", which is no error.
+    Shipped files: size and SHA-256. Kandinsky: length of every file, name and
+    shape of every tensor. Exit code 4 if a file is missing, damaged or
+    unreadable. A file that the manifest does not list is "unlisted", which is
+    not an error.
     """
     from diffseg_cli.weights.files import REFETCH, survey
     from diffseg_cli.weights.hub import KANDINSKY

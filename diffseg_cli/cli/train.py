@@ -41,7 +41,7 @@ def train(
             "--out",
             "-o",
             metavar="DIR",
-            help="Folder for state, log, curves and the best checkpoint; a stopped run goes on there.",
+            help="Folder for state, log, curves and best checkpoint; the same folder resumes a stopped run.",
             rich_help_panel=OUTPUT,
         ),
     ],
@@ -89,14 +89,14 @@ def train(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Cache of what the frozen backbone gives; runs may share it. Default: OUT/cache.",
+            help="Cache of the frozen backbone's results; runs may share it. Default: OUT/cache.",
             rich_help_panel=ADVANCED,
         ),
     ] = None,
     stage: Annotated[
         Literal["modules", "backbone"],
         typer.Option(
-            help="modules: SCM and PAM. backbone: what compact fits to its encoder.",
+            help="modules: train SCM and PAM. backbone: fit compact's decoder and statistics to its encoder.",
             rich_help_panel=TRAINING,
         ),
     ] = "modules",
@@ -121,7 +121,8 @@ def train(
         typer.Option(
             min=1,
             metavar="N",
-            help=f"Training steps. Default: {TrainConfig.steps}, or {FineTuneConfig.steps} from weights.",
+            help="Training steps. "
+            f"Default: {TrainConfig.steps}, or {FineTuneConfig.steps} when starting from weights.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -130,7 +131,7 @@ def train(
         typer.Option(
             metavar="X",
             help="Learning rate of the default recipe. "
-            f"Default: {TrainConfig.lr:g}, or {FineTuneConfig.lr:g} from weights.",
+            f"Default: {TrainConfig.lr:g}, or {FineTuneConfig.lr:g} when starting from weights.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -159,7 +160,7 @@ def train(
             min=0,
             max=0.9,
             metavar="P",
-            help="Share of episodes without the query's own latents.",
+            help="Share of episodes in which PAM does not see the query's own latents.",
             rich_help_panel=ADVANCED,
         ),
     ] = PamConfig.query_dropout,
@@ -169,7 +170,7 @@ def train(
             min=1,
             metavar="N",
             help=f"Steps between validations. Default: {TrainConfig.validate_every}, or "
-            f"{FineTuneConfig.validate_every} from weights.",
+            f"{FineTuneConfig.validate_every} when starting from weights.",
             rich_help_panel=ADVANCED,
         ),
     ] = None,
@@ -183,7 +184,7 @@ def train(
     precision: Annotated[
         Literal["bf16", "fp32"],
         typer.Option(
-            help="Number format of training; bf16 is float32 where the hardware has no bfloat16.",
+            help="Number format of training; bf16 falls back to float32 on hardware without bfloat16.",
             rich_help_panel=ADVANCED,
         ),
     ] = "bf16",
@@ -194,7 +195,7 @@ def train(
     modules: Annotated[
         Literal["scm+pam", "pam", "scm"],
         typer.Option(
-            help="What is trained. pam alone reads no attention maps; scm alone answers with its score map.",
+            help="What to train. pam alone reads no attention maps; scm alone answers with its score map.",
             rich_help_panel=ABLATIONS,
         ),
     ] = "scm+pam",
