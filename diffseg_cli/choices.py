@@ -131,7 +131,8 @@ Checkpoint = Annotated[
 Timesteps = Annotated[
     tuple[int, ...] | None,
     Option(
-        "Noise levels at which a diffusion model looks, 0 to 999; compact has none. Default: 50.",
+        "Noise levels at which a diffusion model looks, 0 to 999; compact has none. "
+        "Default: the checkpoint's, or 50.",
         ADVANCED,
         metavar="T[,T...]",
         parse=_timesteps,
@@ -140,16 +141,19 @@ Timesteps = Annotated[
 CrossMap = Annotated[
     Literal["paper", "balanced", "contrast"] | None,
     Option(
-        "Cross-attention in the score map: the mean of all layers (paper), of each over its even share "
-        "(balanced), or less that to an empty prompt (contrast). Default: paper.",
+        "Cross-attention in the score map: paper (mean of all layers), balanced (each over its even share) "
+        "or contrast (less that to an empty prompt). Default: the checkpoint's, or paper.",
         ADVANCED,
+        metavar="NAME",
     ),
 ]
-
-
 SupportCrop = Annotated[
     Literal["object", "whole"] | None,
-    Option("Prompt the model with a support's object alone, or the whole image. Default: object.", ADVANCED),
+    Option(
+        "Prompt the model with a support's object alone, or the whole image. "
+        "Default: the checkpoint's, or object.",
+        ADVANCED,
+    ),
 ]
 
 

@@ -60,7 +60,9 @@ def evaluate(
     ] = 1,
     episodes_per_class: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Per run. Default: the protocol's.", rich_help_panel=EPISODES),
+        typer.Option(
+            min=1, metavar="N", help="In each run. Default: the protocol's.", rich_help_panel=EPISODES
+        ),
     ] = None,
     queries_per_set: Annotated[
         int,

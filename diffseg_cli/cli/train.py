@@ -242,6 +242,7 @@ def train(
 ) -> None:
     """Train SCM and PAM on labelled images, or adapt the shipped ones to your own classes."""
     from diffseg_cli.assembly import choose_look
+    from diffseg_cli.loading import trained_look
     from diffseg_cli.training.jobs import TrainPlan, backbone_job, modules_job
     from diffseg_cli.training.switches import choose_modules
 
@@ -251,6 +252,7 @@ def train(
         show_progress(job)
         return
     pam = PamConfig(channel_dropout=channel_dropout, query_dropout=query_dropout)
+    start = None if init in (None, "none", "shipped") else trained_look(Path(str(init)))
     chosen = choose_modules(
         modules,
         knowledge,
@@ -259,7 +261,7 @@ def train(
         scm_separate,
         pam=pam,
         image_size=image_size,
-        look=choose_look(timesteps, cross_map, support_crop),
+        look=choose_look(timesteps, cross_map, support_crop, start),
     )
     plan = TrainPlan(
         root=root,
