@@ -509,7 +509,7 @@ def test_attn_details_as_json_and_safetensors() -> None:
     )
     assert result.exit_code == 0
     row = json.loads(result.stdout)
-    assert row["region"] == "point 30, 20"
+    assert row["region"] == "point 30,20"
     kinds = {"layers", "heads", "tokens"}
     assert row["outputs"] == {
         "sheet": "diffseg_out/scene_attn.png",

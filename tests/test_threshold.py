@@ -198,6 +198,14 @@ def test_a_folder_without_results_is_refused() -> None:
     assert "not the record of a run" in call("threshold", "empty", "--at", "0.4", code=3).output
 
 
+def test_masks_that_a_person_corrected_are_left_alone() -> None:
+    batch("-f", "mask", "-f", "probability")
+    before = files("out")
+    Path("out/review.jsonl").write_text("")
+    assert "corrected by hand" in call("threshold", "out", "--at", "0.4", code=2).stderr
+    assert {**files("out")} == {**before, "review.jsonl": b""}
+
+
 def test_levels_cut_where_the_numbers_do(tmp_path: Path) -> None:
     draw = np.random.default_rng(0).random((300, 400), dtype=np.float32)
     steps = (np.arange(LEVELS + 1) / LEVELS).astype(np.float32)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from diffseg_cli.errors import InputError
+from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.files import Claims
+from diffseg_cli.remote import is_remote
 from diffseg_cli.results.formats import image_name
 
 THUMBNAILS = "index_thumbnails"
@@ -62,6 +63,15 @@ def masks_among(items: Sequence[Item]) -> list[Item]:
 
 
 # --- checks --------------------------------------------------------------------------------------------
+
+
+def refuse_labels(out: Path) -> None:
+    """Raise UsageError for a folder with masks that a person may have corrected."""
+    if not is_remote(out) and (out / REVIEW_LOG).exists():
+        raise UsageError(
+            f"{out} is a labelling project: masks that were corrected by hand could be overwritten.",
+            "Choose another --out, or let `diffseg serve --queries FOLDER --out` propose masks there.",
+        )
 
 
 def check_outputs(

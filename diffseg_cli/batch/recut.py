@@ -22,7 +22,7 @@ from diffseg_cli.batch.job import Job, Signature
 from diffseg_cli.batch.manifest import ManifestReader, Row
 from diffseg_cli.batch.manifest_pieces import open_writer
 from diffseg_cli.batch.outcome import Outcome, read_input, reason_of
-from diffseg_cli.batch.plan import Item
+from diffseg_cli.batch.plan import Item, refuse_labels
 from diffseg_cli.batch.store import Store
 from diffseg_cli.choices import AnswerChoice
 from diffseg_cli.errors import DiffsegError, InputError
@@ -298,7 +298,9 @@ def open_results(out: Path) -> Results:
 
     Raises:
         InputError: it holds none whose probabilities can have been saved.
+        UsageError: it is a labelling project.
     """
+    refuse_labels(out)
     with ManifestReader(out) as reader:
         is_batch = bool(reader.keys())
     return BatchResults(out) if is_batch else RunResults(out)

@@ -13,11 +13,9 @@ from diffseg_cli.batch.job import Job, Signature
 from diffseg_cli.batch.manifest import ManifestReader
 from diffseg_cli.batch.manifest_pieces import open_writer
 from diffseg_cli.batch.outcome import Outcome
-from diffseg_cli.batch.plan import REVIEW_LOG, Item, Part
+from diffseg_cli.batch.plan import Item, Part, refuse_labels
 from diffseg_cli.batch.runner import Rows
 from diffseg_cli.batch.store import Store
-from diffseg_cli.errors import UsageError
-from diffseg_cli.remote import is_remote
 from diffseg_cli.supports.concept import Concept
 
 
@@ -81,11 +79,7 @@ class Session(Generic[M]):
     ) -> None:
         self.job, self.items, self.store = job, items, Store(out, share.tag)
         self.own = [item for item in items if share.takes(item)]
-        if not is_remote(out) and (out / REVIEW_LOG).exists():
-            raise UsageError(
-                f"{out} is a labelling project: a batch could overwrite masks that were corrected by hand.",
-                "Choose another --out, or let `diffseg serve --queries FOLDER --out` propose masks there.",
-            )
+        refuse_labels(out)
         with ExitStack() as stack:
             self._writer = None if dry else stack.enter_context(open_writer(out, share.tag))
             reader = stack.enter_context(ManifestReader(out))
