@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]  # an image (h w 3) and its mask (h w)
 
+BLURRED_SIZE = 512  # longest side at which a background is blurred
 LEAST_SHARE = 0.4  # of the object that a cropped view keeps
 CROP, SHRINK, STRETCH = (
     (0.35, 1.0),
@@ -40,16 +41,32 @@ def zoomed_out(pair: Pair, generator: np.random.Generator) -> Pair:
     image, mask = pair
     height, width = mask.shape
     side = generator.uniform(*SHRINK)
-    inner_h, inner_w = max(8, round(side * height)), max(8, round(side * width))
+    inner_h, inner_w = (min(whole, max(8, round(side * whole))) for whole in (height, width))
     top, left = int(generator.integers(height - inner_h + 1)), int(generator.integers(width - inner_w + 1))
     window = slice(top, top + inner_h), slice(left, left + inner_w)
-    canvas = cv2.GaussianBlur(np.ascontiguousarray(image[:, ::-1]), (0, 0), max(height, width) / 20)
+    canvas = _blurred(np.ascontiguousarray(image[:, ::-1]))
     canvas[window] = cv2.resize(image, (inner_w, inner_h), interpolation=cv2.INTER_AREA)
     marked = np.zeros_like(mask)
     marked[window] = (
         cv2.resize(mask.astype(np.uint8), (inner_w, inner_h), interpolation=cv2.INTER_NEAREST) > 0
     )
     return canvas, marked
+
+
+def _blurred(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image (h w 3) without what is smaller than a twentieth of it.
+
+    A large one is blurred small, as the cost of a blur grows with the cube of the side.
+    """
+    height, width = image.shape[:2]
+    scale = min(1.0, BLURRED_SIZE / max(height, width))
+    if scale < 1:
+        small_wh = max(1, round(scale * width)), max(1, round(scale * height))
+        image = cv2.resize(image, small_wh, interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(image, (0, 0), max(image.shape[:2]) / 20)
+    if scale < 1:
+        blurred = cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(blurred, dtype=np.uint8)
 
 
 def recoloured(pair: Pair, generator: np.random.Generator) -> Pair:

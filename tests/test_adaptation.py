@@ -1,8 +1,10 @@
 """Adaptation of SCM and PAM to one concept: it learns, it judges itself, and it leaves its start alone."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from diffseg_cli.evaluation.adapted_prototype import adapt_metric
 from diffseg_cli.frames import from_frame, mask_to_frame
 from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.segmenter import Segmenter
-from diffseg_cli.views import Pair, recoloured, zoomed_in, zoomed_out
+from diffseg_cli.views import Pair, _blurred, recoloured, zoomed_in, zoomed_out
 
 # Random modules have all to gain, so nothing holds them back.
 QUICK = AdaptConfig(steps=40, batch_size=2, lr=5e-3, query_views=3, support_views=2, reach=1.0)
@@ -181,6 +183,24 @@ def test_views_keep_image_and_mask_together() -> None:
             assert mask.any()
             inside, outside = image[mask].std(), image[~mask].std()
             assert inside > outside  # stripes vary more than noise, wherever they went
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (10, 40_000), (40_000, 10), (3000, 4000)])
+def test_a_view_of_an_image_of_any_size_takes_a_moment(size_hw: tuple[int, int]) -> None:
+    image, mask = np.zeros((*size_hw, 3), dtype=np.uint8), np.ones(size_hw, dtype=bool)
+    began = time.process_time()
+    seen, marked = zoomed_out((image, mask), np.random.default_rng(0))
+    assert seen.shape[:2] == marked.shape and marked.any()
+    assert time.process_time() - began < 20  # a blur at full size took minutes
+
+
+def test_a_large_background_is_blurred_as_a_small_one() -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, (1024, 768), interpolation=cv2.INTER_CUBIC)
+    exact = cv2.GaussianBlur(image, (0, 0), 1024 / 20).astype(int)
+    assert np.abs(_blurred(image) - exact).max() <= 4
+    small = cv2.resize(image, (512, 384))
+    np.testing.assert_array_equal(_blurred(small), cv2.GaussianBlur(small, (0, 0), 512 / 20))
 
 
 def test_what_cannot_be_adapted_is_refused(small_segmenter: Segmenter) -> None:
