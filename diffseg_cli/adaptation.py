@@ -3,10 +3,10 @@
 Every support is encoded once in several views. A step draws episodes among them: a view of one support is the
 query, views of the others are its supports (of one support alone, another view of itself).
 
-A few images can teach the wrong thing, so the modules move only where there is something to gain: where the
-start already finds each support with the help of the others (of one alone, views of it), they stay as they
-are. And they move part of the way (`reach`): what the steps led to fits the supports better than it fits
-other objects of their class. With one support, whose views say little about those, they move least.
+A few images can teach the wrong thing: what the steps lead to fits the supports better than it fits other
+objects of their class. So the modules move part of the way (`reach`), the less the better the start finds
+each support with the help of the others, and not at all where there is little to gain. With one support,
+found in views of its own image, which say little about other objects, they move least.
 
 Letters: b episodes a step, k supports, c latent channels, S image size in the model frame, H W = S/8.
 """
@@ -239,7 +239,9 @@ def _steps(
     enough, reach = config.found_enough, config.reach
     if len(pairs) == 1:
         enough, reach = config.single_found, config.single_reach
-    if before >= enough and not negatives:
+    if not negatives:  # else there is something to learn, however well the concept is found
+        reach = min(reach, round(config.eagerness * (enough - before), 2))
+    if reach <= 0:
         yield AdaptStep(config.steps, config.steps, 0.0, Adapted(segmenter.trained, 0.0, before, before))
         return
     start = segmenter.trained.modules

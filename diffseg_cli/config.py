@@ -119,10 +119,11 @@ class AdaptConfig:
     map_weight: float = 2.0  # as in training
     mask_weight: float = 1.0
     absent_share: float = 0.25  # of the episodes, where there are images without the concept
-    reach: float = 0.6  # how far the modules follow the steps; all the way harmed more classes
+    reach: float = 0.7  # how far the modules follow the steps at most; all the way harmed more classes
     found_enough: float = 0.85  # IoU at which the start finds each support with the others, and stays
-    single_reach: float = 0.25  # the same two with one support, found in its own views
-    single_found: float = 0.6
+    eagerness: float = 2.0  # how fast the reach grows below that IoU
+    single_reach: float = 0.15  # with one support, found in views of its own image, instead of `reach`
+    single_found: float = 0.6  # and instead of `found_enough`
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from diffseg_cli.weights.files import read_safetensors, write_safetensors
 
 TESTS = Path(__file__).parent
 QUICK: dict[str, Any] = {"steps": 2, "batch_size": 1, "lr": 5e-3, "query_views": 2, "support_views": 2}
-MOVES = {**QUICK, "single_found": 1.1}  # whatever it finds, it follows the steps
+MOVES = {**QUICK, "single_found": 1.1, "single_reach": 0.25}  # whatever it finds, it follows the steps
 ONE = ("-s", "a.png", "-m", "a_m.png")
 THREE = (*ONE, "-s", "b.png", "-m", "b_m.png", "-s", "c.png", "-m", "c_m.png")
 
