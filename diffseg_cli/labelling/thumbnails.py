@@ -7,11 +7,13 @@ import numpy as np
 from PIL import Image
 
 from diffseg_cli.labelling.disk_cache import DiskCache, name_of, stamp_of
+from diffseg_cli.labelling.export import instances_of
 from diffseg_cli.labelling.project import HIDDEN, Project
-from diffseg_cli.results.palette import concept_color
+from diffseg_cli.results.palette import concept_color, overlay_instances
 from diffseg_cli.results.render import overlay
 
 LONGEST = 256  # side in pixels
+NUMBERED = 0.01  # of a thumbnail: smaller instances show no number
 MOST_BYTES = 300_000_000  # about 20 000 of them
 
 
@@ -34,7 +36,7 @@ class Thumbnails:
             InputError: there is no such image, or it cannot be read.
         """
         image, mask = self._project.item(key).path, self._project.mask_path(key)
-        name = f"{name_of(key, stamp_of(image), stamp_of(mask))}.jpg"
+        name = f"{name_of(key, stamp_of(image), stamp_of(mask), self._project.instances)}.jpg"
         content = self._cache.get(name)
         if content is None:
             content = self._draw(key)
@@ -46,9 +48,18 @@ class Thumbnails:
         scale = min(1.0, LONGEST / max(image.shape[:2]))
         size_wh = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
         small = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
-        for index, mask in enumerate(self._project.masks(key) or []):
-            shrunk = cv2.resize(mask.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA) > 0.5
-            small = overlay(small, shrunk, concept_color(index))
+        masks = [
+            cv2.resize(mask.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA) > 0.5
+            for mask in self._project.masks(key) or []
+        ]
+        if masks and self._project.instances:
+            found = instances_of(self._project.classes, masks)
+            readable = NUMBERED * small.shape[0] * small.shape[1]
+            numbers = [str(each.id) if each.mask.sum() > readable else "" for each in found]
+            small = overlay_instances(small, found, numbers)
+        else:
+            for index, mask in enumerate(masks):
+                small = overlay(small, mask, concept_color(index))
         stream = io.BytesIO()
         Image.fromarray(small).save(stream, "JPEG", quality=82)
         return stream.getvalue()

@@ -17,7 +17,7 @@ let open = () => {};
 export function setUp(onOpen) {
   open = onOpen;
   new ResizeObserver(layOut).observe(grid);
-  grid.addEventListener("scroll", draw, { passive: true });
+  grid.addEventListener("scroll", () => draw(), { passive: true });
 }
 
 /** Show these images in this order; the chosen one stays chosen. */
@@ -58,12 +58,11 @@ function layOut() {
   width = Math.floor((grid.clientWidth - GAP) / columns) - GAP;
   height = Math.round(width * 0.75) + 26;
   spacer.style.height = `${Math.ceil(keys.length / columns) * (height + GAP) + GAP}px`;
-  for (const tile of tiles.values()) tile.remove();
-  tiles.clear();
-  draw();
+  draw(true);
 }
 
-function draw() {
+/** Show the tiles in sight; moved: also those that exist may have another place. */
+function draw(moved = false) {
   const first = Math.max(0, Math.floor(grid.scrollTop / (height + GAP)) - SPARE_ROWS) * columns;
   const rows = Math.ceil(grid.clientHeight / (height + GAP)) + 2 * SPARE_ROWS;
   const inSight = new Map();
@@ -75,12 +74,14 @@ function draw() {
   }
   for (const [key, index] of inSight) {
     let tile = tiles.get(key);
-    if (!tile) {
-      tile = makeTile(key, index);
+    const isNew = !tile;
+    if (isNew) {
+      tile = makeTile(key);
       tiles.set(key, tile);
       spacer.append(tile);
       fill(tile, key);
     }
+    if (isNew || moved) place(tile, index);
     tile.setAttribute("aria-selected", String(key === chosen.key));
   }
   const active = tiles.get(chosen.key);
@@ -88,15 +89,18 @@ function draw() {
   else grid.removeAttribute("aria-activedescendant");
 }
 
-function makeTile(key, index) {
-  const tile = document.createElement("div");
-  tile.className = "tile";
+function place(tile, index) {
   tile.id = `tile-${index}`;
-  tile.setAttribute("role", "option");
   tile.setAttribute("aria-posinset", String(index + 1));
   tile.setAttribute("aria-setsize", String(keys.length));
   const x = GAP + (index % columns) * (width + GAP), y = GAP + Math.floor(index / columns) * (height + GAP);
   Object.assign(tile.style, { width: `${width}px`, height: `${height}px`, transform: `translate(${x}px, ${y}px)` });
+}
+
+function makeTile(key) {
+  const tile = document.createElement("div");
+  tile.className = "tile";
+  tile.setAttribute("role", "option");
   const image = Object.assign(new Image(), { alt: "", draggable: false });
   const what = document.createElement("div");
   what.className = "what";
