@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +22,11 @@ from chromium import Chromium, is_installed
 from numpy.typing import NDArray
 from PIL import Image
 
+from diffseg_cli.adaptation import AdaptStep
 from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.results.palette import concept_color
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.serve import concepts
 from diffseg_cli.serve.app import create_app
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.specks import drop_specks
@@ -282,6 +285,9 @@ def test_the_keyboard_paints_too(browser: Chromium, address: str) -> None:
     browser.press("b", right, space, right, space, right, space, "e", space)
     browser.wait_for("document.querySelector('input[value=eraser]').checked")
     assert browser.run(undo) == 4
+    browser.press("p", space, *[right] * 9, space, *[down] * 9, space, "\ue007")  # Enter closes it
+    browser.wait_for(PAINTED)
+    assert browser.run(undo) == 1
     browser.press("x", space, *[right] * 9, *[down] * 9, space)
     browser.wait_for(
         "!document.getElementById('undo').disabled || !document.getElementById('problem').hidden"
@@ -357,7 +363,7 @@ def test_adapting_shows_before_and_after(browser: Chromium, small_segmenter: Seg
         assert "1 support, adapted" in saying(browser, "#concepts")
         assert browser.run("return document.activeElement.value") == "after"
         after = facts(browser)
-        browser.press("p")
+        browser.press("a")
         assert browser.run("return document.querySelector('input[name=version]:checked').value") == "before"
         shoot(browser, "adapted")
         browser.click("#versions label:last-child")
@@ -366,7 +372,13 @@ def test_adapting_shows_before_and_after(browser: Chromium, small_segmenter: Seg
         browser.wait_for("document.getElementById('versions').hidden")
 
 
-def test_adapting_can_be_cancelled(browser: Chromium, address: str) -> None:
+def test_adapting_can_be_cancelled(browser: Chromium, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_steps(*_: Any, **__: Any) -> Iterator[AdaptStep]:
+        for step in range(1, 1000):
+            time.sleep(0.05)
+            yield AdaptStep(step, 1000, 0.0)
+
+    monkeypatch.setattr(concepts, "adapt_steps", slow_steps)
     open_page(browser, address)
     open_support(browser, BIRD / "support.jpg")
     browser.drag("#canvas", [(0.3, 0.4), (0.5, 0.7)])
@@ -374,10 +386,12 @@ def test_adapting_can_be_cancelled(browser: Chromium, address: str) -> None:
     browser.type("#concept-name", "kingfisher")
     browser.click("#adapt")
     browser.wait_for("document.activeElement.id === 'adapt-cancel'")
-    browser.wait_for("document.getElementById('adapt-left').textContent.startsWith('adapting')")
+    said = "document.getElementById('adapt-left').textContent"
+    browser.wait_for(f"/^adapting [0-9]+ of 1000, [0-9]+ s left$/.test({said})")
+    assert 0 < browser.run("return document.getElementById('adapt-bar').value") < 1
     shoot(browser, "adapting")
     browser.click("#adapt-cancel")
-    browser.wait_for("document.getElementById('adapt-left').textContent === 'Adapting was cancelled.'")
+    browser.wait_for(f"{said} === 'Adapting was cancelled.'")
     browser.wait_for("document.activeElement.id === 'adapt'")
     listed = "return fetch('/v1/concepts').then((answer) => answer.json())"
     assert browser.run(listed) == {"concepts": []}

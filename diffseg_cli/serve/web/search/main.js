@@ -2,12 +2,12 @@
 
 import { call, complain } from "../shared/api.js";
 import { $ } from "../shared/dom.js";
+import * as painter from "../shared/painter.js";
 import * as adapting from "./adapting.js";
 import { view } from "./answers.js";
 import * as cards from "./cards.js";
 import * as concepts from "./concepts.js";
 import { accept, limits } from "./files.js";
-import * as painter from "./painter.js";
 import * as supports from "./supports.js";
 
 let source = "paint";
@@ -40,7 +40,7 @@ function pickVersion(name) {
 const object = {
   isReady: () => (source === "concept" ? concepts.chosen.name !== null : supports.painted().length > 0),
   append: (form) => (source === "concept" ? form.append("concept", concepts.chosen.name) : supports.append(form)),
-  missing: () => (source === "concept" ? "Choose a concept first." : painter.support.file ? "Paint the object first." : "Show the object first."),
+  missing: () => (source === "concept" ? "Choose a concept first." : supports.support.file ? "Paint the object first." : "Show the object first."),
 };
 
 function showSliders() {
@@ -58,8 +58,9 @@ $("instances").onchange = () => { view.instances = $("instances").checked; cards
 $("threshold").oninput = $("min-presence").oninput = showSliders;
 document.addEventListener("keydown", (event) => {
   if (event.target.matches("input[type=text], input[type=password]")) return;
-  if (event.key === "p" && !$("versions").hidden) pickVersion(view.before ? "after" : "before");
-  else if ($("painting").hidden || !painter.useKey(event)) return;
+  const steers = event.key.startsWith("Arrow") || [" ", "Enter"].includes(event.key); // means something to other elements too
+  if (event.key === "a" && !event.ctrlKey && !event.metaKey && !$("versions").hidden) pickVersion(view.before ? "after" : "before");
+  else if ($("painting").hidden || (steers && event.target !== $("canvas")) || !painter.useKey(event)) return;
   event.preventDefault();
 });
 
