@@ -257,6 +257,15 @@ def test_what_is_proposed_already_is_not_proposed_again(client: TestClient, proj
     assert project.review("b.png").revision > version
 
 
+def test_no_more_masks_are_read_than_are_learned_from(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in KEYS:
+        project.correct(key, 0, [labels() > 0])
+    monkeypatch.setattr(project, "masks", counted := Mock(side_effect=project.masks))
+    assert len(lesson_of(project, 0, most_supports=1).supports) == 1 and counted.call_count == 1
+
+
 def test_what_was_taken_away_teaches_what_a_class_is_not(project: Project, tmp_path: Path) -> None:
     project = Project(project.images, tmp_path / "two", ["bird", "nest"])
     bird, nest, empty = labels() > 0, labels(0) > 0, np.zeros(HW, dtype=bool)

@@ -109,6 +109,8 @@ def lesson_of(project: Project, index: int, most_supports: int = MOST_SUPPORTS) 
         wanted = supports if review.state is not State.NOTHING else negatives
         if len(supports) >= most_supports and len(negatives) >= MOST_NEGATIVES:
             break
+        if len(supports) >= most_supports and wanted is supports and name not in review.rejected:
+            continue  # thousands of masks may be accepted, and reading each takes time
         if wanted is supports:
             masks = project.masks(review.image)
             if masks is None or masks[index].all():
