@@ -84,7 +84,8 @@ def _min_area(text: str) -> str:
     return text
 
 
-def _zoom(text: str) -> str:
+def zoom_choice(text: str) -> str:
+    """Closer looks as `zoom.most_looks` reads them. Raises ValueError, with a sentence."""
     if not re.fullmatch(ZOOM, text):
         raise ValueError(f"'{text}' is neither auto nor off nor a number of looks from 2 to {MOST_LOOKS}.")
     return text
@@ -367,7 +368,7 @@ class AnswerChoice:
             "megapixels), off, or the most looks.",
             OUTPUT,
             metavar="auto|off|N",
-            parse=_zoom,
+            parse=zoom_choice,
         ),
     ] = "auto"
     instances: Annotated[bool, Option("Number the objects in a mask, cut where two touch.", OUTPUT)] = False

@@ -292,7 +292,6 @@ class Segmenter(Method):
         ).tolist()
         return scores
 
-    @torch.inference_mode()
     def look_closer(
         self,
         plain: WindowLook,
@@ -302,7 +301,7 @@ class Segmenter(Method):
         zoom: str,
         seed: int = 0,
     ) -> list[WindowLook]:
-        """Look again at windows of an image, where that may help.
+        """Look again at windows of an image, where that may help; returns all looks, `plain` first.
 
         Args:
             plain: the look at the whole image.
@@ -310,25 +309,26 @@ class Segmenter(Method):
             support: of the same model.
             zoom: as for `zoom.most_looks`.
             seed: of the noise.
-
-        Returns:
-            All looks, `plain` first.
         """
-        # Last bits depend on the batch on a CPU, where it would not be faster either.
+        most = most_looks(zoom, plain, self.backbone.image_size)
+        return search(lambda windows: self.look_at(windows, image, support, seed), plain, most)
+
+    @torch.inference_mode()
+    def look_at(
+        self, windows: Sequence[Window], image: NDArray[np.uint8], support: SupportFeatures, seed: int = 0
+    ) -> list[WindowLook]:
+        """Look at windows of an image; arguments as in `look_closer`. It needs a presence score."""
+        # On a CPU last bits depend on the batch, which would not be faster either.
         together = 1 if self.device.type == "cpu" else ROUND
-
-        def look_at(windows: Sequence[Window]) -> list[WindowLook]:
-            looks: list[WindowLook] = []
-            for first in range(0, len(windows), together):
-                batch = windows[first : first + together]
-                queries = self.encode_queries([np.ascontiguousarray(image[each.slices]) for each in batch])
-                output = self.predict(queries.latents, queries.edges, support, seed)
-                presences = self.score_presence(output, queries.latents, support) or []
-                found = output.probability.cpu().numpy()[:, 0]
-                looks += [WindowLook(*each) for each in zip(batch, found, presences, strict=True)]
-            return looks
-
-        return search(look_at, plain, most_looks(zoom, plain, self.backbone.image_size))
+        looks: list[WindowLook] = []
+        for first in range(0, len(windows), together):
+            batch = windows[first : first + together]
+            queries = self.encode_queries([np.ascontiguousarray(image[each.slices]) for each in batch])
+            output = self.predict(queries.latents, queries.edges, support, seed)
+            presences = self.score_presence(output, queries.latents, support) or []
+            found = output.probability.cpu().numpy()[:, 0]
+            looks += [WindowLook(*each) for each in zip(batch, found, presences, strict=True)]
+        return looks
 
     def finish(
         self,

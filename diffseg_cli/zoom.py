@@ -21,8 +21,11 @@ from diffseg_cli.refine import refine_borders
 
 LOOKS, LOOKS_UP_TO = 10, 12.0  # of `auto`: so many up to so many megapixels, then one more for each
 SPARE = 2.0  # the longer side must be so many times the model's
-UNSURE, SURE = 0.5, 0.9  # presence of the plain look: below it, look closer; from it on, do not
-SMALL = 0.08  # of the image: in between, look closer where the largest part of the mask is below it
+SURE = 0.9  # presence of the plain look from which on no closer one is needed
+SMALL, SMALL_SURE = (
+    0.1,
+    0.05,
+)  # of the image, largest part of a mask that may be wrong: at presence 0, and at 1
 ROUND = 4  # windows of a round, which a GPU computes as one batch
 SPLIT = 0.55  # side of a quarter over that of its window: neighbours overlap
 MARKED = 0.35  # of the highest probability, from which on a place counts as marked
@@ -97,8 +100,8 @@ def most_looks(zoom: str, plain: WindowLook, size: int) -> int:
         return int(zoom)
     marked = (plain.probability > 0.5).astype(np.uint8)
     areas = cv2.connectedComponentsWithStats(marked, connectivity=8)[2][1:, cv2.CC_STAT_AREA]
-    small = areas.max(initial=0) < SMALL * marked.size
-    if plain.presence >= (SURE if small else UNSURE):
+    largest = areas.max(initial=0) / marked.size
+    if plain.presence >= SURE or largest >= SMALL + (SMALL_SURE - SMALL) * plain.presence:
         return 1
     megapixels = plain.window.height * plain.window.width / 1e6
     return LOOKS + max(0, math.floor(megapixels - LOOKS_UP_TO))
@@ -175,6 +178,25 @@ def compose(looks: Sequence[WindowLook], image: NDArray[np.uint8], *, refine: bo
         weights[window.slices] += weight
     total /= weights
     return total
+
+
+def slices(window: Window) -> list[Window]:
+    """Windows of half the side at half steps: uniform slicing, what closer looks are measured against."""
+    height, width = math.ceil(window.height / 2), math.ceil(window.width / 2)
+    return [
+        Window(window.top + round(row * (window.height - height)), left, height, width)
+        for row in (0, 0.5, 1)
+        for left in (window.left + round(column * (window.width - width)) for column in (0, 0.5, 1))
+    ]
+
+
+def join_slices(looks: Sequence[WindowLook]) -> NDArray[np.float32]:
+    """The highest probability of all looks at each pixel (h w), as slicing joins masks that overlap."""
+    joined = np.zeros((looks[0].window.height, looks[0].window.width), np.float32)
+    for look in looks:
+        part = joined[look.window.slices]
+        np.maximum(part, cv2.resize(look.probability, part.shape[::-1]), out=part)
+    return joined
 
 
 def _quarters(window: Window, size: int) -> list[Window]:

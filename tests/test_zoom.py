@@ -96,8 +96,9 @@ def test_several_objects_each_get_their_look() -> None:
     ("zoom", "size_hw", "share", "presence", "looks"),
     [
         ("auto", (1500, 2000), 0.02, 0.7, 10),  # small and not sure
-        ("auto", (1500, 2000), 0.3, 0.4, 10),  # nothing seems to be there
-        ("auto", (1500, 2000), 0.3, 0.7, 1),  # large
+        ("auto", (1500, 2000), 0.08, 0.1, 10),  # larger, but hardly there
+        ("auto", (1500, 2000), 0.08, 0.7, 1),
+        ("auto", (1500, 2000), 0.3, 0.1, 1),  # large
         ("auto", (1500, 2000), 0.02, 0.95, 1),  # small and sure
         ("auto", (4000, 6000), 0.02, 0.1, 22),  # one more for each megapixel above 12
         ("auto", (60, 95), 0.02, 0.1, 1),  # no pixels to spare

@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from diffseg_cli.choices import (
-    OUTPUT,
-    ModelChoice,
-)
+from diffseg_cli.choices import OUTPUT, ModelChoice, Option, zoom_choice
 from diffseg_cli.cli import console, options
 
 if TYPE_CHECKING:
@@ -90,8 +87,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Also run this method on the same episodes: prototype, prototype-adapted, attention, seggpt "
-            "or matcher-lite; repeat for several.",
+            help="Also run this method on the same episodes: prototype, prototype-adapted, attention, "
+            "slicing (the model on uniform windows), seggpt or matcher-lite; repeat for several.",
             rich_help_panel=WORK,
         ),
     ] = None,
@@ -128,6 +125,26 @@ def evaluate(
             help="Also measure all combinations of these settings and name the best: timesteps, "
             "support-crop, cross-map.",
             rich_help_panel=WORK,
+        ),
+    ] = None,
+    zoom: Annotated[
+        str,
+        Option(
+            "Also measure the model with closer looks at large images: auto, or the most looks.",
+            WORK,
+            metavar="auto|off|N",
+            parse=zoom_choice,
+        ),
+    ] = "off",
+    paste_into: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=100,
+            metavar="MEGAPIXELS",
+            help="Measure on large scenes: the object of each query, pasted into a mosaic of images without "
+            "it, at 0.1 to 50 percent of the scene.",
+            rich_help_panel=DATA,
         ),
     ] = None,
     out: Annotated[
@@ -173,6 +190,8 @@ def evaluate(
             adapt=adapt,
             queries_per_set=queries_per_set,
             sweep=choose_axes(sweep, model.model),
+            zoom=zoom,
+            paste_into=paste_into,
         )
         benchmark = Benchmark(share_device(plan))
     if episodes_out:
@@ -255,7 +274,22 @@ def show_figures(record: dict[str, Any], *, as_json: bool) -> None:
         _show_adaptations(record["adapted"])
     if swept:
         _show_sweep(sweep)
+    if record["shares"]:
+        _show_shares(record["shares"])
     _show_published(record)
+
+
+def _show_shares(rows: list[dict[str, Any]]) -> None:
+    """Mean IoU, looks and time by the share of the scene that the object covers."""
+    console.result(f"\n{'object':<14}  {'scenes':>6}  {'method':<12}  {'IoU':>5}  {'looks':>5}  seconds")
+    for row in rows:
+        part = f"{row['from']:.1%} to {row['below']:.1%}"
+        for method, figures in row["methods"].items():
+            looks = "" if figures["looks"] is None else f"{figures['looks']:.1f}"
+            console.result(
+                f"{part:<14}  {row['episodes']:>6}  {method:<12}  {figures['iou']:.3f}  {looks:>5}  "
+                f"{figures['seconds']:7.2f}"
+            )
 
 
 def _show_adaptations(adapted: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, Sample
 from diffseg_cli.datasets.truth import Truth
 
-SHARES = ((0.001, 0.005), (0.005, 0.02), (0.02, 0.05), (0.05, 0.2), (0.2, 0.5))  # of the scene, taking turns
+SHARES = (0.001, 0.5)  # of the scene that the object covers, least and most; all sizes are as likely
 CELLS = 2  # of the mosaic, a side
 ASPECT = 4 / 3  # width over height of a scene
 MOST_SIDE = 0.95  # of the scene, that an object may take up
@@ -33,7 +33,7 @@ def draw_scene(
         episode: whose query is cut out.
         read: gives image uint8 (h w 3) and truth of a sample.
         megapixels: of the scene.
-        seed: of what is drawn; its last number also says which of `SHARES` has its turn.
+        seed: of what is drawn.
 
     Returns:
         uint8 (h w 3), and the truth of that size.
@@ -41,8 +41,7 @@ def draw_scene(
     generator = np.random.Generator(np.random.PCG64(seed))
     height = round(math.sqrt(megapixels * 1e6 / ASPECT))
     size_hw = height, round(height * ASPECT)
-    low, high = SHARES[seed[-1] % len(SHARES)]
-    share = math.exp(generator.uniform(math.log(low), math.log(high)))
+    share = math.exp(generator.uniform(math.log(SHARES[0]), math.log(SHARES[1])))
     wanted = dataset.samples[episode.query]
     others = [index for index, sample in enumerate(dataset.samples) if not _holds(sample, wanted)]
     cells = generator.choice(others or [episode.query], CELLS**2, replace=len(others) < CELLS**2)

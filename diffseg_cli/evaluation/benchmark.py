@@ -19,6 +19,7 @@ from diffseg_cli.evaluation.evaluate import (
     ADAPTED,
     OWN_METHODS,
     PROTOTYPE_ADAPTED,
+    ZOOM,
     Evaluation,
     Illustration,
     own_thresholds,
@@ -30,6 +31,7 @@ from diffseg_cli.evaluation.summary import (
     summarise,
     summarise_adaptations,
     summarise_costs,
+    summarise_shares,
 )
 from diffseg_cli.evaluation.sweep import settings_of, summarise_sweep
 from diffseg_cli.segmenter import Segmenter
@@ -66,6 +68,8 @@ class EvaluationPlan:
         adapt: measure the model also with its modules adapted to the supports of each episode.
         queries_per_set: episodes that share a support set, and so its adaptation.
         sweep: of `sweep.AXES`; measure the model under all combinations of their values too.
+        zoom: measure the model also with closer looks, as for `zoom.most_looks`; "off" does not.
+        paste_into: megapixels of scenes into which the queries' objects are pasted, or None.
     """
 
     root: str
@@ -84,6 +88,8 @@ class EvaluationPlan:
     adapt: bool = False
     queries_per_set: int = 1
     sweep: tuple[str, ...] = ()
+    zoom: str = "off"
+    paste_into: float | None = None
 
 
 def choose_folds(dataset: str, fold: str | None) -> tuple[int | None, ...]:
@@ -144,7 +150,11 @@ class Benchmark:
         self.lines = list_lines(self.tasks, self._datasets)
         self.segmenter: Segmenter = load_chosen(plan.model)
         self.settings = settings_of(self.segmenter.settings, plan.sweep)
-        self.methods = ("model", *((ADAPTED,) if plan.adapt else ()), *self.settings, *plan.peers)
+        ours = {ADAPTED: plan.adapt, ZOOM: plan.zoom != "off"}
+        asked = [method for method, wanted in ours.items() if wanted]
+        self.methods = ("model", *asked, *self.settings, *plan.peers)
+        windows = {ZOOM, "slicing"} & {*self.methods}
+        self.segmenter.check_presence(0.0, "1" if windows else "off")
         self.peers = {
             name: load_peer(name, plan.peer_weights, self.segmenter.device)
             for name in plan.peers
@@ -185,6 +195,8 @@ class Benchmark:
             "methods": list(self.methods),
             "thresholds": self._thresholds(),
             "adapt": asdict(AdaptConfig()) if {ADAPTED, PROTOTYPE_ADAPTED} & {*self.methods} else None,
+            **({"zoom": self.plan.zoom} if self.plan.zoom != "off" else {}),
+            **({"paste_into": self.plan.paste_into} if self.plan.paste_into else {}),
         }
 
     def measure(self, task: Task) -> EpisodeResult:
@@ -194,7 +206,7 @@ class Benchmark:
     def illustrate(self, result: EpisodeResult) -> Illustration:
         """Run one episode again for its images."""
         [task] = [task for task in self.tasks if task.place == result.place]
-        return self._evaluation_of(task.fold).illustrate(task.episode, run=task.run)
+        return self._evaluation_of(task.fold).illustrate(task.index, task.episode, run=task.run)
 
     def record(self, results: Sequence[EpisodeResult]) -> dict[str, Any]:
         """Figures and everything needed to repeat them, as plain values for JSON."""
@@ -228,6 +240,7 @@ class Benchmark:
             "sweep": summarise_sweep(results, self.settings, methods) if self.settings else None,
             "costs": costs,
             "adapted": summarise_adaptations(results, methods),
+            "shares": summarise_shares(results) if plan.paste_into else None,
             "kinds": {method: self._kind(method) for method in self.methods},
             "notes": self._notes(),
             "published": [
@@ -246,6 +259,8 @@ class Benchmark:
                 methods=self.methods,
                 peers=self.peers,
                 settings=self.settings,
+                zoom=self.plan.zoom,
+                paste_into=self.plan.paste_into,
             )
             self._evaluation = (fold, evaluation)
         return self._evaluation[1]
@@ -271,7 +286,7 @@ class Benchmark:
         """
         if method == "seggpt" or method in self.settings:
             return None
-        if method not in ("model", ADAPTED) or self.segmenter.head == "attention":
+        if method not in ("model", ADAPTED, ZOOM, "slicing") or self.segmenter.head == "attention":
             return TRAINING_FREE
         return TRAINED if self.plan.model.checkpoint else None
 

@@ -20,6 +20,7 @@ from diffseg_cli.compute import read_time
 from diffseg_cli.config import SegmentConfig
 from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import Episode, FewShotDataset, draw_episode
+from diffseg_cli.datasets.pasting import draw_scene
 from diffseg_cli.datasets.truth import Truth
 from diffseg_cli.evaluation.adapted_prototype import adapt_metric
 from diffseg_cli.evaluation.metrics import count_pixels
@@ -31,10 +32,13 @@ from diffseg_cli.prediction import SegmenterOutput
 from diffseg_cli.reading.image_io import check_pair, read_image
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Stages
+from diffseg_cli.zoom import WindowLook, join_slices, slices, whole
 
 PROTOTYPE_ADAPTED = "prototype-adapted"  # the prototype line, its metric fitted to the supports
-OWN_METHODS = ("model", "attention", "prototype", PROTOTYPE_ADAPTED)
+OWN_METHODS = ("model", "attention", "prototype", PROTOTYPE_ADAPTED, "slicing")
 ADAPTED = "adapted"  # the model with its modules adapted to the supports
+ZOOM = "zoom"  # the model with closer looks
+MASKS = ("model", ADAPTED, ZOOM, "slicing")  # methods whose borders are refined, as `segment` does
 REMEMBERED = 128  # images, encoded queries and encoded supports each; of the compact model 2.5 MB each
 
 
@@ -123,10 +127,17 @@ class _AdaptedTo:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a method says of an image: score (1 1 S S) or (1 1 H W), and presence in [0, 1] if it has one."""
+    """What a method says of an image.
+
+    Attributes:
+        score: (1 1 S S), (1 1 H W) or (1 1 h w).
+        presence: in [0, 1], if it has one.
+        looks: that were put together; empty for one look.
+    """
 
     score: Tensor
-    presence: float | None
+    presence: float | None = None
+    looks: Sequence[WindowLook] = ()
 
 
 class Evaluation:
@@ -137,11 +148,13 @@ class Evaluation:
         dataset: its classes take turns.
         shots: supports an episode.
         seed: of the list of episodes.
-        methods: "model"; "adapted", the same with modules adapted to the supports; "attention", its own
-            score map cut at the threshold; "prototype"; "prototype-adapted"; a peer's name; or one of
-            `settings`.
+        methods: "model"; "adapted", the same with modules adapted to the supports; "zoom", the same with
+            closer looks; "slicing", the same on uniform windows; "attention", its own score map cut at the
+            threshold; "prototype"; "prototype-adapted"; a peer's name; or one of `settings`.
         peers: other methods by name.
         settings: the model under other settings, by name.
+        zoom: of the method "zoom", as for `zoom.most_looks`.
+        paste_into: megapixels of a scene into which the object of each query is pasted, or None.
     """
 
     def __init__(
@@ -154,10 +167,12 @@ class Evaluation:
         methods: tuple[str, ...] = ("model", "prototype"),
         peers: Mapping[str, Peer] | None = None,
         settings: Mapping[str, SegmentConfig] | None = None,
+        zoom: str = "auto",
+        paste_into: float | None = None,
     ) -> None:
         self.segmenter, self.shots, self.seed, self.methods = segmenter, shots, seed, methods
         self.dataset = dataset.with_enough(shots)
-        self.peers = dict(peers or {})
+        self.peers, self.zoom, self.paste_into = dict(peers or {}), zoom, paste_into
         self.thresholds = own_thresholds(segmenter)
         self.variants = {name: replace(segmenter, settings=each) for name, each in (settings or {}).items()}
         self.results: list[EpisodeResult] = []
@@ -166,6 +181,7 @@ class Evaluation:
         self._support = lru_cache(REMEMBERED)(self._encode_support)
         self._adapted = lru_cache(1)(self._adapt)
         self._metric = lru_cache(1)(lambda supports: adapt_metric(segmenter, self._pairs(supports)))
+        self._scene = lru_cache(1)(self._make_scene)
 
     def run(self, episodes: int) -> Iterator[EpisodeResult]:
         """The first `episodes` episodes; results gather in `self.results`."""
@@ -188,78 +204,119 @@ class Evaluation:
         Raises:
             InputError: an image or mask cannot be used.
         """
-        query, seed = self._labelled(episode.query), self.seed + run
-        images = self._images(episode)
-        self._encode(episode)
+        seed = self.seed + run
+        query, encoded = self._subject(episode, index, seed)
         device = self.segmenter.device
         adapted = self._adapted(episode.support).figures if ADAPTED in self.methods else None
         if PROTOTYPE_ADAPTED in self.methods:
             self._metric(episode.support)
         absent_query = None if adapted is None else self._draw_absent(episode, index, seed)
-        counts, seconds, memory = {}, {}, {}
+        counts, seconds, memory, looks = {}, {}, {}, {}
         presence: dict[str, tuple[float, float]] = {}
         for method in self.methods:
             read, encoding, on_cuda = read_time(device), 0.0, device.type == "cuda"
             if on_cuda:
                 torch.cuda.reset_peak_memory_stats(device)
             if method in self.peers:
-                predicted = self.peers[method].predict(*images)
+                predicted = self.peers[method].predict(query.image, self._pairs(episode.support))
             else:
-                answer = self._answer(method, episode.query, episode.support, seed)
-                predicted = self._cut(method, answer.score, query.image)
-                encoding = self._encoding_seconds(method, episode)
+                answer = self._answer(method, query.image, encoded, episode.support, seed)
+                predicted = self._cut(method, answer, query.image)
+                encoding = self._encoding_seconds(method, encoded, episode.support)
+                looks[method] = max(1, len(answer.looks))
             seconds[method] = read() + encoding
             if on_cuda:
                 memory[method] = torch.cuda.max_memory_allocated(device) / 2**20
             counts[method] = tuple(count_pixels(predicted, query.truth.mask, query.truth.ignore).tolist())
             if absent_query is not None and method in ("model", ADAPTED):
-                without = self._answer(method, absent_query, episode.support, seed)
+                absent = self._labelled(absent_query).image, self._query(absent_query)
+                without = self._answer(method, *absent, episode.support, seed)
                 if answer.presence is not None and without.presence is not None:
                     presence[method] = (answer.presence, without.presence)
-        return EpisodeResult(run, fold, index, episode.class_name, counts, seconds, memory, adapted, presence)
+        share = float(query.truth.mask.mean())
+        return EpisodeResult(
+            run, fold, index, episode.class_name, counts, seconds, memory, adapted, presence, looks, share
+        )
 
-    def illustrate(self, episode: Episode, *, run: int = 0) -> Illustration:
-        """One episode again, to look at."""
-        query = self._labelled(episode.query)
-        output = self._forward(self.segmenter, episode.query, episode.support, self.seed + run)
-        image, supports = self._images(episode)
+    def illustrate(self, index: int, episode: Episode, *, run: int = 0) -> Illustration:
+        """One episode again, to look at; arguments as in `measure`."""
+        query, encoded = self._subject(episode, index, self.seed + run)
+        output = self._forward(self.segmenter, encoded, episode.support, self.seed + run)
+        image = query.image
         score_map = output.scores.score_map.float()[0, 0]
         return Illustration(
-            supports,
+            self._pairs(episode.support),
             image,
             query.truth,
             from_frame(score_map, (image.shape[0], image.shape[1])),
-            self._cut("model", output.probability, image),
+            self._cut("model", _Answer(output.probability), image),
         )
 
-    def _cut(self, method: str, score: Tensor, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Score (1 1 S S) -> mask (h w); the model's with borders and parts as `segment` would give them."""
-        as_segment = method in ("model", ADAPTED, *self.variants)
+    def _cut(self, method: str, answer: _Answer, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """An answer -> mask (h w); the model's with borders and parts as `segment` would give them."""
+        as_segment = method in (*MASKS, *self.variants)
         refine, min_area = (None, None) if as_segment else (False, "0")
-        threshold = self.thresholds.get(method)
         return self.segmenter.finish(
-            score[0, 0], image, threshold=threshold, refine=refine, min_area=min_area
+            answer.score[0, 0],
+            image,
+            threshold=self.thresholds.get(method),
+            refine=refine,
+            min_area=min_area,
+            looks=answer.looks if method == ZOOM else (),
         )[0]
 
-    def _answer(self, method: str, query: int, supports: tuple[int, ...], seed: int) -> _Answer:
-        """What one of our own methods says of an image."""
+    def _answer(
+        self,
+        method: str,
+        image: NDArray[np.uint8],
+        query: EncodedQuery,
+        supports: tuple[int, ...],
+        seed: int,
+    ) -> _Answer:
+        """What one of our own methods says of an image (h w 3)."""
         segmenter = self.variants.get(method, self.segmenter)
         support = self._join(supports, segmenter)
         if method == "prototype":
             weights = self.segmenter.backbone.channel_weights
-            latents = self._query(query).latents
-            return _Answer(prototype_scores(latents, support.latents, support.masks, weights), None)
+            return _Answer(prototype_scores(query.latents, support.latents, support.masks, weights))
         if method == PROTOTYPE_ADAPTED:
-            metric, latents = self._metric(supports), self._query(query).latents
-            scores = prototype_scores(latents, support.latents, support.masks, metric.channel_weights)
-            return _Answer(scores - metric.threshold, None)
+            metric = self._metric(supports)
+            scores = prototype_scores(query.latents, support.latents, support.masks, metric.channel_weights)
+            return _Answer(scores - metric.threshold)
         if method == ADAPTED:
             segmenter = self._adapted(supports).segmenter
         output = self._forward(segmenter, query, supports, seed)
         if method == "attention":
-            return _Answer(output.scores.score_map, None)
-        presence = segmenter.score_presence(output, self._query(query).latents, support)
-        return _Answer(output.probability, None if presence is None else presence[0])
+            return _Answer(output.scores.score_map)
+        presences = segmenter.score_presence(output, query.latents, support)
+        presence = None if presences is None else presences[0]
+        if method not in (ZOOM, "slicing"):
+            return _Answer(output.probability, presence)
+        plain = WindowLook(whole(image), output.probability.cpu().numpy()[0, 0], presence or 0.0)
+        if method == ZOOM:
+            looks = segmenter.look_closer(plain, image, support, zoom=self.zoom, seed=seed)
+            return _Answer(output.probability, max(look.presence for look in looks), looks)
+        looks = [plain, *segmenter.look_at(slices(plain.window), image, support, seed)]
+        return _Answer(torch.from_numpy(join_slices(looks))[None, None], looks=looks)
+
+    def _subject(self, episode: Episode, index: int, seed: int) -> tuple[LabelledImage, EncodedQuery]:
+        """The image of an episode, encoded: its query, or a scene that holds the query's object."""
+        for segmenter in (self.segmenter, *self.variants.values()):
+            self._join(
+                episode.support, segmenter
+            )  # now, so that no method's time depends on what was encoded
+        if self.paste_into is None:
+            return self._labelled(episode.query), self._query(episode.query)
+        return self._scene(episode, index, seed)
+
+    def _make_scene(self, episode: Episode, index: int, seed: int) -> tuple[LabelledImage, EncodedQuery]:
+        def read(sample: int) -> tuple[NDArray[np.uint8], Truth]:
+            labelled = self._labelled(sample)
+            return labelled.image, labelled.truth
+
+        assert self.paste_into is not None
+        scene = draw_scene(self.dataset, episode, read, megapixels=self.paste_into, seed=(seed, index))
+        return LabelledImage(*scene), self._encode_image(scene[0])
 
     def _draw_absent(self, episode: Episode, index: int, seed: int) -> int | None:
         """An image without the class: of its source, or where that has none, of any other."""
@@ -281,30 +338,23 @@ class Evaluation:
 
     @torch.inference_mode()
     def _forward(
-        self, segmenter: Segmenter, query: int, supports: tuple[int, ...], seed: int
+        self, segmenter: Segmenter, query: EncodedQuery, supports: tuple[int, ...], seed: int
     ) -> SegmenterOutput:
-        encoded = self._query(query)
-        return segmenter.predict(encoded.latents, encoded.edges, self._join(supports, segmenter), seed)
+        return segmenter.predict(query.latents, query.edges, self._join(supports, segmenter), seed)
 
     # --- read and encoded, each once as long as it is remembered ---
 
-    def _encode(self, episode: Episode) -> None:
-        """Encode what an episode needs, so that no method's time depends on what was encoded before."""
-        for segmenter in (self.segmenter, *self.variants.values()):
-            self._join(episode.support, segmenter)
-        self._query(episode.query)
-
-    def _encoding_seconds(self, method: str, episode: Episode) -> float:
+    def _encoding_seconds(self, method: str, query: EncodedQuery, supports: tuple[int, ...]) -> float:
         """What an episode's images took to encode.
 
         Encodings are remembered, so their time is added to each episode, not measured in it.
         """
         crop = self.variants.get(method, self.segmenter).settings.support_crop
-        query, supports = self._query(episode.query), [self._support(i, crop) for i in episode.support]
-        seconds = query.seconds["encode"] + sum(each.seconds["encode"] for each in supports)
+        encoded = [self._support(index, crop) for index in supports]
+        seconds = query.seconds["encode"] + sum(each.seconds["encode"] for each in encoded)
         if method in ("prototype", PROTOTYPE_ADAPTED):
             return seconds
-        return seconds + query.seconds["edges"] + sum(each.seconds["embed"] for each in supports)
+        return seconds + query.seconds["edges"] + sum(each.seconds["embed"] for each in encoded)
 
     def _join(self, supports: tuple[int, ...], segmenter: Segmenter) -> SupportFeatures:
         crop = segmenter.settings.support_crop
@@ -314,21 +364,19 @@ class Evaluation:
         labelled = [self._labelled(i) for i in supports]
         return [(each.image, each.truth.mask) for each in labelled]
 
-    def _images(
-        self, episode: Episode
-    ) -> tuple[NDArray[np.uint8], list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]]:
-        return self._labelled(episode.query).image, self._pairs(episode.support)
-
     def _read(self, index: int) -> LabelledImage:
         sample = self.dataset.samples[index]
         image, truth = read_image(sample.image), read_truth(self.dataset.name, sample)
         check_pair(image, truth.mask, sample.image, sample.mask)
         return LabelledImage(image, truth)
 
-    @torch.inference_mode()
     def _encode_query(self, index: int) -> EncodedQuery:
+        return self._encode_image(self._labelled(index).image)
+
+    @torch.inference_mode()
+    def _encode_image(self, image: NDArray[np.uint8]) -> EncodedQuery:
         stages = Stages(read_time(self.segmenter.device))
-        query = replace(self.segmenter, stage=stages).encode_queries([self._labelled(index).image])
+        query = replace(self.segmenter, stage=stages).encode_queries([image])
         return EncodedQuery(query.latents, query.edges, stages.spent)
 
     @torch.inference_mode()
@@ -342,5 +390,8 @@ class Evaluation:
 
 def own_thresholds(segmenter: Segmenter) -> dict[str, float]:
     """Where each of our own methods is cut, on its own scale."""
-    cut = segmenter.settings.threshold
-    return {"model": cut, ADAPTED: cut, "attention": cut, "prototype": THRESHOLD, PROTOTYPE_ADAPTED: 0.0}
+    return {
+        **dict.fromkeys((*MASKS, "attention"), segmenter.settings.threshold),
+        "prototype": THRESHOLD,
+        PROTOTYPE_ADAPTED: 0.0,
+    }

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffseg_cli.evaluation.metrics import IouCounts, bootstrap_intervals, roc_auc
 
+SHARES = (0.005, 0.02, 0.05, 0.2)  # of the image, between which objects are told apart by size
 LOWERED = 0.02  # of IoU: a class that adaptation lowers by more counts as harmed
 
 
@@ -27,6 +28,8 @@ class EpisodeResult:
         adapted: of the modules adapted to its supports "reach", "before" and "after" as in `Adapted`, and the
             "seconds" that took, once for all episodes of the support set; None without adaptation.
         presence: "model" and "adapted" -> presence score of the query, and of an image without the class.
+        looks: method of our own -> how often it looked at the image.
+        share: of the image, that the object covers.
     """
 
     run: int
@@ -38,6 +41,8 @@ class EpisodeResult:
     device_mib: dict[str, float] = field(default_factory=dict, compare=False)
     adapted: dict[str, float] | None = field(default=None, compare=False)
     presence: dict[str, tuple[float, float]] = field(default_factory=dict, compare=False)
+    looks: dict[str, int] = field(default_factory=dict, compare=False)
+    share: float | None = field(default=None, compare=False)
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -136,6 +141,29 @@ def summarise_costs(results: Sequence[EpisodeResult]) -> dict[str, dict[str, flo
             "device_mib": max(memory) if memory else None,
         }
     return costs
+
+
+def summarise_shares(results: Sequence[EpisodeResult]) -> list[dict[str, Any]]:
+    """Figures by the share of the image that the object covers.
+
+    Returns:
+        For each part of `SHARES` that has episodes: "from" and "below" as shares, "episodes", and "methods":
+        method -> mean "iou" of the episodes, mean "looks" (None for others' methods), median "seconds".
+    """
+    rows = []
+    for low, high in zip((0, *SHARES), (*SHARES, 1), strict=True):
+        part = [each for each in results if each.share is not None and low <= each.share < high]
+        methods = {
+            method: {
+                "iou": _mean(each.iou[method] for each in part),
+                "looks": _mean(each.looks[method] for each in part) if method in part[0].looks else None,
+                "seconds": float(np.median([each.seconds[method] for each in part])),
+            }
+            for method in (part[0].counts if part else ())
+        }
+        if part:
+            rows.append({"from": low, "below": high, "episodes": len(part), "methods": methods})
+    return rows
 
 
 def summarise_adaptations(
