@@ -73,6 +73,7 @@ def _card(item: Item, row: Row, job: Job) -> Card:
         return Card(item.key, error=row.error)
     paths = _paths(row)
     source = row.input["path"]
+    maps = [path for what, path in paths.items() if what.partition(":")[0] == "probability"]
     near = SIGN not in source and not PurePosixPath(source).is_absolute()
     shown = next((paths[what] for what in ("overlay", "sheet", "cutout", "mask") if what in paths), None)
     return Card(
@@ -83,8 +84,8 @@ def _card(item: Item, row: Row, job: Job) -> Card:
         area=row.found["mask_area"],
         count=sum(each["count"] for each in row.found["concepts"]) if job.answer.instances else None,
         found=[each["name"] for each in row.found["concepts"] if each["mask_area"] and len(job.concepts) > 1],
-        image=source if near else "",
-        maps=[path for what, path in paths.items() if what.partition(":")[0] == "probability"],
+        image=source if maps and near else "",
+        maps=maps,
         cut=row.found.get("threshold", job.answer.threshold),
     )
 
