@@ -132,7 +132,7 @@ def _work(axis: str, value: int, segmenter: Segmenter, folder: Path) -> Callable
 
     def query() -> None:
         encoded = segmenter.encode_queries(queries)
-        found = segmenter.segment_encoded(encoded, support, zoom="off")
+        found = segmenter.segment_encoded(encoded, support)
         write_predictions(queries, encoded.images, found, folder / "out")
 
     return query

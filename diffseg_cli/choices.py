@@ -364,12 +364,12 @@ class AnswerChoice:
     zoom: Annotated[
         str,
         Option(
-            "Look again, closer, at large images: auto where an object may be small (10 looks, more above 12 "
-            "megapixels), off, or the most looks.",
+            "Look again, closer, for objects on under 5 % of a large image: auto where the first look is not "
+            "sure (10 looks, more above 12 megapixels), off, or the most looks.",
             OUTPUT,
             metavar="auto|off|N",
             parse=zoom_choice,
         ),
-    ] = "auto"
+    ] = "off"
     instances: Annotated[bool, Option("Number the objects in a mask, cut where two touch.", OUTPUT)] = False
     seed: Seed = 0

@@ -136,7 +136,7 @@ class Segmenter(Method):
         min_presence: float = 0.0,
         refine: bool | None = None,
         min_area: str | None = None,
-        zoom: str = "auto",
+        zoom: str = "off",
         seed: int = 0,
     ) -> Prediction | list[Prediction]:
         """Find an object in one image, or in each of a list, one after the other.
@@ -215,7 +215,7 @@ class Segmenter(Method):
         min_presence: float = 0.0,
         refine: bool | None = None,
         min_area: str | None = None,
-        zoom: str = "auto",
+        zoom: str = "off",
         seed: int = 0,
     ) -> list[Prediction]:
         """Find the supports' object in images that are read and encoded.

@@ -21,11 +21,8 @@ from diffseg_cli.refine import refine_borders
 
 LOOKS, LOOKS_UP_TO = 10, 12.0  # of `auto`: so many up to so many megapixels, then one more for each
 SPARE = 2.0  # the longer side must be so many times the model's
-SURE = 0.9  # presence of the plain look from which on no closer one is needed
-SMALL, SMALL_SURE = (
-    0.1,
-    0.05,
-)  # of the image, largest part of a mask that may be wrong: at presence 0, and at 1
+UNSURE, SURE = 0.5, 0.9  # presence of the plain look: below it, look closer; from it on, do not
+SMALL = 0.08  # of the image: in between, look closer where the largest part of the mask is below it
 ROUND = 4  # windows of a round, which a GPU computes as one batch
 SPLIT = 0.55  # side of a quarter over that of its window: neighbours overlap
 MARKED = 0.35  # of the highest probability, from which on a place counts as marked
@@ -100,8 +97,8 @@ def most_looks(zoom: str, plain: WindowLook, size: int) -> int:
         return int(zoom)
     marked = (plain.probability > 0.5).astype(np.uint8)
     areas = cv2.connectedComponentsWithStats(marked, connectivity=8)[2][1:, cv2.CC_STAT_AREA]
-    largest = areas.max(initial=0) / marked.size
-    if plain.presence >= SURE or largest >= SMALL + (SMALL_SURE - SMALL) * plain.presence:
+    small = areas.max(initial=0) < SMALL * marked.size
+    if plain.presence >= (SURE if small else UNSURE):
         return 1
     megapixels = plain.window.height * plain.window.width / 1e6
     return LOOKS + max(0, math.floor(megapixels - LOOKS_UP_TO))

@@ -178,7 +178,7 @@ def _query_half(segmenter: Segmenter, queries: list[Path], support: SupportFeatu
     def run(stage: Stage) -> None:
         metered = replace(segmenter, stage=stage)
         encoded = metered.encode_queries(queries)
-        predictions = metered.segment_encoded(encoded, support, zoom="off")
+        predictions = metered.segment_encoded(encoded, support)
         with stage("write"):
             write_predictions(queries, encoded.images, predictions, out)
 

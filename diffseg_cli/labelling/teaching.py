@@ -232,7 +232,7 @@ def propose(project: Project, taught: Taught, queries: QueryCache, key: str) -> 
     try:
         query = queries.encode(path)
         calibrated = taught.segmenter.trained.presence is not None
-        answer = AnswerChoice(min_presence=PRESENT if calibrated else 0.0, zoom="off")
+        answer = AnswerChoice(min_presence=PRESENT if calibrated else 0.0)
         found = find_in(taught.segmenter, query, taught.concepts, [path], answer)[0].scene.found
     except DiffsegError as error:
         return project.fail(key, review.revision, error.message.replace(str(path), key))

@@ -231,7 +231,7 @@ def _add_work(app: FastAPI, kept: KeptConcepts, answered: Answered, limits: Limi
                 description="Look again, closer, at large images: auto where an object may be small, off, or "
                 "the most looks.",
             ),
-        ] = "auto",
+        ] = "off",
         form: Annotated[
             Literal["mask", "overlay", "heatmap", "cutout", "instances", "json"], Form(alias="format")
         ] = "mask",
