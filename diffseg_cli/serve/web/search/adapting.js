@@ -75,7 +75,7 @@ async function finish(name, { stage, reach, before, after, error }) {
     return;
   }
   await call(running, { method: "DELETE" });
-  say(stage === "cancelled" ? "Adapting was cancelled." : stage === "done" ? "Adapting did not help here; the model stays as it was." : "");
+  say(stage === "cancelled" ? "Adapting was cancelled." : stage === "done" ? `The model stays as it was: adapting would not help (IoU on views of the supports ${before.toFixed(2)}).` : "");
   if (error) throw new Problem(error);
 }
 
