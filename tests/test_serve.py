@@ -584,7 +584,7 @@ def test_work_ends_before_its_next_stage_once_its_time_is_over(finder: Segmenter
         "mask": (parts(image=SUPPORT), {"x": "10", "y": "5", "width": "30", "height": "30"}),
     }
     files, data = sent[route]
-    with serve(replace(finder, stage=stage), seconds=0.3) as client, ThreadPoolExecutor() as pool:
+    with serve(replace(finder, stage=stage), seconds=3) as client, ThreadPoolExecutor() as pool:
         ask = partial(client.post, f"/v1/{route}", files=files, data=data)
         assert [each.result().status_code for each in [pool.submit(ask) for _ in range(2)]] == [504, 504]
         over.set()
