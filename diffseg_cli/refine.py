@@ -49,7 +49,7 @@ def refine_borders(
     h, w = probability.shape
     if image.shape != (h, w, 3):
         raise ValueError(f"image {image.shape} and probability {probability.shape} differ in size")
-    radius = max(1, round(max(h, w) * radius_share))
+    radius = max(1, min(round(max(h, w) * radius_share), h, w))  # more of a strip would be its mirror images
     margin = 2 * radius
     refined = probability.astype(np.float32)
     for top in range(0, h, tile):

@@ -168,6 +168,10 @@ def open_made(*more: str) -> Any:
             "concept make b_m.png -s a.png -m a_m.png --adapt --not b.png --not-mask b_m.png",
             "would overwrite",
         ),
+        (
+            "segment -s a.png -m a_m.png scene.png --adapt --not a.png",
+            "is a support and an image without",
+        ),
         ("segment -c dog.dsc scene.png --adapt", "diffseg concept make --adapt"),
         ("concept make new.dsc -s a.png -m a_m.png --checkpoint x", "only --adapt reads"),
         ("concept make b.png -s a.png -m a_m.png --adapt --not b.png", "would overwrite an image"),

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import cv2
@@ -12,10 +13,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
+from diffseg_cli.batch.search import SearchNote
 from diffseg_cli.cli import main
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.labelling import project as project_module
 from diffseg_cli.labelling.doubt import by_doubt, doubt_of
+from diffseg_cli.labelling.export import exported
 from diffseg_cli.labelling.project import HIDDEN, Project, open_project
 from diffseg_cli.labelling.review_log import Outdated, Review, ReviewLog, State
 
@@ -265,6 +268,42 @@ def test_lines_somebody_edited_are_read_or_left(project: Project) -> None:
     assert states(project) == ["corrected", "accepted", "untouched"]
     project.say_nothing("b.jpg", 1)
     assert [review.revision for review in again(project).reviews()] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"project": {"images": 5}}',
+        '{"project": {"classes": "bird"}}',
+        '{"project": {"classes": [1, 2]}}',
+        '{"image": "a.jpg", "revision": 2.5, "state": "accepted"}',
+        '{"image": "a.jpg", "revision": true, "state": "accepted"}',
+        '{"image": "a.jpg", "revision": -5, "state": "accepted"}',
+        '{"image": "a.jpg", "revision": 9, "state": "proposed", "doubt": Infinity}',
+        '{"image": "a.jpg", "revision": 9, "state": "proposed", "presence": {"bird": NaN}}',
+        '{"image": "a.jpg", "revision": 9, "state": "failed", "error": "\\ud800"}',
+    ],
+)
+def test_a_line_that_no_page_could_show_is_left(project: Project, line: str) -> None:
+    project.correct("a.jpg", 0, [box()])
+    with (project.out / "review.jsonl").open("a") as log:
+        log.write(f"{line}\n")
+    later = open_project(project.out)
+    assert later.review("a.jpg").revision == 1 and later.classes == ["bird"]
+
+
+def test_an_image_whose_name_is_no_text_is_left_out_by_name(photos: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(bytes(photos) + b"/\xff.jpg"))
+    odd.write_bytes((photos / "a.jpg").read_bytes())
+    with pytest.warns(SearchNote, match="was left out: its name is no text"):
+        assert Project(photos, tmp_path / "labels").keys == KEYS
+
+
+def test_a_mask_of_another_size_is_not_exported(project: Project) -> None:
+    project.correct("a.jpg", 0, [box()])
+    Image.new("L", (5, 6), 255).save(project.mask_path("a.jpg"))
+    with pytest.raises(InputError, match=r"a_mask\.png has 5 x 6 pixels, and its image 40 x 30"):
+        list(exported(project, "coco", project.out))
 
 
 def test_a_batch_does_not_run_over_corrections(project: Project) -> None:

@@ -242,3 +242,13 @@ def _listed_remote(names: Sequence[str]) -> list[Item]:
 def _key_of(name: str) -> str:
     """The place of the results of an object in a store, where // and .. are letters of a name like others."""
     return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
+
+
+def has_text_name(item: Item) -> bool:
+    """Whether a page could ask for an image by its name; notes where it could not."""
+    try:
+        item.key.encode()
+    except UnicodeEncodeError:
+        warnings.warn(f"{item.path} was left out: its name is no text.", SearchNote, stacklevel=2)
+        return False
+    return True

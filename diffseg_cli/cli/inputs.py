@@ -182,6 +182,8 @@ def check_files(image: Path, outputs: Sequence[Path]) -> None:
     for output in outputs:
         if output.resolve() == image.resolve():
             raise UsageError(f"{image} would be overwritten.", "Choose another --out.")
+        if output.is_dir():
+            raise InputError(f"{output} is a folder.", "Name a file.")
         check_folder(output.parent)
 
 
@@ -282,6 +284,13 @@ def read_support_set(
     pairs = read_supports(supports, masks, choice)
     sources = [source_of(*each) for each in zip(supports, masks, strict=True)]
     marked, whole = adapt.negatives[: len(adapt.negative_masks)], adapt.negatives[len(adapt.negative_masks) :]
+    shown = {path.resolve() for path in supports}
+    for each in whole:
+        if each.resolve() in shown:
+            raise UsageError(
+                f"{each} is a support and an image without the object at once.",
+                "Drop one of them.",
+            )
     negatives = [
         *read_pairs(marked, adapt.negative_masks, MaskChoice(fit=choice.fit)),
         *((read_image(each), None) for each in whole),

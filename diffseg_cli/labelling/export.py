@@ -1,6 +1,7 @@
 """What a person has decided in a project, for other tools: COCO, YOLO, LabelMe, VOC or plain masks."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.labelling.project import Mask, Project
 from diffseg_cli.labelling.review_log import State
+from diffseg_cli.reading.image_files import open_image
+from diffseg_cli.reading.input_files import as_file
 from diffseg_cli.results.formats import (
     RunContents,
     encode_image,
@@ -73,7 +76,21 @@ def _labelled(project: Project, *, everything: bool) -> Iterator[tuple[str, list
                     f"{review.image} is {review.state.value}, but {project.mask_path(review.image)} is gone.",
                     "Put it back from a backup, or label the image again.",
                 )
+            _check_size(project, review.image, masks[0])
             yield review.image, masks, 1.0 if review.is_reviewed else 1.0 - (review.doubt or 0.0)
+
+
+def _check_size(project: Project, key: str, mask: Mask) -> None:
+    """Raise InputError where a mask (H W) cannot be of its image; an unreadable image tells nothing."""
+    width, height = mask.shape[::-1]
+    with suppress(InputError), open_image(as_file(project.item(key).path)) as image:
+        width, height = image.size  # as stored: it may be shown turned
+    if sorted(mask.shape) != sorted((height, width)):
+        raise InputError(
+            f"{project.mask_path(key)} has {mask.shape[1]} x {mask.shape[0]} pixels, and its image {width} x "
+            f"{height}.",
+            "Put it back from a backup, or label the image again.",
+        )
 
 
 def instances_of(names: Sequence[str], masks: Sequence[Mask]) -> list[Instance]:

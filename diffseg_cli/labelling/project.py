@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffseg_cli.batch.plan import REVIEW_LOG, Item
-from diffseg_cli.batch.search import find_items
+from diffseg_cli.batch.search import find_items, has_text_name
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.files import Claims, check_folder, write_whole
 from diffseg_cli.labelling.disk_cache import stamp_of
@@ -68,6 +68,7 @@ class Project:
         self.classes = self._agree_on_classes(classes)
         self.instances = bool(self._log.project.get("instances", False)) if instances is None else instances
         found = find_items([str(images)], recursive=True, out=out, read_stdin=bytes)
+        found = [item for item in found if has_text_name(item)]
         claims = Claims(out, read=[item.path for item in found])
         self._items = {item.key: item for item in found}
         self._mask_paths = {}

@@ -76,12 +76,21 @@ def _parse(record: Any) -> Review | None:
     """None for what is no decision, such as a line somebody edited badly."""
     try:
         review = Review(**{**record, "state": State(record["state"])})
-        numbers = [review.revision, review.doubt or 0, *review.presence.values()]
+        numbers = [review.doubt or 0, *review.presence.values()]
         whole = isinstance(review.image, str) and all(isinstance(each, int | float) for each in numbers)
+        whole = whole and type(review.revision) is int and review.revision >= 0
+        json.dumps(asdict(review), ensure_ascii=False, allow_nan=False).encode()  # as answers are
         texts = (review.mask_sha256, review.error, review.time, *review.rejected)
         return review if whole and all(text is None or isinstance(text, str) for text in texts) else None
     except (TypeError, ValueError, KeyError, AttributeError):
         return None
+
+
+def _is_project(record: Any) -> bool:
+    """Whether this is what a line says of a project as a whole."""
+    if not isinstance(record, dict) or not isinstance(record.get("classes", []), list):
+        return False
+    return all(isinstance(each, str) for each in (record.get("images", ""), *record.get("classes", [])))
 
 
 class ReviewLog:
@@ -173,7 +182,7 @@ class ReviewLog:
             record = json.loads(line)
         except (ValueError, RecursionError):
             return
-        if isinstance(record, dict) and isinstance(record.get("project"), dict):
+        if isinstance(record, dict) and _is_project(record.get("project")):
             self.project = record["project"]
         elif review := _parse(record):
             self._reviews[review.image] = review
