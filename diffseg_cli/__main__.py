@@ -12,9 +12,10 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     try:
         from diffseg_cli.cli.main import main as run
-    except KeyboardInterrupt as error:
+
+        run()
+    except KeyboardInterrupt as error:  # before a verb begins
         raise SystemExit(ExitCode.INTERRUPTED) from error
-    run()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from typer.testing import CliRunner
 
+from diffseg_cli import __main__ as command_line
 from diffseg_cli.cli import main
 from diffseg_cli.serve import connections
 from diffseg_cli.serve.server import address_of, open_socket, run_server
@@ -156,6 +157,16 @@ def test_sigterm_ends_it_while_it_loads_as_the_first_process_of_a_container() ->
     finally:
         outer.kill()
     assert (outer.returncode, out) == (128 + signal.SIGTERM, b"")
+
+
+def test_ctrl_c_before_a_verb_begins_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "app", interrupt)
+    with pytest.raises(SystemExit) as left:
+        command_line.main()
+    assert left.value.code == 130
 
 
 def _heeds(process: str, number: int) -> bool:
