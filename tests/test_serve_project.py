@@ -306,6 +306,15 @@ def test_a_decision_that_cannot_be_kept_is_the_servers_fault(
     assert decide(client, "a.png", 0, "correct", labels()).status_code == 200
 
 
+def test_errors_do_not_tell_where_the_folders_are(client: TestClient, project: Project) -> None:
+    (project.images / "a.png").write_bytes(b"spoiled")
+    project.mask_path("b.png").write_bytes(b"spoiled")
+    for what, key in (("image", "a.png"), ("mask", "b.png")):
+        answer = client.get(f"/v1/project/{what}", params={"image": key})
+        assert answer.status_code == 422 and key.removesuffix(".png") in answer.json()["error"]
+        assert str(project.out.parent) not in answer.text
+
+
 def test_learning_can_be_cancelled(client: TestClient) -> None:
     decide(client, "a.png", 0, "correct", labels())
     client.post("/v1/project/learn")

@@ -159,7 +159,7 @@ def create_app(
         redoc_url=None,
         responses=REFUSALS,
     )
-    add_error_handlers(app)
+    add_error_handlers(app, (project.images, project.out) if project else ())
     answered = _answerer(worker)
     _add_work(app, kept, answered, limits)
     _add_concepts(app, kept, answered, limits)

@@ -2,8 +2,11 @@
 
 import errno
 import logging
+import os
 import re
+from collections.abc import Sequence
 from http import HTTPStatus
+from pathlib import Path
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -72,8 +75,8 @@ def _of_this_machine(error: OSError) -> JSONResponse:
     )
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Every error leaves as `ErrorBody`."""
+def add_error_handlers(app: FastAPI, private: Sequence[Path] = ()) -> None:
+    """Every error leaves as `ErrorBody`, without the way to the private folders it may name."""
 
     @app.exception_handler(DiffsegError)
     async def known(_: Request, error: DiffsegError) -> Response:
@@ -82,6 +85,8 @@ def add_error_handlers(app: FastAPI) -> None:
             return _of_this_machine(cause)
         if status_of(error) == HTTPStatus.INTERNAL_SERVER_ERROR:
             LOG.error("%s", error)
+        for folder in private:
+            error.message = error.message.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
         return refusal_response(error)
 
     @app.exception_handler(OSError)
