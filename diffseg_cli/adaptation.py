@@ -241,7 +241,7 @@ def _steps(
         enough, reach = config.single_found, config.single_reach
     if not negatives:  # else there is something to learn, however well the concept is found
         reach = min(reach, round(config.eagerness * (enough - before), 2))
-    if reach <= 0:
+    if reach < config.least_reach:
         yield AdaptStep(config.steps, config.steps, 0.0, Adapted(segmenter.trained, 0.0, before, before))
         return
     start = segmenter.trained.modules
