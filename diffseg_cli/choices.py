@@ -364,7 +364,7 @@ class AnswerChoice:
     zoom: Annotated[
         str,
         Option(
-            "Look again, closer, for objects on under 5 % of a large image: auto where the first look is not "
+            "Look again, closer, for objects on under 1 % of a large image: auto where the first look is not "
             "sure (10 looks, more above 12 megapixels), off, or the most looks.",
             OUTPUT,
             metavar="auto|off|N",
