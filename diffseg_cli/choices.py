@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-MIN_AREA = r"^[0-9]+(\.[0-9]+)?%?$"  # what `least_pixels` reads
+MIN_AREA = r"^([0-9]+(\.[0-9]+)?|([0-9]{1,2}(\.[0-9]+)?|100)%)$"  # what `least_pixels` reads
 MOST_LOOKS = 999
 ZOOM = r"^(auto|off|[2-9]|[1-9][0-9]{1,2})$"  # what `zoom.most_looks` reads
 SUPPORT, MODEL, OUTPUT, ADVANCED = "Support", "Model", "Output", "Advanced"  # panels of the help
@@ -74,7 +74,7 @@ def least_pixels(min_area: str, largest: int) -> float:
         ValueError: it is neither; with a sentence.
     """
     if not re.fullmatch(MIN_AREA, min_area):
-        raise ValueError(f"'{min_area}' is neither a number of pixels (40) nor a percentage (1%).")
+        raise ValueError(f"'{min_area}' is neither a number of pixels (40) nor a percentage up to 100 (1%).")
     number, percent, _ = min_area.partition("%")
     return float(number) * largest / 100 if percent else float(number)
 

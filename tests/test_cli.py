@@ -712,7 +712,7 @@ def test_training_and_evaluation_are_shown_without_a_terminal(capsys: pytest.Cap
     record = {
         **{"model": "compact", "head": "pam", "fusion": "mean"},
         **{"shots": 1, "seed": 0, "episodes": 40, "classes": 2},
-        **{"thresholds": {"diffseg": 0.5}, "adapted": None},
+        **{"thresholds": {"diffseg": 0.5}, "adapted": None, "shares": None},
         "methods": {
             "diffseg": {"mean_iou": {"all": 0.5}, "fb_iou": 0.75, "per_class": {"cat": 0.4, "dog": 0.6}}
         },

@@ -73,7 +73,7 @@ ANSWER = {
 }
 ADAPT = {
     "adapt": ("--adapt", True),
-    "negatives": ("--not scene.png --not a.png", (Path("scene.png"), Path("a.png"))),
+    "negatives": ("--not scene.png --not other.png", (Path("scene.png"), Path("other.png"))),
     "negative_masks": ("--not-mask a_m.png", (Path("a_m.png"),)),
 }
 FORMATS = {
@@ -136,7 +136,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_segmenter: Se
     mask[10:35, 20:50] = 255
     for name in ("inbox", "classes/dog"):
         Path(name).mkdir(parents=True)
-    for name in ("a", "scene", "classes/dog/1", "classes/dog/2", "classes/dog/3"):
+    for name in ("a", "scene", "other", "classes/dog/1", "classes/dog/2", "classes/dog/3"):
         image = Image.fromarray(generator.integers(0, 255, (*HW, 3), dtype=np.uint8))
         image.save(f"{name}.jpg" if "/" in name else f"{name}.png")
         Image.fromarray(mask).save(f"{name}.png" if "/" in name else f"{name}_m.png")
@@ -213,7 +213,7 @@ def test_an_adaptation_gets_its_negatives(monkeypatch: pytest.MonkeyPatch, verb:
     ((marked, whole),) = [options["negatives"] for options in seen]
     np.testing.assert_array_equal(marked[0], np.asarray(Image.open("scene.png")))
     np.testing.assert_array_equal(marked[1], np.asarray(Image.open("a_m.png")) > 0)
-    np.testing.assert_array_equal(whole[0], np.asarray(Image.open("a.png")))
+    np.testing.assert_array_equal(whole[0], np.asarray(Image.open("other.png")))
     assert whole[1] is None
 
 

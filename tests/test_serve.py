@@ -353,7 +353,7 @@ def test_an_error_of_our_own_leaves_without_its_details(
         assert client.post("/v1/segment", files=ASK).status_code == 200
 
 
-@pytest.mark.parametrize(("folder", "number"), [("/nowhere", errno.ENOENT), (None, errno.ENOSPC)])
+@pytest.mark.parametrize(("folder", "number"), [("/nowhere/at/all", errno.ENOENT), (None, errno.ENOSPC)])
 def test_a_large_body_without_a_place_for_it_is_the_servers_fault(
     finder: Segmenter,
     monkeypatch: pytest.MonkeyPatch,

@@ -51,7 +51,7 @@ def test_pixels_that_touch_at_a_corner_are_one_part_and_a_bay_is_no_hole() -> No
     assert np.array_equal(drop_specks(bay, "40"), bay)
 
 
-@pytest.mark.parametrize("area", ["", "%", "-1", "1 %", "1%%", "nan", "1e3", "¼", "٣"])
+@pytest.mark.parametrize("area", ["", "%", "-1", "1 %", "1%%", "nan", "1e3", "101%", "¼", "٣"])
 def test_an_area_is_pixels_or_percent(area: str) -> None:
     with pytest.raises(ValueError, match="neither a number of pixels"):
         drop_specks(np.ones((5, 5), dtype=bool), area)

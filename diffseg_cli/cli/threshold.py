@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = """Examples:
 
-  diffseg batch -c dog.dsc -q photos/ -f mask -f coco -f probability --out out/
-
   diffseg threshold out/ --at 0.4
 
   diffseg threshold out/ --cuts cuts.json"""
