@@ -5,8 +5,8 @@ query, views of the others are its supports (of one support alone, another view 
 
 A few images can teach the wrong thing: what the steps lead to fits the supports better than it fits other
 objects of their class. So the modules move part of the way (`reach`), the less the better the start finds
-each support with the help of the others, and not at all where there is little to gain. With one support,
-found in views of its own image, which say little about other objects, they move least.
+each support with the help of the others, and not at all where there is little to gain. One support says too
+little about other objects of its class: they move for it only where there are negatives to learn from.
 
 Letters: b episodes a step, k supports, c latent channels, S image size in the model frame, H W = S/8.
 """

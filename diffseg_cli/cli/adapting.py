@@ -46,6 +46,10 @@ def _outcome(adapted: "Adapted", supports: "SupportSet") -> str:
     what = "each support found with the others" if several else "the support's own views"
     if adapted.reach:
         return f"Adapted to {supports.name}: IoU of {what} {figures(adapted)}"
+    if not several:
+        return (
+            f"Not adapted to {supports.name}: one support says too little about its class, give two or more"
+        )
     return f"Not adapted to {supports.name}: IoU of {what} is {adapted.before:.2f} as it is"
 
 
