@@ -302,7 +302,8 @@ def test_two_concepts_give_one_label_map_and_the_query_is_encoded_once(
     record = json.loads(Path("diffseg_out/run.json").read_text())
     assert [each["concept"] for each in record["concepts"]] == ["dog.dsc", "sofa.dsc"]
     assert record["concepts"][0]["supports"][0]["image"] == "a.png"
-    assert record["images"] == [row] and record["refine"] is True
+    (kept,) = record["images"]
+    assert kept == {**row, "key": "scene.png", "image": kept["image"]} and record["refine"] is True
 
 
 def test_formats_of_several_queries(attention: Segmenter) -> None:

@@ -4,6 +4,7 @@ import base64
 import errno
 import io
 import json
+import logging
 import os
 import re
 import socket
@@ -366,6 +367,9 @@ def test_a_large_body_without_a_place_for_it_is_the_servers_fault(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(number, os.strerror(number))
 
+    # A server in an earlier test may have ended both.
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="uvicorn.error")
     monkeypatch.setattr(tempfile, "tempdir", folder)
     if folder is None:
         monkeypatch.setattr(tempfile, "TemporaryFile", full)

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import os
 import shutil
 import threading
@@ -297,6 +298,9 @@ def test_a_decision_that_cannot_be_kept_is_the_servers_fault(
     def refuse(path: Path, *_: Any) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
+    # A server in an earlier test may have ended both.
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="uvicorn.error")
     monkeypatch.setattr(files, "replace_file", refuse)
     answer = decide(client, "a.png", 0, "correct", labels())
     assert answer.status_code == 500 and os.strerror(number) in answer.json()["error"]
