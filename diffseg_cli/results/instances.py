@@ -162,7 +162,9 @@ def _markers(depth: NDArray[np.float32]) -> Labels:
                 else:
                     gone.add(index)
         peaks = [peak for index, peak in enumerate(peaks) if index not in gone]
-    for number, (_, place, _) in enumerate(peaks, start=1):
+    # Shrinking tears off what hangs by a pixel; it belongs to the part it came from.
+    kept = (place for height, place, _ in peaks if height >= LEAST_PEAK)
+    for number, place in enumerate(kept, start=1):
         markers[place] = number
     return markers
 
