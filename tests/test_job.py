@@ -1,5 +1,6 @@
 """Long work in the background: progress, failures, deadlines, cancelling."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -61,7 +62,13 @@ def test_seconds_left_are_those_of_the_stage(worker: ThreadPoolExecutor) -> None
     assert finished(job)["stage"] == "done"
 
 
-def test_what_went_wrong_is_said(worker: ThreadPoolExecutor) -> None:
+def test_what_went_wrong_is_said(
+    worker: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A server in an earlier test may have ended both.
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="uvicorn.error")
+
     def wrong(error: Exception) -> Iterator[Step]:
         yield {"stage": "counting", "done": 1, "total": 2}
         raise error
@@ -71,6 +78,7 @@ def test_what_went_wrong_is_said(worker: ThreadPoolExecutor) -> None:
     assert finished(job) == {"stage": "failed", "error": "It is gone. Bring it back."}
     job.start(wrong(KeyError("secret")), "waiting")
     assert finished(job) == {"stage": "failed", "error": "KeyError: this should not happen."}
+    assert "KeyError: 'secret'" in caplog.text  # the person who runs the server sees where
 
 
 def test_it_ends_at_its_deadline(worker: ThreadPoolExecutor) -> None:

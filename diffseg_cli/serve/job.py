@@ -1,5 +1,6 @@
 """Long work in the background, a step at a time in the thread that owns the model: requests come between."""
 
+import logging
 import math
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any, cast
 from diffseg_cli.errors import DiffsegError
 
 Submit = Callable[[Callable[[], Any]], "Future[Any]"]  # runs something in the thread that owns the model
+LOG = logging.getLogger("uvicorn.error")  # what the person who runs the server sees
 Step = dict[str, Any]  # how far the work is: stage, done, total, and what else is worth saying
 
 
@@ -71,6 +73,7 @@ class BackgroundJob:
         except CancelledError:
             self._say({"stage": "cancelled"})
         except Exception as error:
+            LOG.exception("work in the background failed")  # the page shows no more than the kind of error
             self._say({"stage": "failed", "error": f"{type(error).__name__}: this should not happen."})
 
     def _follow(self, steps: Iterator[Step]) -> Step:
