@@ -34,6 +34,7 @@ from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Stages
 from diffseg_cli.trained import untrained
 from diffseg_cli.weights.kandinsky import load_kandinsky
+from tools import random_kandinsky
 
 CPU = torch.device("cpu")
 
@@ -177,6 +178,20 @@ def test_random_networks_are_those_of_files(tmp_path: Path) -> None:
     images = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     answers = [drawn.embed(images, images[:, :1]), drawn.decode(drawn.encode(images))]
     assert all(answer.isfinite().all() and answer.std() > 0.01 for answer in answers)
+
+
+def test_random_weights_are_written_as_files_that_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random_kandinsky, "FULL_SIZE", TINY)
+    monkeypatch.setattr("sys.argv", ["", str(tmp_path), "--dtype", "float16", "--device", "cpu"])
+    random_kandinsky.main()
+    loaded = load_kandinsky(tmp_path, device=CPU, dtype=torch.float16)
+    drawn = KandinskyBackbone(random_networks(TINY, device=CPU, dtype=torch.float16), device=CPU)
+    loaded.embed(torch.rand(1, 3, 128, 128), torch.ones(1, 1, 128, 128))
+    for part in ("unet", "movq", "image_encoder"):
+        written, expected = (getattr(each, part).state_dict() for each in (loaded, drawn))
+        assert all(torch.equal(expected[name], value) for name, value in written.items())
 
 
 def test_random_weights_are_seeded() -> None:

@@ -103,6 +103,19 @@ TINY = KandinskyConfigs(
 )
 
 
+def build_networks(configs: KandinskyConfigs) -> dict[str, Any]:
+    """UNet, MoVQ and CLIP as diffusers and transformers draw them on the default device, by component."""
+    from diffusers.models.autoencoders.vq_model import VQModel  # takes seconds to import
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    return {
+        "unet": UNet2DConditionModel.from_config(configs.unet),
+        "movq": VQModel.from_config(configs.movq),
+        "image_encoder": CLIPVisionModelWithProjection(CLIPVisionConfig(**configs.clip)),
+    }
+
+
 def random_networks(
     configs: KandinskyConfigs = FULL_SIZE,
     *,
@@ -120,22 +133,14 @@ def random_networks(
         dtype: of all.
         seed: of the weights.
     """
-    from diffusers.models.autoencoders.vq_model import VQModel  # takes seconds to import
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(configs.unet)
-        movq = VQModel.from_config(configs.movq)
-        image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**configs.clip))
-    large_device = large_device or device
-    for network, place in ((unet, large_device), (movq, device), (image_encoder, large_device)):
-        materialise(network, place, dtype, seed)
+        networks = build_networks(configs)
+    for name, network in networks.items():
+        materialise(network, device if name == "movq" else large_device or device, dtype, seed)
     return KandinskyNetworks(
-        unet=unet,
-        movq=movq,
-        image_encoder=image_encoder,
+        **networks,
         scheduler=DDPMScheduler.from_config(SCHEDULER),
         pixel_mean=PIXEL_MEAN,
         pixel_std=PIXEL_STD,
