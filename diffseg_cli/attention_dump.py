@@ -33,8 +33,10 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from diffseg_cli.config import SegmentConfig
 from diffseg_cli.files import whole_file
 from diffseg_cli.models.attention import (
     AttentionMaps,
@@ -45,10 +47,12 @@ from diffseg_cli.models.attention import (
     split_joint_attention,
 )
 from diffseg_cli.models.support import SupportFeatures
-from diffseg_cli.results.outputs import fitted
+from diffseg_cli.results.outputs import fitted, shrunk
+from diffseg_cli.results.palette import LEAST_TEXT, PANEL, concept_color
 from diffseg_cli.results.render import heatmap, overlay
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.zoom import Window, WindowLook
 
 Floats = NDArray[np.float32]
 
@@ -214,9 +218,10 @@ def main_sheet(
     *,
     supports: Sequence[NDArray[np.uint8]] = (),
     mask: NDArray[np.bool_] | None = None,
+    looks: Sequence[WindowLook] = (),
     points: Sequence[tuple[int, int]] = (),
 ) -> NDArray[np.uint8]:
-    """Supports and answer, the query with its region, the maps of all layers, and those of each scale.
+    """Supports and answer, closer looks, the query with its region, the maps of all layers and of each scale.
 
     Args:
         dump: of the query.
@@ -225,6 +230,7 @@ def main_sheet(
         heading: top line.
         supports: small images uint8 (h w 3), their background darkened.
         mask: bool (h w) of the answer, or None to leave it out.
+        looks: closer looks that count in the mask.
         points: (x, y) of the `parts` of the dump.
 
     Returns:
@@ -242,6 +248,9 @@ def main_sheet(
     shown = (arrays["region"] > 0 if region is None else _thicken(region)).astype(np.float32)
     tinted = overlay(small, _resized(shown, tile_hw) > 0.5)
     rows = [("supports and answer", answer)] if answer else []
+    if looks:
+        windows = Tile(draw_windows(small, image.shape[:2], [each.window for each in looks]), "closer looks")
+        rows.append(("where it looked again", [windows, *_look_tiles(image, looks, tile_hw)]))
     rows += [
         (
             "all layers",
@@ -318,6 +327,42 @@ def draw_maps(dump: AttentionDump, image: NDArray[np.uint8]) -> Iterator[tuple[s
         several = array.ndim == 3
         for number, values in enumerate(array if several else [array]):
             yield f"{name}_{number}" if several else name, _drawn(values, image)
+
+
+def draw_windows(
+    image: NDArray[np.uint8], size_hw: tuple[int, ...], windows: Sequence[Window]
+) -> NDArray[np.uint8]:
+    """Frames of windows, numbered from 1 in colours of their own, on an image that may be shrunk.
+
+    Args:
+        image: uint8 (h w 3).
+        size_hw: size at which the windows are told.
+        windows: of the image.
+    """
+    page = Image.fromarray(image)
+    draw, width = ImageDraw.Draw(page), max(2, min(image.shape[:2]) // 200)
+    font = ImageFont.load_default(max(LEAST_TEXT, min(image.shape[:2]) // 20))
+    scale_y, scale_x = image.shape[0] / size_hw[0], image.shape[1] / size_hw[1]
+    for number, (left, top, w, h) in enumerate((each.box_xywh for each in windows), start=1):
+        corner, color = (left * scale_x, top * scale_y), concept_color(number - 1)
+        draw.rectangle((corner, ((left + w) * scale_x - 1, (top + h) * scale_y - 1)), None, color, width)
+        draw.text(corner, f" {number}", color, font, stroke_width=width, stroke_fill=PANEL)
+    return np.array(page)
+
+
+def _look_tiles(
+    image: NDArray[np.uint8], looks: Sequence[WindowLook], tile_hw: tuple[int, int]
+) -> Iterator[Tile]:
+    """Each window with what its look alone marks, in the colour of its frame."""
+    for number, look in enumerate(looks, start=1):
+        pixels = shrunk(image[look.window.slices], MAIN_TILE)
+        marked = _resized(look.probability, pixels.shape[:2]) > SegmentConfig.threshold
+        tile = fitted(overlay(pixels, marked, concept_color(number - 1)), tile_hw)
+        yield Tile(
+            tile,
+            f"window {number}, {look.window.width} x {look.window.height} px",
+            f"presence {look.presence:.2f}",
+        )
 
 
 def _marked(image: NDArray[np.uint8], point: tuple[int, int]) -> NDArray[np.uint8]:

@@ -326,6 +326,18 @@ class AdaptChoice:
 # --- the answer ----------------------------------------------------------------------------------------
 
 
+Zoom = Annotated[
+    str,
+    Option(
+        "Look again, closer, for objects on under 1 % of a large image: auto where the first look is not "
+        "sure (10 looks, more above 12 megapixels), off, or the most looks.",
+        OUTPUT,
+        metavar="auto|off|N",
+        parse=zoom_choice,
+    ),
+]
+
+
 @dataclass(frozen=True)
 class AnswerChoice:
     """What counts as found; all but `instances` are arguments of `Segmenter.segment_encoded`."""
@@ -361,15 +373,6 @@ class AnswerChoice:
             parse=_min_area,
         ),
     ] = "1%"
-    zoom: Annotated[
-        str,
-        Option(
-            "Look again, closer, for objects on under 1 % of a large image: auto where the first look is not "
-            "sure (10 looks, more above 12 megapixels), off, or the most looks.",
-            OUTPUT,
-            metavar="auto|off|N",
-            parse=zoom_choice,
-        ),
-    ] = "off"
+    zoom: Zoom = "off"
     instances: Annotated[bool, Option("Number the objects in a mask, cut where two touch.", OUTPUT)] = False
     seed: Seed = 0

@@ -21,7 +21,7 @@ from diffseg_cli.results.formats import FORMATS, UNNAMED, encode_image, format_o
 from diffseg_cli.results.outputs import ConceptResult, Scene, number_instances, shrunk
 from diffseg_cli.results.render import overlay, png_bytes
 from diffseg_cli.specks import drop_specks
-from diffseg_cli.zoom import Window
+from diffseg_cli.zoom import Window, WindowLook
 
 SHOWN = 1024  # longest side in pixels of what a notebook shows
 
@@ -101,7 +101,7 @@ class Prediction:
         image: uint8 (h w 3), the query.
         path: of the query, or None where it was no file.
         name: of the concept.
-        windows: where it looked again, closer.
+        looks: at windows of it, after the one at all of it.
     """
 
     mask: NDArray[np.bool_]
@@ -113,7 +113,7 @@ class Prediction:
     image: NDArray[np.uint8]
     path: Path | None = None
     name: str = UNNAMED
-    windows: tuple[Window, ...] = ()
+    looks: tuple[WindowLook, ...] = ()
 
     def __repr__(self) -> str:
         h, w = self.mask.shape
@@ -124,6 +124,11 @@ class Prediction:
 
     def _repr_png_(self) -> bytes:
         return png_bytes(shrunk(overlay(self.image, self.mask), SHOWN))
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Where it looked again, closer."""
+        return tuple(look.window for look in self.looks)
 
     @property
     def box(self) -> list[int] | None:

@@ -265,14 +265,13 @@ class Segmenter(Method):
             )
             with self.stage("resize"):
                 score_map = from_frame(score_maps[index, 0], (image.shape[0], image.shape[1]))
-            windows = tuple(look.window for look in looks[1:])
-            predictions.append((windows, (mask, probability, score_map, presence)))
+            predictions.append((tuple(looks[1:]), (mask, probability, score_map, presence)))
         stopwatch.mark("resize")
         stages = {**queries.seconds, **stopwatch.seconds}
         seconds = {stage: spent / len(queries.images) for stage, spent in stages.items()}
         return [
-            Prediction(*values, threshold, seconds, image, windows=windows)
-            for (windows, values), image in zip(predictions, queries.images, strict=True)
+            Prediction(*values, threshold, seconds, image, looks=closer)
+            for (closer, values), image in zip(predictions, queries.images, strict=True)
         ]
 
     def score_presence(

@@ -49,6 +49,10 @@ class Window:
         return max(self.height, self.width)
 
     @property
+    def box_xywh(self) -> list[int]:
+        return [self.left, self.top, self.width, self.height]
+
+    @property
     def slices(self) -> tuple[slice, slice]:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from diffseg_cli.config import CompactConfig
 from diffseg_cli.errors import UsageError
 from diffseg_cli.loading import build_compact
 from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.reading.mask_checks import point_mask
+from diffseg_cli.results.palette import concept_color
 from diffseg_cli.results.sheet import PAPER, Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.trained import untrained
@@ -235,6 +238,35 @@ def test_the_verb_writes_maps_and_takes_several_points(
         assert shown.size == (120, 90)
     outside = CliRunner().invoke(app, [*words, "--point", "120,0"])
     assert outside.exit_code == 2 and "outside the image" in outside.stderr
+
+
+def test_the_verb_shows_where_it_looked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segmenter: Segmenter
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    calibrated = replace(segmenter.trained, presence=PresenceCalibration((1.0, 1.0, 1.0), -1.0))
+    monkeypatch.setattr(assembly, "load_segmenter", lambda **_: segmenter.with_trained(calibrated))
+    scene, mask = picture((300, 400)), np.zeros((300, 400), dtype=bool)
+    mask[20:60, 70:110] = True
+    Image.fromarray(scene).save("a.png")
+    Image.fromarray(mask).save("m.png")
+    words = ["attn", "-s", "a.png", "-m", "m.png", "-q", "a.png", "--json"]
+    plain = CliRunner().invoke(app, [*words, "-o", "plain"])
+    zoomed = CliRunner().invoke(app, [*words, "-o", "zoomed", "--zoom", "8"])
+    assert (plain.exit_code, zoomed.exit_code) == (0, 0), plain.output + zoomed.output
+    assert json.loads(plain.stdout)["windows"] == []
+    windows = json.loads(zoomed.stdout)["windows"]
+    assert [each["box_xywh"] for each in windows[:4]] == [
+        [left, top, 220, 220] for top in (0, 80) for left in (0, 180)
+    ]
+    assert all(0 < each["presence"] < 1 for each in windows)
+    with Image.open("plain/a_attn.png") as before, Image.open("zoomed/a_attn.png") as after:
+        assert after.height > before.height + 2 * 225  # five more tiles
+        frames = np.array(after)
+    for number in range(4):
+        assert (frames == concept_color(number)).all(axis=2).sum() > 100
+    refused = CliRunner().invoke(app, [*words, "--zoom", "1"])
+    assert refused.exit_code == 2 and "neither auto nor off" in refused.stderr
 
 
 def test_a_sheet_wraps_long_rows_and_fits_long_titles() -> None:

@@ -12,6 +12,7 @@ from diffseg_cli.choices import (
     ModelChoice,
     Seed,
     SupportChoice,
+    Zoom,
 )
 from diffseg_cli.cli import console, inputs, options
 from diffseg_cli.cli.adapting import follow_with_bar
@@ -82,6 +83,7 @@ def attn(
     masks: MaskChoice,
     adapt: AdaptChoice,
     model: ModelChoice,
+    zoom: Zoom = "off",
     seed: Seed = 0,
     arrays: Annotated[
         Literal["npz", "safetensors"],
@@ -93,7 +95,8 @@ def attn(
     """Show where the model looks in an image: attention maps as a sheet and as arrays.
 
     Shows the supports and the mask, the cross-attention to the supports, the
-    score map, and the affinity of a region, for all layers and for each scale.
+    score map, and the affinity of a region, for all layers and for each scale;
+    with --zoom also the windows of closer looks and what was marked in each.
     docs/attention-maps.md lists every array with its name and shape.
     """
     details = {"layers": layers, "heads": heads, "tokens": tokens}
@@ -129,12 +132,14 @@ def attn(
             **details,
             matrices=matrices,
         )
-        # The maps are those of one look, and so is this mask.
-        mask = segmenter.segment(image, support, seed=seed, zoom="off").mask
+        answer = segmenter.segment(image, support, seed=seed, zoom=zoom)
         places = " and ".join(f"{x},{y}" for x, y in points)
         chosen = f"point {places}" if places else str(region) if region else "M_a above 0.5"
-        info = {"query": str(query), "region": chosen, "seed": seed, **segmenter.record()}
-        shown = {"supports": concept.tiles, "mask": mask, "points": points if parts else []}
+        windows = [{"box_xywh": each.window.box_xywh, "presence": each.presence} for each in answer.looks]
+        info = {"query": str(query), "region": chosen, "seed": seed, "windows": windows}
+        info |= segmenter.record()
+        shown = {"supports": concept.tiles, "mask": answer.mask, "looks": answer.looks}
+        shown |= {"points": points if parts else []}
         _write(dump, image, area, plan, info, shown)
     _print(dump, plan, info, as_json=json)
 
