@@ -27,13 +27,17 @@ class Option:
         flags: short and long; none derives the long one from the name.
         metavar: what stands for the value in the help; "" for none.
         parse: one word of the command line -> value; raises ValueError with a sentence.
+        least: of a number.
+        most: of a number.
     """
 
     help: str
-    panel: str
+    panel: str | None = None
     flags: tuple[str, ...] = ()
     metavar: str | None = None
     parse: Callable[[str], Any] | None = None
+    least: float | None = None
+    most: float | None = None
 
 
 # --- words of the command line -> values ---------------------------------------------------------------

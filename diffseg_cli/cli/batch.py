@@ -14,6 +14,7 @@ from diffseg_cli.choices import (
     AnswerChoice,
     MaskChoice,
     ModelChoice,
+    Option,
     SupportChoice,
 )
 from diffseg_cli.cli import console, options
@@ -36,48 +37,44 @@ EXAMPLES = """Examples:
   diffseg batch -c dog.dsc -q 'photos/**/*.jpg' -f mask -f coco --out out/"""
 
 
-def _place(name: str | Path) -> Path:
+def _place(name: str) -> Path:
     from diffseg_cli.remote import to_path
 
     options.check_named(name)
-    return to_path(str(name))
+    return to_path(name)
 
 
-def _batch_size(value: str) -> str:
-    if value != "auto" and not re.fullmatch(r"[1-9]\d{0,3}", value):
-        raise typer.BadParameter(f"'{value}' is not auto or a number from 1 to 9999.")
-    return value
+def _batch_size(text: str) -> str:
+    if text != "auto" and not re.fullmatch(r"[1-9]\d{0,3}", text):
+        raise ValueError(f"'{text}' is not auto or a number from 1 to 9999.")
+    return text
 
 
-def _part(value: str | None) -> str | None:
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value or "1/1")
+def _part(text: str) -> str:
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise typer.BadParameter(f"'{value}' is not k/n such as 1/8, with k from 1 to n.")
-    return value
+        raise ValueError(f"'{text}' is not k/n such as 1/8, with k from 1 to n.")
+    return text
 
 
 def batch(
     queries: Annotated[
         list[str] | None,
-        typer.Option(
-            "--queries",
-            "-q",
-            metavar="DIR|GLOB|LIST",
-            help="Images to search: a folder, a pattern in quotes, a text file with one path per line, or - "
+        Option(
+            "Images to search: a folder, a pattern in quotes, a text file with one path per line, or - "
             "for such a list on stdin; URLs such as s3://bucket/photos too. Repeat for several.",
-            rich_help_panel=options.QUERY,
+            options.QUERY,
+            flags=("--queries", "-q"),
+            metavar="DIR|GLOB|LIST",
         ),
     ] = None,
-    recursive: Annotated[
-        bool,
-        typer.Option("--recursive", help="Search subfolders too.", rich_help_panel=options.QUERY),
-    ] = False,
+    recursive: Annotated[bool, Option("Search subfolders too.", options.QUERY)] = False,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
+            "Leave out images whose name or path matches, such as '*_mask.*'; repeat for several.",
+            options.QUERY,
             metavar="PATTERN",
-            help="Leave out images whose name or path matches, such as '*_mask.*'; repeat for several.",
-            rich_help_panel=options.QUERY,
         ),
     ] = None,
     *,
@@ -89,83 +86,64 @@ def batch(
     files: options.FormatChoice,
     out: Annotated[
         Path,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="DIR|URL",
-            parser=_place,
-            help="Folder for the results.",
-            rich_help_panel=OUTPUT,
-        ),
+        Option("Folder for the results.", OUTPUT, flags=("--out", "-o"), metavar="DIR|URL", parse=_place),
     ] = Path("diffseg_out"),
     json: options.Json = False,
     batch_size: Annotated[
         str,
-        typer.Option(
+        Option(
+            "Images the model takes at once, as long as that changes no result.",
+            ADVANCED,
             metavar="auto|N",
-            callback=_batch_size,
-            help="Images the model takes at once, as long as that changes no result.",
-            rich_help_panel=ADVANCED,
+            parse=_batch_size,
         ),
     ] = "auto",
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=1,
+        Option(
+            "Threads that read, and as many that write; with --engine ray, processes with a model each.",
+            RUN,
             metavar="N",
-            help="Threads that read, and as many that write; with --engine ray, processes with a model each.",
-            rich_help_panel=RUN,
+            least=1,
         ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Skip images whose results still fit image, settings and weights, or do all again.",
-            rich_help_panel=RUN,
+        Option(
+            "Skip images whose results still fit image, settings and weights, or do all again.",
+            RUN,
+            flags=("--resume/--no-resume",),
         ),
     ] = True,
     part: Annotated[
         str | None,
-        typer.Option(
+        Option(
+            "Do the K-th of N shares; all may run at once into one --out.",
+            ADVANCED,
             metavar="K/N",
-            callback=_part,
-            help="Do the K-th of N shares; all may run at once into one --out.",
-            rich_help_panel=ADVANCED,
+            parse=_part,
         ),
     ] = None,
-    engine: Annotated[
-        Literal["local", "ray"],
-        typer.Option(help="Work here, or on a Ray cluster.", rich_help_panel=ADVANCED),
-    ] = "local",
+    engine: Annotated[Literal["local", "ray"], Option("Work here, or on a Ray cluster.", ADVANCED)] = "local",
     address: Annotated[
         str | None,
-        typer.Option(
+        Option(
+            "Ray cluster to join. Default: RAY_ADDRESS, else one on this machine.",
+            ADVANCED,
             metavar="HOST:PORT",
-            help="Ray cluster to join. Default: RAY_ADDRESS, else one on this machine.",
-            rich_help_panel=ADVANCED,
         ),
     ] = None,
     gpus_per_worker: Annotated[
         float | None,
-        typer.Option(
-            min=0.01,
-            max=1,
-            metavar="X",
-            help="Share of a GPU per Ray worker; 0.5 puts two on each.",
-            rich_help_panel=ADVANCED,
+        Option(
+            "Share of a GPU per Ray worker; 0.5 puts two on each.", ADVANCED, metavar="X", least=0.01, most=1
         ),
     ] = None,
     on_error: Annotated[
-        Literal["continue", "stop"],
-        typer.Option(help="Whether an image that fails ends the run.", rich_help_panel=RUN),
+        Literal["continue", "stop"], Option("Whether an image that fails ends the run.", RUN)
     ] = "continue",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List what would be done, and do nothing.", rich_help_panel=RUN)
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Check the results in --out instead.", rich_help_panel=RUN)
-    ] = False,
+    dry_run: Annotated[bool, Option("List what would be done, and do nothing.", RUN)] = False,
+    verify: Annotated[bool, Option("Check the results in --out instead.", RUN)] = False,
 ) -> None:
     """Find an object in many images, given one or a few images of it with masks.
 

@@ -3,13 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from diffseg_cli.choices import (
-    MODEL,
-    OUTPUT,
-    ModelChoice,
-)
+from diffseg_cli.choices import MODEL, OUTPUT, ModelChoice, Option
 from diffseg_cli.cli import console
 
 EXAMPLES = """Examples:
@@ -25,47 +19,24 @@ def bench(
     *,
     model: ModelChoice,
     random_weights: Annotated[
-        bool,
-        typer.Option(
-            "--random-weights",
-            help="Measure at full size without the model's files; its answers mean nothing.",
-            rich_help_panel=MODEL,
-        ),
+        bool, Option("Measure at full size without the model's files; its answers mean nothing.", MODEL)
     ] = False,
     image_size: Annotated[
         int | None,
-        typer.Option(
-            metavar="PX",
-            help="Size at which the model sees images, a multiple of 64. Default: its own.",
-            rich_help_panel=MODEL,
+        Option(
+            "Size at which the model sees images, a multiple of 64. Default: its own.", MODEL, metavar="PX"
         ),
     ] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Queries at once.", rich_help_panel=WORK)
-    ] = 1,
-    shots: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Number of supports.", rich_help_panel=WORK)
-    ] = 1,
-    repeats: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Timed runs, after one to warm up.", rich_help_panel=WORK)
-    ] = 10,
+    batch_size: Annotated[int, Option("Queries at once.", WORK, metavar="N", least=1)] = 1,
+    shots: Annotated[int, Option("Number of supports.", WORK, metavar="N", least=1)] = 1,
+    repeats: Annotated[int, Option("Timed runs, after one to warm up.", WORK, metavar="N", least=1)] = 10,
     processor_time: Annotated[
-        bool,
-        typer.Option(
-            "--processor-time",
-            help="Report processor time instead of wall time, for a CPU that is busy.",
-            rich_help_panel=WORK,
-        ),
+        bool, Option("Report processor time instead of wall time, for a CPU that is busy.", WORK)
     ] = False,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", metavar="DIR", help="Folder for record and chart.", rich_help_panel=OUTPUT
-        ),
+        Path | None, Option("Folder for record and chart.", OUTPUT, flags=("--out", "-o"), metavar="DIR")
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
-    ] = False,
+    json: Annotated[bool, Option("Print one JSON object.", OUTPUT)] = False,
 ) -> None:
     """Time every stage, and compare it with what this machine could do.
 

@@ -14,6 +14,7 @@ from diffseg_cli.choices import (
     Mask,
     MaskChoice,
     ModelChoice,
+    Option,
     Support,
 )
 from diffseg_cli.cli import console, inputs
@@ -62,10 +63,7 @@ def make(
     support: Support,
     mask: Mask,
     name: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Name of the concept. Default: that of FILE.", rich_help_panel=SUPPORT
-        ),
+        str | None, Option("Name of the concept. Default: that of FILE.", SUPPORT, metavar="NAME")
     ] = None,
     masks: MaskChoice,
     adapt: AdaptChoice,
@@ -107,11 +105,10 @@ def make(
 
 
 @concept_app.command(cls=Verb, epilog=SHOW_EXAMPLES)
+@expand
 def show(
     files: Concepts,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the supports on a sheet, a PNG.")
-    ] = None,
+    sheet: Annotated[Path | None, Option("Draw the supports on a sheet, a PNG.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:
     """Show what concepts hold: name, supports, and the model they fit."""

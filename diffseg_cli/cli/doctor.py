@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from diffseg_cli.choices import Option
 from diffseg_cli.cli import console
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def doctor(
             help="Images, masks, annotation files, weights, or a folder with Kandinsky 2.2 to examine.",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    json: Annotated[bool, Option("Print one JSON object per line.")] = False,
 ) -> None:
     """Check this installation, and say what files are and what is wrong with them.
 

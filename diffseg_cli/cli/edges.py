@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from diffseg_cli.choices import Device
+from diffseg_cli.choices import Device, Option
 from diffseg_cli.cli import console, inputs, options
 
 EXAMPLES = """Examples:
@@ -18,14 +18,11 @@ EXAMPLES = """Examples:
 def edges(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Images to trace.")],
     hed: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Other HED weights: safetensors or ControlNetHED.pth."),
+        Path | None, Option("Other HED weights: safetensors or ControlNetHED.pth.", metavar="FILE")
     ] = None,
     size: Annotated[
         int,
-        typer.Option(
-            min=16, max=4096, metavar="PX", help="Longest side the network sees; larger finds finer edges."
-        ),
+        Option("Longest side the network sees; larger finds finer edges.", metavar="PX", least=16, most=4096),
     ] = 512,
     device: Device = "auto",
     out: options.Out = Path("diffseg_out"),

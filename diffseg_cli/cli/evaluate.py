@@ -4,8 +4,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from diffseg_cli.choices import OUTPUT, ModelChoice, Option, zoom_choice
 from diffseg_cli.cli import console, options
 
@@ -24,107 +22,63 @@ SHOWN = 4  # best, median and worst episodes each in the report
 
 
 def evaluate(
-    root: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="Folder of the data set; never downloaded.", rich_help_panel=DATA),
-    ],
+    root: Annotated[Path, Option("Folder of the data set; never downloaded.", DATA, metavar="DIR")],
     dataset: Annotated[
         Literal["folder", "pascal-5i", "coco-20i", "coco-40-20-20", "fss-1000"],
-        typer.Option(metavar="NAME", help=options.DATASET_HELP, rich_help_panel=DATA),
+        Option(options.DATASET_HELP, DATA, metavar="NAME"),
     ] = "folder",
-    fold: Annotated[
-        str | None,
-        typer.Option(metavar="0..3|all", help="Fold to measure. Default: all.", rich_help_panel=DATA),
-    ] = None,
+    fold: Annotated[str | None, Option("Fold to measure. Default: all.", DATA, metavar="0..3|all")] = None,
     split: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Split to measure. Default: test; all of a folder.", rich_help_panel=DATA
-        ),
+        str | None, Option("Split to measure. Default: test; all of a folder.", DATA, metavar="NAME")
     ] = None,
     sources: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="Only these sources of a folder's index.csv.", rich_help_panel=DATA),
+        str | None, Option("Only these sources of a folder's index.csv.", DATA, metavar="A,B")
     ] = None,
-    shots: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Supports per episode.", rich_help_panel=EPISODES)
-    ] = 1,
-    runs: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", help="Repetitions, each with new episodes.", rich_help_panel=EPISODES
-        ),
-    ] = 1,
+    shots: Annotated[int, Option("Supports per episode.", EPISODES, metavar="N", least=1)] = 1,
+    runs: Annotated[int, Option("Repetitions, each with new episodes.", EPISODES, metavar="N", least=1)] = 1,
     episodes_per_class: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="In each run. Default: the protocol's.", rich_help_panel=EPISODES
-        ),
+        int | None, Option("In each run. Default: the protocol's.", EPISODES, metavar="N", least=1)
     ] = None,
     queries_per_set: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Episodes per support set; they share its adaptation.",
-            rich_help_panel=EPISODES,
-        ),
+        int, Option("Episodes per support set; they share its adaptation.", EPISODES, metavar="N", least=1)
     ] = 1,
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of the episodes.", rich_help_panel=EPISODES)
-    ] = 0,
+    seed: Annotated[int, Option("Seed of the episodes.", EPISODES, metavar="N", least=0)] = 0,
     episodes_in: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Run the episodes listed in this file.", rich_help_panel=EPISODES),
+        Path | None, Option("Run the episodes listed in this file.", EPISODES, metavar="FILE")
     ] = None,
     episodes_out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write the list of episodes, for other programs.", rich_help_panel=EPISODES
-        ),
+        Path | None, Option("Write the list of episodes, for other programs.", EPISODES, metavar="FILE")
     ] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Also run this method on the same episodes: prototype, prototype-adapted, attention, "
+        Option(
+            "Also run this method on the same episodes: prototype, prototype-adapted, attention, "
             "slicing (the model on uniform windows), seggpt or matcher-lite; repeat for several.",
-            rich_help_panel=WORK,
+            WORK,
+            metavar="NAME",
         ),
     ] = None,
     peer_weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Weights of these methods. Default: the hub's local cache.",
-            rich_help_panel=WORK,
-        ),
+        Path | None, Option("Weights of these methods. Default: the hub's local cache.", WORK, metavar="DIR")
     ] = None,
-    workers: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Processes on this machine.", rich_help_panel=WORK)
-    ] = 1,
-    engine: Annotated[
-        Literal["local", "ray"],
-        typer.Option(help="Work here, or on a Ray cluster.", rich_help_panel=WORK),
-    ] = "local",
+    workers: Annotated[int, Option("Processes on this machine.", WORK, metavar="N", least=1)] = 1,
+    engine: Annotated[Literal["local", "ray"], Option("Work here, or on a Ray cluster.", WORK)] = "local",
     *,
     model: ModelChoice,
     adapt: Annotated[
         bool,
-        typer.Option(
-            "--adapt",
-            help="Also measure the model adapted to each support set, which takes half a minute or more "
-            "per set.",
-            rich_help_panel=WORK,
+        Option(
+            "Also measure the model adapted to each support set, which takes half a minute or more per set.",
+            WORK,
         ),
     ] = False,
     sweep: Annotated[
         str | None,
-        typer.Option(
-            metavar="A[,B...]",
-            help="Also measure all combinations of these settings and name the best: timesteps, "
+        Option(
+            "Also measure all combinations of these settings and name the best: timesteps, "
             "support-crop, cross-map.",
-            rich_help_panel=WORK,
+            WORK,
+            metavar="A[,B...]",
         ),
     ] = None,
     zoom: Annotated[
@@ -138,29 +92,25 @@ def evaluate(
     ] = "off",
     paste_into: Annotated[
         float | None,
-        typer.Option(
-            min=0.1,
-            max=100,
-            metavar="MEGAPIXELS",
-            help="Measure on large scenes: the object of each query, pasted into a mosaic of images without "
+        Option(
+            "Measure on large scenes: the object of each query, pasted into a mosaic of images without "
             "it, at 0.1 to 50 percent of the scene.",
-            rich_help_panel=DATA,
+            DATA,
+            metavar="MEGAPIXELS",
+            least=0.1,
+            most=100,
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
+        Option(
+            "Folder for report, record and plot; the same folder resumes a stopped run.",
+            OUTPUT,
+            flags=("--out", "-o"),
             metavar="DIR",
-            help="Folder for report, record and plot; the same folder resumes a stopped run.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT),
-    ] = False,
+    json: Annotated[bool, Option("Print one JSON object.", OUTPUT)] = False,
 ) -> None:
     """Measure a model on labelled images, beside other methods and published figures.
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from diffseg_cli.choices import Option
 from diffseg_cli.cli import console
 
 EXAMPLES = """Examples:
@@ -18,22 +19,22 @@ def export(
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="The --out folder of `diffseg serve`.")],
     form: Annotated[
         Literal["coco", "yolo", "labelme", "voc", "mask"],
-        typer.Option(
-            "--format", "-f", metavar="FORMAT", help="What to write: coco, yolo, labelme, voc or mask."
+        Option(
+            "What to write: coco, yolo, labelme, voc or mask.", flags=("--format", "-f"), metavar="FORMAT"
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder for the files. Default: LABELS/export."),
+        Option("Folder for the files. Default: LABELS/export.", flags=("--out", "-o"), metavar="DIR"),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Proposals as well, not only what a person has reviewed.")
+        bool, Option("Proposals as well, not only what a person has reviewed.", flags=("--all",))
     ] = False,
     instances: Annotated[
         bool | None,
-        typer.Option(
-            "--instances/--no-instances",
-            help="Objects of a class apart, cut where two touch. Default: as `diffseg serve` was told.",
+        Option(
+            "Objects of a class apart, cut where two touch. Default: as `diffseg serve` was told.",
+            flags=("--instances/--no-instances",),
         ),
     ] = None,
 ) -> None:

@@ -5,11 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffseg_cli.choices import (
-    OUTPUT,
-    Device,
-    ModelChoice,
-)
+from diffseg_cli.choices import OUTPUT, Device, ModelChoice, Option
 from diffseg_cli.cli import console, inputs
 from diffseg_cli.errors import UsageError
 
@@ -32,53 +28,31 @@ MOST_CORNERS = 20_000  # numbers an outline on the command line may have
 def mask(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image of the object.")],
     box: Annotated[
-        str | None,
-        typer.Option(
-            metavar="X,Y,W,H", help="Box around the object: left, top, width, height.", rich_help_panel=HOW
-        ),
+        str | None, Option("Box around the object: left, top, width, height.", HOW, metavar="X,Y,W,H")
     ] = None,
-    polygon: Annotated[
-        str | None,
-        typer.Option(metavar="X,Y,X,Y,...", help="Exact outline of the object.", rich_help_panel=HOW),
-    ] = None,
+    polygon: Annotated[str | None, Option("Exact outline of the object.", HOW, metavar="X,Y,X,Y,...")] = None,
     point: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="X,Y",
-            help="A point on the object; repeat for several. A box gives better masks.",
-            rich_help_panel=HOW,
-        ),
+        Option("A point on the object; repeat for several. A box gives better masks.", HOW, metavar="X,Y"),
     ] = None,
     not_point: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="X,Y",
-            help="With --point: a point that is not on the object; repeat for several.",
-            rich_help_panel=HOW,
-        ),
+        Option("With --point: a point that is not on the object; repeat for several.", HOW, metavar="X,Y"),
     ] = None,
     device: Device = "auto",
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
+        Option(
+            "PNG to write. Default: IMAGE_mask.png in the current folder.",
+            OUTPUT,
+            flags=("--out", "-o"),
             metavar="FILE",
-            help="PNG to write. Default: IMAGE_mask.png in the current folder.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None,
     overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite",
-            help="Replace a mask that is there; it may be drawn by hand.",
-            rich_help_panel=OUTPUT,
-        ),
+        bool, Option("Replace a mask that is there; it may be drawn by hand.", OUTPUT)
     ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)
-    ] = False,
+    json: Annotated[bool, Option("Print one JSON object.", OUTPUT)] = False,
 ) -> None:
     """Make a mask from a box, an outline or points, in pixels.
 

@@ -21,27 +21,18 @@ DATASET_HELP = (
 )
 
 
-def check_named(name: str | Path) -> Path:
+def check_named(name: str) -> Path:
     """Refuse an empty name, such as that of a variable which is not set: it would be the current folder."""
-    if isinstance(name, str) and not name.strip():
-        raise typer.BadParameter("the name is empty; . is the current folder.")
+    if not name.strip():
+        raise ValueError("the name is empty; . is the current folder.")
     return Path(name)
 
 
 Out = Annotated[
     Path,
-    typer.Option(
-        "--out",
-        "-o",
-        metavar="DIR",
-        parser=check_named,
-        help="Folder for the results.",
-        rich_help_panel=OUTPUT,
-    ),
+    Option("Folder for the results.", OUTPUT, flags=("--out", "-o"), metavar="DIR", parse=check_named),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object per image.", rich_help_panel=OUTPUT)
-]
+Json = Annotated[bool, Option("Print one JSON object per image.", OUTPUT)]
 
 
 def _no_type(ctx: Any) -> None:  # noqa: ARG001 - Typer's signature
@@ -153,6 +144,8 @@ def _typer_option(name: str, hint: Any, default: Any, asked: Option) -> tuple[An
         rich_help_panel=asked.panel,
         metavar=asked.metavar,
         parser=asked.parse and _parser(asked.parse),
+        min=asked.least,
+        max=asked.most,
     )
     return Annotated[hint, option], default
 

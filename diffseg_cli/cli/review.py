@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from diffseg_cli.choices import Option
 from diffseg_cli.cli import console
 
 EXAMPLES = """Examples:
@@ -20,7 +21,7 @@ MOST_DOUBTFUL = 5  # images the table names
 
 def review(
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="The --out folder of `diffseg serve`.")],
-    json: Annotated[bool, typer.Option("--json", help="One JSON object per image.")] = False,
+    json: Annotated[bool, Option("One JSON object per image.")] = False,
 ) -> None:
     """Say how far the labelling of a folder is.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, ModelChoice, SupportChoice
+from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, ModelChoice, Option, SupportChoice
 from diffseg_cli.cli import console, inputs, options
 from diffseg_cli.cli.adapting import follow_with_bar, say_adapted
 from diffseg_cli.cli.found import say_found
@@ -32,12 +32,11 @@ def segment(
     ] = None,
     query: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--query",
-            "-q",
+        Option(
+            "The same as an option; repeat for several.",
+            options.QUERY,
+            flags=("--query", "-q"),
             metavar="IMAGE",
-            help="The same as an option; repeat for several.",
-            rich_help_panel=options.QUERY,
         ),
     ] = None,
     *,

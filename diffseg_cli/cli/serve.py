@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from diffseg_cli import choices
-from diffseg_cli.choices import ModelChoice
+from diffseg_cli.choices import ModelChoice, Option
 from diffseg_cli.cli import console, inputs
 from diffseg_cli.errors import ExitCode, MissingDependency, UsageError
 
@@ -27,18 +27,9 @@ GPU_BATCH = 8
 
 
 def serve(
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on.", rich_help_panel=SERVER)
-    ] = "127.0.0.1",
+    host: Annotated[str, Option("Address to listen on.", SERVER, metavar="ADDRESS")] = "127.0.0.1",
     port: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=65535,
-            metavar="N",
-            help="Port to listen on; 0 picks a free one.",
-            rich_help_panel=SERVER,
-        ),
+        int, Option("Port to listen on; 0 picks a free one.", SERVER, metavar="N", least=0, most=65535)
     ] = 8000,
     token: Annotated[
         str | None,
@@ -49,83 +40,52 @@ def serve(
             rich_help_panel=SERVER,
         ),
     ] = None,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File that holds the token.", rich_help_panel=SERVER),
-    ] = None,
+    token_file: Annotated[Path | None, Option("File that holds the token.", SERVER, metavar="FILE")] = None,
     *,
     queries: Annotated[
-        Path | None,
-        typer.Option(
-            "--queries", "-q", metavar="DIR", help="Folder of images to label.", rich_help_panel=LABELLING
-        ),
+        Path | None, Option("Folder of images to label.", LABELLING, flags=("--queries", "-q"), metavar="DIR")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="DIR",
-            help="Folder for their masks and what was decided.",
-            rich_help_panel=LABELLING,
+        Option(
+            "Folder for their masks and what was decided.", LABELLING, flags=("--out", "-o"), metavar="DIR"
         ),
     ] = None,
     classes: Annotated[
         list[str] | None,
-        typer.Option(
-            "--class",
+        Option(
+            "Class to label; repeat it for several. Default: the concepts' names.",
+            LABELLING,
+            flags=("--class",),
             metavar="NAME",
-            help="Class to label; repeat it for several. Default: the concepts' names.",
-            rich_help_panel=LABELLING,
         ),
     ] = None,
     instances: Annotated[
         bool | None,
-        typer.Option(
-            "--instances/--no-instances",
-            help="Tell the objects of a class apart, here and in exports. Default: as before, at first not.",
-            rich_help_panel=LABELLING,
+        Option(
+            "Tell the objects of a class apart, here and in exports. Default: as before, at first not.",
+            LABELLING,
+            flags=("--instances/--no-instances",),
         ),
     ] = None,
     concept: choices.Concept = (),
     model: ModelChoice,
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Images segmented at once. Default: 8 on a GPU, 1 on a CPU.",
-            rich_help_panel=LIMITS,
-        ),
+        Option("Images segmented at once. Default: 8 on a GPU, 1 on a CPU.", LIMITS, metavar="N", least=1),
     ] = None,
-    max_mb: Annotated[
-        float, typer.Option(min=0.1, metavar="N", help="Largest request, in MB.", rich_help_panel=LIMITS)
-    ] = 64,
+    max_mb: Annotated[float, Option("Largest request, in MB.", LIMITS, metavar="N", least=0.1)] = 64,
     max_megapixels: Annotated[
-        float,
-        typer.Option(
-            min=0.01, max=100, metavar="N", help="Largest image, in megapixels.", rich_help_panel=LIMITS
-        ),
+        float, Option("Largest image, in megapixels.", LIMITS, metavar="N", least=0.01, most=100)
     ] = 50,
     max_seconds: Annotated[
-        float,
-        typer.Option(
-            min=0.1, metavar="N", help="Longest time per request, in seconds.", rich_help_panel=LIMITS
-        ),
+        float, Option("Longest time per request, in seconds.", LIMITS, metavar="N", least=0.1)
     ] = 60,
     max_requests: Annotated[
-        int,
-        typer.Option(
-            min=1, metavar="N", help="Most requests waiting or in progress.", rich_help_panel=LIMITS
-        ),
+        int, Option("Most requests waiting or in progress.", LIMITS, metavar="N", least=1)
     ] = 32,
-    max_concepts: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Most concepts kept in memory.", rich_help_panel=LIMITS)
-    ] = 32,
-    json: Annotated[
-        bool,
-        typer.Option("--json", help="Print the address as a JSON object.", rich_help_panel=SERVER),
-    ] = False,
+    max_concepts: Annotated[int, Option("Most concepts kept in memory.", LIMITS, metavar="N", least=1)] = 32,
+    json: Annotated[bool, Option("Print the address as a JSON object.", SERVER)] = False,
 ) -> None:
     """Serve over HTTP, with a web page to try it: open the address it prints.
 

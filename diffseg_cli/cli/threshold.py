@@ -36,11 +36,11 @@ def threshold(
     ] = None,
     cuts: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Images with a cut of their own, as the index.html of a batch saves them: "
+        Option(
+            "Images with a cut of their own, as the index.html of a batch saves them: "
             '{"day1/a.jpg": 0.35}. Others keep theirs, or get that of --at.',
-            rich_help_panel=OUTPUT,
+            OUTPUT,
+            metavar="FILE",
         ),
     ] = None,
     json: options.Json = False,

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from diffseg_cli.choices import (
     ADVANCED,
     OUTPUT,
@@ -15,6 +13,7 @@ from diffseg_cli.choices import (
     Device,
     Dtype,
     Model,
+    Option,
     SupportCrop,
     Timesteps,
 )
@@ -34,204 +33,150 @@ DATA, TRAINING, ABLATIONS = "Data", "Training", "Ablations of the paper"  # pane
 
 
 def train(
-    root: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the data set.", rich_help_panel=DATA)],
+    root: Annotated[Path, Option("Folder of the data set.", DATA, metavar="DIR")],
     out: Annotated[
         Path,
-        typer.Option(
-            "--out",
-            "-o",
+        Option(
+            "Folder for state, log, curves and best checkpoint; the same folder resumes a stopped run.",
+            OUTPUT,
+            flags=("--out", "-o"),
             metavar="DIR",
-            help="Folder for state, log, curves and best checkpoint; the same folder resumes a stopped run.",
-            rich_help_panel=OUTPUT,
         ),
     ],
     dataset: Annotated[
         Literal["folder", "pascal-5i", "coco-20i", "coco-40-20-20", "fss-1000"],
-        typer.Option(metavar="NAME", help=options.DATASET_HELP, rich_help_panel=DATA),
+        Option(options.DATASET_HELP, DATA, metavar="NAME"),
     ] = "folder",
     fold: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=3, metavar="N", help="Fold whose classes are left out.", rich_help_panel=DATA
-        ),
+        int | None, Option("Fold whose classes are left out.", DATA, metavar="N", least=0, most=3)
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Split to train on. Default: train; all of a folder without index.csv.",
-            rich_help_panel=DATA,
-        ),
+        Option("Split to train on. Default: train; all of a folder without index.csv.", DATA, metavar="NAME"),
     ] = None,
     val_split: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Split to validate on. Default: val where there is one; a quarter of the images of a folder "
+        Option(
+            "Split to validate on. Default: val where there is one; a quarter of the images of a folder "
             "without index.csv.",
-            rich_help_panel=DATA,
+            DATA,
+            metavar="NAME",
         ),
     ] = None,
-    val_sources: Annotated[
-        str | None,
-        typer.Option(metavar="A,B", help="Validate on these sources only.", rich_help_panel=DATA),
-    ] = None,
+    val_sources: Annotated[str | None, Option("Validate on these sources only.", DATA, metavar="A,B")] = None,
     views: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Cached views per image, the first unchanged.",
-            rich_help_panel=ADVANCED,
-        ),
+        int, Option("Cached views per image, the first unchanged.", ADVANCED, metavar="N", least=1)
     ] = 2,
     cache: Annotated[
         Path | None,
-        typer.Option(
+        Option(
+            "Cache of the frozen backbone's results; runs may share it. Default: OUT/cache.",
+            ADVANCED,
             metavar="DIR",
-            help="Cache of the frozen backbone's results; runs may share it. Default: OUT/cache.",
-            rich_help_panel=ADVANCED,
         ),
     ] = None,
     stage: Annotated[
         Literal["modules", "backbone"],
-        typer.Option(
-            help="modules: train SCM and PAM. backbone: fit compact's decoder and statistics to its encoder.",
-            rich_help_panel=TRAINING,
+        Option(
+            "modules: train SCM and PAM. backbone: fit compact's decoder and statistics to its encoder.",
+            TRAINING,
         ),
     ] = "modules",
     init: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Weights to start from: a checkpoint, shipped or none. Default: shipped for compact on a "
+        Option(
+            "Weights to start from: a checkpoint, shipped or none. Default: shipped for compact on a "
             "folder of your own, else none.",
-            rich_help_panel=TRAINING,
+            TRAINING,
+            metavar="FILE",
         ),
     ] = None,
     recipe: Annotated[
         Literal["default", "paper"],
-        typer.Option(
-            help="default: AdamW and averaged weights. paper: SGD and the loss of eq. 10 alone.",
-            rich_help_panel=ADVANCED,
-        ),
+        Option("default: AdamW and averaged weights. paper: SGD and the loss of eq. 10 alone.", ADVANCED),
     ] = "default",
     steps: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Training steps. "
+        Option(
+            "Training steps. "
             f"Default: {TrainConfig.steps}, or {FineTuneConfig.steps} when starting from weights.",
-            rich_help_panel=TRAINING,
+            TRAINING,
+            metavar="N",
+            least=1,
         ),
     ] = None,
     lr: Annotated[
         float | None,
-        typer.Option(
-            metavar="X",
-            help="Learning rate of the default recipe. "
+        Option(
+            "Learning rate of the default recipe. "
             f"Default: {TrainConfig.lr:g}, or {FineTuneConfig.lr:g} when starting from weights.",
-            rich_help_panel=TRAINING,
+            TRAINING,
+            metavar="X",
         ),
     ] = None,
     batch_size: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Episodes per step, over all processes.",
-            rich_help_panel=ADVANCED,
-        ),
+        int, Option("Episodes per step, over all processes.", ADVANCED, metavar="N", least=1)
     ] = TrainConfig.batch_size,
     channel_dropout: Annotated[
         float,
-        typer.Option(
-            min=0,
-            max=0.9,
-            metavar="P",
-            help="Share of latent channels dropped in training.",
-            rich_help_panel=ADVANCED,
-        ),
+        Option("Share of latent channels dropped in training.", ADVANCED, metavar="P", least=0, most=0.9),
     ] = PamConfig.channel_dropout,
     query_dropout: Annotated[
         float,
-        typer.Option(
-            min=0,
-            max=0.9,
+        Option(
+            "Share of episodes in which PAM does not see the query's own latents.",
+            ADVANCED,
             metavar="P",
-            help="Share of episodes in which PAM does not see the query's own latents.",
-            rich_help_panel=ADVANCED,
+            least=0,
+            most=0.9,
         ),
     ] = PamConfig.query_dropout,
     validate_every: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help=f"Steps between validations. Default: {TrainConfig.validate_every}, or "
+        Option(
+            f"Steps between validations. Default: {TrainConfig.validate_every}, or "
             f"{FineTuneConfig.validate_every} when starting from weights.",
-            rich_help_panel=ADVANCED,
+            ADVANCED,
+            metavar="N",
+            least=1,
         ),
     ] = None,
     save_every: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="Steps between saved states.", rich_help_panel=ADVANCED),
+        int, Option("Steps between saved states.", ADVANCED, metavar="N", least=1)
     ] = TrainConfig.save_every,
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of every random draw.", rich_help_panel=TRAINING)
-    ] = 0,
+    seed: Annotated[int, Option("Seed of every random draw.", TRAINING, metavar="N", least=0)] = 0,
     precision: Annotated[
         Literal["bf16", "fp32"],
-        typer.Option(
-            help="Number format of training; bf16 falls back to float32 on hardware without bfloat16.",
-            rich_help_panel=ADVANCED,
+        Option(
+            "Number format of training; bf16 falls back to float32 on hardware without bfloat16.", ADVANCED
         ),
     ] = "bf16",
-    tensorboard: Annotated[
-        bool,
-        typer.Option("--tensorboard", help="Also write scalars to OUT/tensorboard.", rich_help_panel=OUTPUT),
-    ] = False,
+    tensorboard: Annotated[bool, Option("Also write scalars to OUT/tensorboard.", OUTPUT)] = False,
     modules: Annotated[
         Literal["scm+pam", "pam", "scm"],
-        typer.Option(
-            help="What to train. pam alone reads no attention maps; scm alone answers with its score map.",
-            rich_help_panel=ABLATIONS,
+        Option(
+            "What to train. pam alone reads no attention maps; scm alone answers with its score map.",
+            ABLATIONS,
         ),
     ] = "scm+pam",
     knowledge: Annotated[
         Literal["self+cross", "cross", "self", "resnet", "transformer"],
-        typer.Option(
+        Option(
+            "What the score map is made of: self+cross, cross, self, resnet or transformer.",
+            ABLATIONS,
             metavar="NAME",
-            help="What the score map is made of: self+cross, cross, self, resnet or transformer.",
-            rich_help_panel=ABLATIONS,
         ),
     ] = "self+cross",
     pam_attentions: Annotated[
         str,
-        typer.Option(
-            metavar="A,B,C",
-            help="The three attentions of PAM; each is attention, conv or none.",
-            rich_help_panel=ABLATIONS,
-        ),
+        Option("The three attentions of PAM; each is attention, conv or none.", ABLATIONS, metavar="A,B,C"),
     ] = "attention,attention,attention",
     scm_scales: Annotated[
-        str,
-        typer.Option(
-            metavar="N,N", help="Scales that SCM controls; 0 is the finest.", rich_help_panel=ABLATIONS
-        ),
+        str, Option("Scales that SCM controls; 0 is the finest.", ABLATIONS, metavar="N,N")
     ] = "all",
-    scm_separate: Annotated[
-        bool,
-        typer.Option(
-            "--scm-separate", help="A separate trunk of SCM for each scale.", rich_help_panel=ABLATIONS
-        ),
-    ] = False,
+    scm_separate: Annotated[bool, Option("A separate trunk of SCM for each scale.", ABLATIONS)] = False,
     image_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="PX", help="Image size, a multiple of 64. Default: 384.", rich_help_panel=ABLATIONS
-        ),
+        int | None, Option("Image size, a multiple of 64. Default: 384.", ABLATIONS, metavar="PX")
     ] = None,
     model: Model = "compact",
     device: Device = "auto",

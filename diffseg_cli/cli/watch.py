@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, ModelChoice, SupportChoice
+from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, ModelChoice, Option, SupportChoice
 from diffseg_cli.cli import console, options
 from diffseg_cli.cli.batch_job import RUN, describe_job, open_session, outcome_row, thread_count
 from diffseg_cli.cli.batch_progress import GO_ON, stop_gently
@@ -27,10 +27,7 @@ EXAMPLES = """Examples:
 
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder in which images arrive.")],
-    recursive: Annotated[
-        bool,
-        typer.Option("--recursive", help="Watch subfolders too.", rich_help_panel=options.QUERY),
-    ] = False,
+    recursive: Annotated[bool, Option("Watch subfolders too.", options.QUERY)] = False,
     *,
     supports: SupportChoice,
     masks: MaskChoice,
@@ -42,27 +39,21 @@ def watch(
     json: options.Json = False,
     settle: Annotated[
         float,
-        typer.Option(
-            min=0.05,
-            metavar="S",
-            help="Seconds without a change after which a file counts as complete.",
-            rich_help_panel=RUN,
+        Option(
+            "Seconds without a change after which a file counts as complete.", RUN, metavar="S", least=0.05
         ),
     ] = 2.0,
     rescan: Annotated[
         float,
-        typer.Option(
-            min=0.1,
+        Option(
+            "Seconds between two listings of the folder, for changes the system did not report.",
+            RUN,
             metavar="S",
-            help="Seconds between two listings of the folder, for changes the system did not report.",
-            rich_help_panel=RUN,
+            least=0.1,
         ),
     ] = 30.0,
     workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Threads that read, and as many that write.", rich_help_panel=RUN
-        ),
+        int | None, Option("Threads that read, and as many that write.", RUN, metavar="N", least=1)
     ] = None,
 ) -> None:
     """Segment images as they arrive in a folder, until Ctrl-C.
