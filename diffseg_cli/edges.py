@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from diffseg_cli.models.hed import HED
 from diffseg_cli.reading.image_io import read_image
-from diffseg_cli.results.render import write_image
+from diffseg_cli.results.render import shrunk, write_image
 
 
 @torch.inference_mode()
@@ -24,13 +24,10 @@ def find_edges(image: NDArray[np.uint8], hed: HED, size: int) -> NDArray[np.floa
     Returns:
         float32 (h w) edge map in [0, 1] at the image's own size.
     """
-    h, w = image.shape[:2]
-    scale = min(1.0, size / max(h, w))
-    seen_wh = (max(1, round(w * scale)), max(1, round(h * scale)))
-    seen = cv2.resize(image, seen_wh, interpolation=cv2.INTER_AREA)
-    images = torch.from_numpy(np.ascontiguousarray(seen)).permute(2, 0, 1)[None].float() / 255  # (1 3 h w)
+    seen = np.ascontiguousarray(shrunk(image, size))
+    images = torch.from_numpy(seen).permute(2, 0, 1)[None].float() / 255  # (1 3 h w)
     edge_map = hed(images.to(hed.norm.device))[0, 0].float().cpu().numpy()
-    resized: NDArray[np.float32] = cv2.resize(edge_map, (w, h), interpolation=cv2.INTER_LINEAR)
+    resized: NDArray[np.float32] = cv2.resize(edge_map, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     return resized
 
 

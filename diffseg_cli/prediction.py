@@ -18,8 +18,8 @@ from diffseg_cli.files import write_whole
 from diffseg_cli.models.attention import AttentionMaps, ScoreMaps
 from diffseg_cli.results.annotations import box_xywh
 from diffseg_cli.results.formats import FORMATS, UNNAMED, encode_image, format_of
-from diffseg_cli.results.outputs import ConceptResult, Scene, number_instances, shrunk
-from diffseg_cli.results.render import overlay, png_bytes
+from diffseg_cli.results.outputs import ConceptResult, Scene, number_instances
+from diffseg_cli.results.render import overlay, png_bytes, shrunk
 from diffseg_cli.specks import drop_specks
 from diffseg_cli.zoom import Window, WindowLook
 

@@ -10,7 +10,6 @@ import tempfile
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from diffseg_cli.files import LineLog, unwritable, whole_lines
@@ -152,9 +151,7 @@ class ManifestReader:
     def __enter__(self) -> "ManifestReader":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -190,7 +187,5 @@ class ManifestWriter:
     def __enter__(self) -> "ManifestWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._log.close()

@@ -7,7 +7,6 @@ merge pieces as they merge manifests of parts. What a killed run had not sent is
 import json
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from diffseg_cli.batch.manifest import NAME, ManifestWriter
@@ -38,9 +37,7 @@ class PieceWriter(ManifestWriter):
             self._number += 1
         self._sent = time.monotonic()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.flush()
 
 

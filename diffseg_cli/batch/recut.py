@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -193,9 +192,7 @@ class Results(ABC):
     def __enter__(self) -> "Results": ...
 
     @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 class BatchResults(Results):
@@ -233,9 +230,7 @@ class BatchResults(Results):
         self._writer = self._files.enter_context(open_writer(self.store.root, ""))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._files.close()
 
 
@@ -286,9 +281,7 @@ class RunResults(Results):
     def __enter__(self) -> "RunResults":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         run = RunContents(self.names, self._run, rows=list(self._listed.values()))
         self.store.write(RUN, encode_run(["json"], run)[RUN])
 

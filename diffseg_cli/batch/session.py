@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
 from diffseg_cli.batch.finish import finish
@@ -131,7 +130,5 @@ class Session(Generic[M]):
     def __enter__(self) -> "Session[M]":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._files.close()

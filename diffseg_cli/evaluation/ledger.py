@@ -5,9 +5,7 @@ JSON lines. The first says what the run is (everything that decides its counts),
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from diffseg_cli.errors import InputError
@@ -47,8 +45,8 @@ def read_ledgers(out: Path, key: dict[str, Any]) -> dict[tuple[int, int, int], E
     return done
 
 
-class Ledger:
-    """A file that grows by a whole line per episode; use it in a `with` block.
+class Ledger(LineLog):
+    """A file that grows by a line per episode; use it in a `with` block.
 
     Args:
         out: its folder.
@@ -61,25 +59,9 @@ class Ledger:
     """
 
     def __init__(self, out: Path, key: dict[str, Any], rank: int | None = None) -> None:
-        self._log = LineLog(out / (f"{NAME}.jsonl" if rank is None else f"{NAME}.{rank}.jsonl"))
-        if self._log.empty:
-            self._log.add(key)
-
-    def add(self, result: EpisodeResult) -> None:
-        """Write down one episode.
-
-        Raises:
-            InputError: the file cannot grow.
-        """
-        self._log.add(asdict(result))
-
-    def __enter__(self) -> "Ledger":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._log.close()
+        super().__init__(out / (f"{NAME}.jsonl" if rank is None else f"{NAME}.{rank}.jsonl"))
+        if self.empty:
+            self.add(key)
 
 
 def _check_key(path: Path, theirs: dict[str, Any], key: dict[str, Any]) -> None:

@@ -5,21 +5,18 @@ One HTML file without anything outside it, and the plot of the classes as SVG of
 
 import base64
 import html
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from diffseg_cli.evaluation.evaluate import Illustration
 from diffseg_cli.evaluation.summary import EpisodeResult
 from diffseg_cli.files import write_whole
-from diffseg_cli.results.render import heatmap, overlay
+from diffseg_cli.results.render import heatmap, jpeg_bytes, overlay, shrunk
 
 REPORT, PLOT, RECORD = "report.html", "per_class.svg", "record.json"
 COLORS = {
@@ -31,7 +28,7 @@ COLORS = {
     "seggpt": "#3d78e0",
     "matcher-lite": "#27a077",
 }
-IMAGE_SIDE = 300  # px of the longer side in the page
+IMAGE_SIDE, QUALITY = 300, 85  # px of the longer side in the page; of the JPEG
 Illustrations = Mapping[str, Sequence[tuple[EpisodeResult, Illustration]]]
 
 STYLE = """
@@ -253,11 +250,8 @@ def _episodes(name: str, shown: Sequence[tuple[EpisodeResult, Illustration]]) ->
 
 def _embed(pixels: NDArray[np.uint8]) -> str:
     """An image small enough for a page, as a data address."""
-    scale = min(1.0, IMAGE_SIDE / max(pixels.shape[:2]))
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
-    stream = io.BytesIO()
-    Image.fromarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)).save(stream, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    content = jpeg_bytes(shrunk(pixels, IMAGE_SIDE), QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
 def _color(method: str) -> str:

@@ -6,7 +6,7 @@ Counts are whole numbers of single episodes, so that any division of the work me
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import groupby
@@ -62,7 +62,7 @@ def run_benchmark(
         return
     with Ledger(out, benchmark.key(), None if world == 1 else rank) as ledger:
         for result in fresh:
-            ledger.add(result)
+            ledger.add(asdict(result))
             yield result
 
 

@@ -24,6 +24,7 @@ from diffseg_cli.labelling.project import Mask
 from diffseg_cli.labelling.query_cache import QueryCache
 from diffseg_cli.models.attention import AttentionMaps, affinity_of
 from diffseg_cli.models.support import SupportFeatures
+from diffseg_cli.results.render import shrunk
 from diffseg_cli.supports.mask_making import belonging_by, box_region, cut_out_box, discs, grabcut
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class ClickGrower:
         kept = AttentionMaps({}, affinity, maps.layers)
         usual = affinity_of(kept, torch.ones(1, *latents.shape[2:]))
         image = query.images[0]
-        return Glance(_shrunk(image), (image.shape[0], image.shape[1]), kept, usual)
+        return Glance(shrunk(image, SIDE), (image.shape[0], image.shape[1]), kept, usual)
 
     @torch.inference_mode()
     def grow(self, glance: Glance, x: float, y: float) -> Mask:
@@ -165,10 +166,3 @@ def _part_at(mask: Mask, x: int, y: int) -> Mask:
     parts = cv2.connectedComponents(mask.astype(np.uint8))[1]
     part: Mask = (parts == parts[y, x]) & mask[y, x]
     return part
-
-
-def _shrunk(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    scale = min(1.0, SIDE / max(image.shape[:2]))
-    size_wh = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-    shrunk: NDArray[np.uint8] = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
-    return shrunk

@@ -1,18 +1,14 @@
 """Small images with their masks for the grid, made once and kept on disk within a bound."""
 
-import io
-
-import cv2
 import numpy as np
-from PIL import Image
 
 from diffseg_cli.labelling.disk_cache import DiskCache, name_of, stamp_of
 from diffseg_cli.labelling.export import instances_of
 from diffseg_cli.labelling.project import HIDDEN, Project
 from diffseg_cli.results.palette import concept_color, overlay_instances
-from diffseg_cli.results.render import overlay
+from diffseg_cli.results.render import jpeg_bytes, overlay, shrunk
 
-LONGEST = 256  # side in pixels
+LONGEST, QUALITY = 256, 82  # side in pixels; of the JPEG
 NUMBERED = 0.01  # of a thumbnail: smaller instances show no number
 MOST_BYTES = 300_000_000  # about 20 000 of them
 
@@ -44,14 +40,8 @@ class Thumbnails:
         return content
 
     def _draw(self, key: str) -> bytes:
-        image = self._project.read(key)
-        scale = min(1.0, LONGEST / max(image.shape[:2]))
-        size_wh = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-        small = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
-        masks = [
-            cv2.resize(mask.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA) > 0.5
-            for mask in self._project.masks(key) or []
-        ]
+        small = shrunk(self._project.read(key), LONGEST)
+        masks = [shrunk(mask.astype(np.float32), LONGEST) > 0.5 for mask in self._project.masks(key) or []]
         if masks and self._project.instances:
             found = instances_of(self._project.classes, masks)
             readable = NUMBERED * small.shape[0] * small.shape[1]
@@ -60,6 +50,4 @@ class Thumbnails:
         else:
             for index, mask in enumerate(masks):
                 small = overlay(small, mask, concept_color(index))
-        stream = io.BytesIO()
-        Image.fromarray(small).save(stream, "JPEG", quality=82)
-        return stream.getvalue()
+        return jpeg_bytes(small, QUALITY)

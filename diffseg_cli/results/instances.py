@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffseg_cli.errors import InputError
+from diffseg_cli.results.render import shrunk_wh
 
 SIDE = 384  # longest side at which a part is looked at, in pixels
 NECK = 0.8  # of the smaller peak: a wider neck joins
@@ -115,9 +116,7 @@ def instance_map_png(instances: Sequence[Instance], size_hw: tuple[int, int]) ->
 
 def _split(part: NDArray[np.bool_]) -> Labels:
     """Instances of one connected part (h w), from 1."""
-    scale = min(1.0, SIDE / max(part.shape))
-    size_wh = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
-    small = cv2.resize(part.astype(np.uint8), size_wh, interpolation=cv2.INTER_NEAREST)
+    small = cv2.resize(part.astype(np.uint8), shrunk_wh(part.shape, SIDE), interpolation=cv2.INTER_NEAREST)
     small = np.pad(small, 2)
     depth: NDArray[np.float32] = cv2.distanceTransform(small, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     markers = _markers(depth)

@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from diffseg_cli.errors import UsageError
 from diffseg_cli.results.annotations import AnnotatedObject, box_xywh
@@ -27,12 +26,12 @@ from diffseg_cli.results.palette import (
     overlay_instances,
     settle_overlaps,
 )
-from diffseg_cli.results.render import heatmap, mask_pixels, png_bytes
+from diffseg_cli.results.render import heatmap, jpeg_bytes, mask_pixels, png_bytes, shrunk
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.zoom import Window
 
 SPECK = 0.01  # of a mask: regions that are smaller are not counted
-THUMBNAIL = 240  # longest side in pixels
+THUMBNAIL, QUALITY = 240, 80  # longest side in pixels; of its JPEG
 SHEET_TILE, SHEET_SUPPORTS = 320, 5  # longest side in pixels; supports shown
 
 
@@ -229,22 +228,10 @@ def scene_overlay(scene: Scene) -> NDArray[np.uint8]:
 
 def thumbnail_jpeg(scene: Scene) -> bytes:
     """A small overlay for the contact sheet."""
-    h, w = scene.image.shape[:2]
-    scale = min(1.0, THUMBNAIL / max(h, w))
-    size_wh = max(1, round(w * scale)), max(1, round(h * scale))
     if scene.instances is not None:
-        return _jpeg(cv2.resize(scene_overlay(scene), size_wh, interpolation=cv2.INTER_AREA))
-    image = cv2.resize(scene.image, size_wh, interpolation=cv2.INTER_AREA)
-    masks = [
-        cv2.resize(mask.astype(np.uint8), size_wh, interpolation=cv2.INTER_AREA) > 0 for mask in scene.masks
-    ]
-    return _jpeg(overlay_concepts(image, masks, scene.names))
-
-
-def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=80)
-    return stream.getvalue()
+        return jpeg_bytes(shrunk(scene_overlay(scene), THUMBNAIL), QUALITY)
+    masks = [shrunk(mask.astype(np.uint8), THUMBNAIL) > 0 for mask in scene.masks]
+    return jpeg_bytes(overlay_concepts(shrunk(scene.image, THUMBNAIL), masks, scene.names), QUALITY)
 
 
 def support_tile(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -275,13 +262,3 @@ def fitted(pixels: NDArray[np.uint8], tile_hw: tuple[int, int]) -> NDArray[np.ui
     resized = cv2.resize(pixels, size_hw[::-1], interpolation=cv2.INTER_AREA)
     tile[top : top + size_hw[0], left : left + size_hw[1]] = resized
     return tile
-
-
-def shrunk(pixels: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
-    """An image (H W 3) whose longest side has at most so many pixels."""
-    scale = longest / max(pixels.shape[:2])
-    if scale >= 1:
-        return pixels
-    size_wh = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-    shrunk: NDArray[np.uint8] = cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA)
-    return shrunk

@@ -5,6 +5,7 @@ Letters: H W size of the image, as its reader sees it.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,6 +36,13 @@ def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
     return stream.getvalue()
 
 
+def jpeg_bytes(pixels: NDArray[np.uint8], quality: int) -> bytes:
+    """A JPEG file of uint8 (H W 3) RGB."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
+
+
 def write_mask(path: str | Path, mask: NDArray[np.bool_]) -> None:
     """Write bool (H W) as grey 0 and 255."""
     write_image(path, mask_pixels(mask))
@@ -51,6 +59,21 @@ def write_overlay(path: str | Path, image: NDArray[np.uint8], mask: NDArray[np.b
 
 
 # --- pixels --------------------------------------------------------------------------------------------
+
+
+def shrunk_wh(shape: tuple[int, ...], longest: int) -> tuple[int, int]:
+    """Width and height, as OpenCV takes them, of an image (H W ...) with at most so many pixels a side."""
+    scale = min(1.0, longest / max(shape[:2]))
+    return max(1, round(shape[1] * scale)), max(1, round(shape[0] * scale))
+
+
+def shrunk(pixels: NDArray[Any], longest: int) -> NDArray[Any]:
+    """An image (H W ...) whose longest side has at most so many pixels; itself where it has."""
+    size_wh = shrunk_wh(pixels.shape, longest)
+    if pixels.shape[1::-1] == size_wh:
+        return pixels
+    small: NDArray[Any] = cv2.resize(pixels, size_wh, interpolation=cv2.INTER_AREA)
+    return small
 
 
 def heatmap(score_map: NDArray[np.float32], image: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:

@@ -1,6 +1,5 @@
 """Routes of a labelling project: images with their states, masks, decisions, learning, exports."""
 
-import io
 import tempfile
 import zipfile
 from collections import Counter
@@ -12,7 +11,6 @@ import numpy as np
 from fastapi import FastAPI, File, Form, Query, UploadFile
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from numpy.typing import NDArray
-from PIL import Image
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
@@ -26,7 +24,7 @@ from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.results.outputs import mask_png
 from diffseg_cli.results.palette import concept_color, label_map
-from diffseg_cli.results.render import png_bytes
+from diffseg_cli.results.render import jpeg_bytes, png_bytes, shrunk, shrunk_wh
 from diffseg_cli.serve.job import BackgroundJob, Step
 from diffseg_cli.serve.replies import JSON, PNG, Reply
 
@@ -97,10 +95,7 @@ def _add_looking(app: FastAPI, project: Project, job: BackgroundJob) -> None:
     @app.get("/v1/project/image", response_class=Response)
     def image(image: Key) -> Response:
         """An image, upright, as a JPEG of 2048 pixels at most."""
-        pixels = project.read(image)
-        stream = io.BytesIO()
-        Image.fromarray(_shrunk(pixels, cv2.INTER_AREA)).save(stream, "JPEG", quality=QUALITY)
-        return Response(stream.getvalue(), media_type=JPEG)
+        return Response(jpeg_bytes(shrunk(project.read(image), LONGEST), QUALITY), media_type=JPEG)
 
     @app.get("/v1/project/mask", response_class=Response)
     def mask(image: Key) -> Response:
@@ -109,7 +104,7 @@ def _add_looking(app: FastAPI, project: Project, job: BackgroundJob) -> None:
         masks = project.masks(image)
         if masks is None:
             return Response(status_code=204)
-        labels = _shrunk(label_map(masks), cv2.INTER_NEAREST)
+        labels = _shrunk(label_map(masks))
         return Response(png_bytes(labels), media_type=PNG)
 
 
@@ -230,24 +225,16 @@ def _record(review: Review) -> dict[str, Any]:
 
 def _mask_response(glance: Glance, find: Callable[[], Mask]) -> Response:
     """A mask of any size as a PNG of the image's size in the editor."""
-    h, w = _shown_hw(glance.size_hw)
-    soft = cv2.resize(find().astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR)
+    shown_wh = shrunk_wh(glance.size_hw, LONGEST)
+    soft = cv2.resize(find().astype(np.float32), shown_wh, interpolation=cv2.INTER_LINEAR)
     return Response(mask_png([soft > 0.5]), media_type=PNG)
 
 
-def _shown_hw(size_hw: tuple[int, int]) -> tuple[int, int]:
-    """Size of an image in the editor."""
-    scale = min(1.0, LONGEST / max(size_hw))
-    return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
-
-
-def _shrunk(pixels: NDArray[np.uint8], how: int) -> NDArray[np.uint8]:
-    """At most as large as an image in the editor: (H W ...) -> (h w ...)."""
-    h, w = _shown_hw((pixels.shape[0], pixels.shape[1]))
-    if pixels.shape[:2] == (h, w):
-        return pixels
-    shrunk: NDArray[np.uint8] = cv2.resize(pixels, (w, h), interpolation=how)
-    return shrunk
+def _shrunk(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Labels (H W) at the size (h w) of their image in the editor."""
+    shown_wh = shrunk_wh(labels.shape, LONGEST)
+    shown: NDArray[np.uint8] = cv2.resize(labels, shown_wh, interpolation=cv2.INTER_NEAREST)
+    return shown
 
 
 def _read_labels(content: bytes, classes: int, most_pixels: int) -> NDArray[np.uint8]:
@@ -270,7 +257,7 @@ def _at_full_size(project: Project, key: str, labels: NDArray[np.uint8]) -> list
     size_hw = project.size_hw(key)
     stored = project.masks(key)
     before = np.zeros(size_hw, dtype=np.uint8) if stored is None else label_map(stored)
-    shown = _shrunk(before, cv2.INTER_NEAREST)
+    shown = _shrunk(before)
     if labels.shape != shown.shape:
         raise InputError(
             f"mask has {labels.shape[1]} x {labels.shape[0]} pixels.",

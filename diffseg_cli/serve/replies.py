@@ -5,14 +5,13 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from diffseg_cli.results.annotations import coco_shape
 from diffseg_cli.results.formats import encode_image
 from diffseg_cli.results.outputs import ConceptResult, Scene
-from diffseg_cli.results.render import png_bytes
+from diffseg_cli.results.render import png_bytes, shrunk
 
 PNG, JSON = "image/png", "application/json"
 LEVELS = 200  # steps of half a percent: thresholds in percent cut exactly between two of them
@@ -91,11 +90,9 @@ def probability_levels(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def _score_levels(score_map: NDArray[np.float32]) -> NDArray[np.uint8]:
     """A map in [0, 1] as grey, shrunk where it is larger than it needs to be."""
-    h, w = score_map.shape
-    scale = min(1.0, SCORE_MAP_SIDE / max(h, w))
-    size_wh = max(1, round(w * scale)), max(1, round(h * scale))
-    shrunk = cv2.resize(score_map, size_wh, interpolation=cv2.INTER_AREA)
-    levels: NDArray[np.uint8] = np.rint(np.clip(shrunk, 0, 1) * 255).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(np.clip(shrunk(score_map, SCORE_MAP_SIDE), 0, 1) * 255).astype(
+        np.uint8
+    )
     return levels
 
 

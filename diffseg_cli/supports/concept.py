@@ -24,6 +24,7 @@ from PIL import Image
 
 from diffseg_cli.errors import UsageError, WeightsError
 from diffseg_cli.results.outputs import support_tile
+from diffseg_cli.results.render import jpeg_bytes, shrunk_wh
 from diffseg_cli.supports.adapted_modules import SavedModules, pack, parse, unpack
 from diffseg_cli.version import __version__
 from diffseg_cli.weights.files import file_sha256, read_header, read_safetensors, write_safetensors
@@ -99,11 +100,9 @@ class Concept:
     @cached_property
     def preview(self) -> bytes:
         """Its first support as a JPEG, small enough for a list; needs tiles."""
-        stream = io.BytesIO()
         shown = Image.fromarray(self.tiles[0])
         shown.thumbnail((PREVIEW, PREVIEW))
-        shown.save(stream, "JPEG", quality=85)
-        return stream.getvalue()
+        return jpeg_bytes(np.asarray(shown), 85)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -356,8 +355,7 @@ def load_concept(path: str | Path) -> SavedConcept:
 
 def _thumbnails(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> tuple[bytes, bytes]:
     """JPEG of an image and PNG of its mask, both small."""
-    scale = min(1.0, THUMBNAIL / max(mask.shape))
-    size_wh = max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale))
+    size_wh = shrunk_wh(mask.shape, THUMBNAIL)
     jpeg, outline = io.BytesIO(), io.BytesIO()
     Image.fromarray(image).resize(size_wh, Image.Resampling.BOX).save(jpeg, "JPEG", quality=90)
     covered = Image.fromarray(mask.astype(np.uint8) * 255).resize(size_wh, Image.Resampling.BOX)

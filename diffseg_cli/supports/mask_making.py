@@ -18,6 +18,7 @@ from diffseg_cli.frames import from_frame, mask_to_frame, stack_frames
 from diffseg_cli.models.attention import AttentionMaps, affinity_of
 from diffseg_cli.prediction import Look
 from diffseg_cli.reading.mask_shapes import draw_polygon
+from diffseg_cli.results.render import shrunk, shrunk_wh
 from diffseg_cli.segmenter import Segmenter
 
 Image = NDArray[np.uint8]
@@ -185,10 +186,8 @@ def grabcut(image: Image, hints: NDArray[np.uint8], longest: int = GRABCUT_SIZE)
         bool (h w).
     """
     h, w = hints.shape
-    scale = min(1.0, longest / max(h, w))
-    small_wh = (max(1, round(w * scale)), max(1, round(h * scale)))
-    small = cv2.cvtColor(cv2.resize(image, small_wh, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
-    labels = cv2.resize(hints, small_wh, interpolation=cv2.INTER_NEAREST)
+    small = cv2.cvtColor(shrunk(image, longest), cv2.COLOR_RGB2BGR)
+    labels = cv2.resize(hints, shrunk_wh(hints.shape, longest), interpolation=cv2.INTER_NEAREST)
     is_object = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
     if is_object.any() and not is_object.all():  # both colour models need a pixel
         cv2.setRNGSeed(0)
