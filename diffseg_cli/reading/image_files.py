@@ -43,15 +43,7 @@ TURNS = {
 # What reading damaged bytes ends in: decoders check little of them.
 DAMAGED = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, AssertionError),
-    *(
-        RuntimeError,
-        NotImplementedError,
-        cv2.error,
-        struct.error,
-        tokenize.TokenError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ),
+    *(RuntimeError, cv2.error, struct.error, tokenize.TokenError, zlib.error, zipfile.BadZipFile),
 )
 LOOKALIKES = (
     (
