@@ -47,9 +47,9 @@ from diffseg_cli.models.attention import (
     split_joint_attention,
 )
 from diffseg_cli.models.support import SupportFeatures
-from diffseg_cli.results.outputs import fitted, shrunk
+from diffseg_cli.results.outputs import fitted
 from diffseg_cli.results.palette import LEAST_TEXT, PANEL, concept_color
-from diffseg_cli.results.render import heatmap, overlay
+from diffseg_cli.results.render import heatmap, overlay, shrunk
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.zoom import Window, WindowLook
