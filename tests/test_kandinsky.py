@@ -564,8 +564,6 @@ def test_the_full_configuration() -> None:
     parts = (networks.unet, networks.movq, networks.image_encoder)
     counts = [sum(p.numel() for p in part.parameters()) / 1e6 for part in parts]
     assert [round(count, 2) for count in counts] == [1253.06, 67.83, 1844.91]
-    assert list(networks.pixel_mean) == tiny.IMAGE_PROCESSOR["image_mean"]
-    assert list(networks.pixel_std) == tiny.IMAGE_PROCESSOR["image_std"]
     full = KandinskyBackbone(networks, device=torch.device("meta"), support_crop=None)
     assert (full.image_size, full.latent_channels, full.latent_groups) == (512, 4, (4,))
     assert full.scale_widths == (768, 1152, 1536)
@@ -607,6 +605,18 @@ def test_half_precision_is_computed_in_and_noised_in_full(folder: Path, backbone
     exact = look_at(backbone, latents.float(), embeds[None].float())[0]
     assert (maps.cross[(8, 8)] - exact.cross[(8, 8)]).abs().mean() < 0.05
     assert half.decode(latents).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's figures")
+@pytest.mark.parametrize(("dtype", "mapped"), [(torch.float32, True), (torch.float16, False)])
+def test_weights_in_the_format_of_their_file_take_no_memory_of_their_own(
+    tmp_path: Path, dtype: torch.dtype, mapped: bool
+) -> None:
+    loaded = load_kandinsky(tiny.build(tmp_path), device=CPU, dtype=dtype)
+    assert loaded.dtype == dtype
+    for part in ("unet", "movq"):
+        file = tmp_path / "decoder" / part / "diffusion_pytorch_model.safetensors"
+        assert (str(file) in Path("/proc/self/maps").read_text()) == mapped
 
 
 @pytest.mark.gpu
