@@ -79,13 +79,29 @@ def test_plain_folder(tmp_path: Path) -> None:
 
 def test_index_with_splits(tmp_path: Path) -> None:
     (tmp_path / "index.csv").write_text(
-        "source,class,id,also_in_image,split\nvoc,dog,1,cat|bus,train\nvoc,cat,2,,val\ncoco,dog,3,,train\n"
+        "source,class,id,also_in_image,split\nvoc,dog,1,cat|bus,train\n"
+        "voc,cat,2,,val\ncoco,dog,3,cat tie,train\n"
     )
     train = read_folder(tmp_path, split="train")
     assert train.classes == ["coco/dog", "voc/dog"]
-    assert train.samples[1].present == ("cat", "bus")
+    assert [sample.present for sample in train.samples] == [("cat", "tie"), ("cat", "bus")]
     assert train.samples[1].mask == tmp_path / "voc" / "dog" / "1.png"
     assert read_folder(tmp_path, split="train", sources=("voc",)).classes == ["voc/dog"]
+
+
+def test_an_image_without_a_class_lacks_it_under_every_spelling() -> None:
+    names = ["coco/airplane", "coco/dog", "pets/Cats", "voc/aeroplane", "voc/pottedplant", "voc/glass"]
+    known = {"coco/dog": ("potted_plant",), "pets/Cats": ("TV",), "voc/pottedplant": ("aeroplane", "cat")}
+    data = group_by_class(Sample(Path(n), Path(n), n, known.get(n, ())) for n in names)
+
+    def without(name: str, source: str = "") -> list[str]:
+        return [data.samples[index].class_name for index in data.without(name, source=source)]
+
+    assert without("airplane") == ["coco/dog", "pets/Cats", "voc/glass"]
+    assert without("any/cat") == ["coco/airplane", "coco/dog", "voc/aeroplane", "voc/glass"]
+    assert without("potted plant", "coco/") == ["coco/airplane"]
+    assert "pets/Cats" not in without("tvmonitor")
+    assert without("glas") == sorted(names, key=str)  # another word than "glass"
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -7,13 +7,24 @@ import csv
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from diffseg_cli.errors import InputError
 
+# Of classes that several sources have, as `class_key` leaves them.
+SYNONYMS = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@cache
+def class_key(name: str) -> str:
+    """What tells a class from others, however a source spells it: "voc/tvmonitor" and "TVs" are both "tv"."""
+    key = "".join(filter(str.isalnum, name.rsplit("/", 1)[-1].lower()))
+    key = key if key.endswith("ss") else key.removesuffix("s")
+    return SYNONYMS.get(key, key)
 
 
 @dataclass(frozen=True)
@@ -72,16 +83,17 @@ class FewShotDataset:
         """Indices of samples of other classes, whose image is not known to hold this one as well.
 
         Args:
-            class_name: "class" or "source/class"; classes of its name in other sources are left out too.
+            class_name: "class" or "source/class"; the same class of other sources is left out too, also where
+                it is spelled otherwise (`class_key`).
             source: only samples whose class name begins with it.
         """
-        wanted = class_name.rsplit("/", 1)[-1]
+        wanted = class_key(class_name)
         return [
             index
             for name, members in self.by_class.items()
-            if name.rsplit("/", 1)[-1] != wanted and name.startswith(source)
+            if class_key(name) != wanted and name.startswith(source)
             for index in members
-            if wanted not in self.samples[index].present
+            if wanted not in map(class_key, self.samples[index].present)
         ]
 
     def relative(self, path: Path) -> str:
@@ -105,7 +117,8 @@ def read_folder(
     """Read a folder of classes.
 
     Two layouts: `root/<class>/<id>.jpg` with `<id>.png` beside it as mask, or the same one level deeper
-    (`root/<source>/<class>/...`) with `root/index.csv` giving source, class, id, also_in_image and split.
+    (`root/<source>/<class>/...`) with `root/index.csv` giving source, class, id, also_in_image and split;
+    the classes of `also_in_image` are separated by "|" or by spaces.
 
     Args:
         root: the folder.
@@ -145,7 +158,7 @@ def _read_index(root: Path, index: Path, split: str | None, sources: Sequence[st
             if (split and row["split"] != split) or (sources and row["source"] not in sources):
                 continue
             stem = root / row["source"] / row["class"] / row["id"]
-            also = tuple(filter(None, row["also_in_image"].split("|")))
+            also = tuple(row["also_in_image"].replace("|", " ").split())
             name = f"{row['source']}/{row['class']}"
             samples.append(Sample(Path(f"{stem}.jpg"), Path(f"{stem}.png"), name, also))
     return samples

@@ -6,13 +6,12 @@ same data set that do not hold its class. The truth is exact; the same seed give
 
 import math
 from collections.abc import Callable
-from pathlib import PurePosixPath
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from diffseg_cli.datasets.episode import Episode, FewShotDataset, Sample
+from diffseg_cli.datasets.episode import Episode, FewShotDataset
 from diffseg_cli.datasets.truth import Truth
 
 SHARES = (0.001, 0.5)  # of the scene that the object covers, least and most; all sizes are as likely
@@ -42,8 +41,7 @@ def draw_scene(
     height = round(math.sqrt(megapixels * 1e6 / ASPECT))
     size_hw = height, round(height * ASPECT)
     share = math.exp(generator.uniform(math.log(SHARES[0]), math.log(SHARES[1])))
-    wanted = dataset.samples[episode.query]
-    others = [index for index, sample in enumerate(dataset.samples) if not _holds(sample, wanted)]
+    others = dataset.without(episode.class_name)
     cells = generator.choice(others or [episode.query], CELLS**2, replace=len(others) < CELLS**2)
     scene = mosaic([read(int(index))[0] for index in cells], size_hw)
     return scene, paste(scene, *read(episode.query), share, generator)
@@ -93,14 +91,3 @@ def paste(
     mask = np.zeros(size_hw, dtype=bool)
     mask[place] = soft > 0.5
     return Truth(mask, np.zeros(size_hw, dtype=bool))
-
-
-def _holds(sample: Sample, wanted: Sample) -> bool:
-    """Whether an image is known to hold the class of another."""
-    names = {_plain(sample.class_name), *map(_plain, sample.present)}
-    return not names.isdisjoint({_plain(wanted.class_name)})
-
-
-def _plain(name: str) -> str:
-    """A class without its source, as sources spell it differently: "voc/potted plant" is "pottedplant"."""
-    return "".join(filter(str.isalnum, PurePosixPath(name).name.lower()))
