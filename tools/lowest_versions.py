@@ -30,7 +30,9 @@ LOWEST = {
     "pycocotools": "2.0.8",
 }
 RUNNERS = ("pytest", "pytest-timeout", "hypothesis")
-TESTS = tuple(f"tests/test_{name}.py" for name in ("kandinsky", "backbones", "hub", "cli_models"))
+TESTS = tuple(
+    f"tests/test_{name}.py" for name in ("kandinsky", "backbones", "hub", "cli_models", "precision")
+)
 
 
 def main() -> None:
