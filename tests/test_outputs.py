@@ -24,6 +24,7 @@ from diffseg_cli.results.annotations import (
     yolo_bytes,
 )
 from diffseg_cli.results.cutout import cut_out, load_matting
+from diffseg_cli.results.encoders import PER_IMAGE, PER_RUN, SHAPES
 from diffseg_cli.results.formats import (
     FORMATS,
     RunContents,
@@ -186,6 +187,9 @@ def test_voc_is_a_palette_picture_in_its_own_colours(tmp_path: Path) -> None:
 
 
 def test_every_format_has_a_file_and_leaves_nothing_else(tmp_path: Path, scene: Scene) -> None:
+    assert {name for name, each in FORMATS.items() if each.pattern} == PER_IMAGE.keys()
+    assert {file for each in FORMATS.values() for file in each.run} == PER_RUN.keys()
+    assert {name for name, each in FORMATS.items() if each.shapes} == SHAPES.keys()
     assert all(each.pattern or each.run for each in FORMATS.values())
     names = {
         what: image_name(pattern, "scene.jpg") for what, pattern in image_patterns(FORMATS, NAMES).items()

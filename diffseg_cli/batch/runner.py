@@ -94,7 +94,8 @@ class Runner:
             with exact_threads(segmenter):
                 concepts = encode_concepts(segmenter, job.concepts, follow)
         self.concepts = moved(concepts, segmenter.device)
-        more = {} if shares_a_cpu(segmenter) else {"threads": _threads(segmenter)}
+        threads = torch.get_num_threads() if segmenter.device.type == "cpu" else None
+        more = {} if shares_a_cpu(segmenter) else {"threads": threads}  # a result may depend on them
         self.signature: Signature = sign(job, segmenter, self.concepts, more)
 
     @property
@@ -137,7 +138,7 @@ class Runner:
         return (
             (row.settings, row.weights) == (self.signature.settings, self.signature.weights)
             and {what: file["path"] for what, file in row.outputs.items()} == names
-            and all(FORMATS[what].shapes is None or what in row.shapes for what in self.job.formats)
+            and all(what in row.shapes or not FORMATS[what].shapes for what in self.job.formats)
             and all(self.store.sha256(file["path"]) == file["sha256"] for file in row.outputs.values())
         )
 
@@ -182,6 +183,7 @@ class Runner:
                 self.store.remove(file["path"])
             raise
         stopwatch.mark("write")
+        seconds = {**decoded.source.seconds, "model": answer.seconds["model"], **stopwatch.seconds}
         row = Row(
             item.key,
             decoded.source.input,
@@ -190,7 +192,7 @@ class Runner:
             written,
             scene_record(scene),
             shapes,
-            _rounded({**decoded.source.seconds, "model": answer.seconds["model"], **stopwatch.seconds}),
+            {stage: round(spent, 4) for stage, spent in seconds.items()},
             round(time.time(), 3),
         )
         return Outcome(item, row, notes=tuple(answer.notes))
@@ -249,11 +251,6 @@ def shares_a_cpu(segmenter: Segmenter) -> bool:
     return segmenter.device.type == "cpu" and segmenter.backbone.shares_cpu
 
 
-def _threads(segmenter: Segmenter) -> int | None:
-    """Threads of one computation, where its result may depend on them."""
-    return torch.get_num_threads() if segmenter.device.type == "cpu" else None
-
-
 @contextmanager
 def exact_threads(segmenter: Segmenter) -> Iterator[None]:
     """Compute with one thread per image, as sums taken by several depend on how many there are.
@@ -285,10 +282,3 @@ def moved(concepts: Sequence[Concept], device: torch.device) -> list[Concept]:
         )
         for each in concepts
     ]
-
-
-# --- helpers -------------------------------------------------------------------------------------------
-
-
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
-    return {stage: round(spent, 4) for stage, spent in seconds.items()}

@@ -61,11 +61,6 @@ def box_xywh(mask: NDArray[np.bool_]) -> list[int]:
     return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
 
 
-def run_json(record: Mapping[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
-    """The record of a run and a row per image."""
-    return json_bytes({"version": __version__, **record, "images": rows}, indent=2)
-
-
 def coco_shape(mask: NDArray[np.bool_], *, polygons: bool) -> dict[str, Any]:
     """Segmentation, box and area of a mask (H W) that is not empty, as COCO writes them."""
     from pycocotools import mask as coco_mask

@@ -1,10 +1,10 @@
-"""Every output format in one row: its name, its files per image and per run, and what writes them.
+"""Every output format in one row: its name, and its files per image and per run.
 
-A new format is a row of `FORMATS` with its encoders, here and nowhere else. Help lists the names, so this
-module imports nothing heavy: encoders import what they need when they are called.
+A new format is a row of `FORMATS` and its encoders in `encoders.py`, under the same names. Help lists the
+names, so this module imports nothing heavy.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ class RunContents:
         record: what is said of the run besides its images.
         keys: of the images: where each lies below what was searched.
         rows: what is said of each.
-        shapes: of each, by format: of `Format.shapes`.
+        shapes: of each, by format: of `shapes_of`.
     """
 
     names: Sequence[str]
@@ -51,164 +51,36 @@ class Format:
     Attributes:
         name: of `--format`.
         pattern: the name of its file per image, where "*" stands for the image; "" for none.
-        encode: (what was found, where the file will be, whether to use matting) -> its content.
+        run: the names of its files per run.
         apart: each concept has a file of its own where there are several.
-        run: its files per run -> their content.
-        shapes: what those need of an image besides its row, as JSON.
+        shapes: whether files per run need more of an image than its row.
     """
 
     name: str
     pattern: str = ""
-    encode: "Callable[[Scene, str | Path, bool], bytes] | None" = None
+    run: tuple[str, ...] = ()
     apart: bool = False
-    run: Mapping[str, Callable[[RunContents], bytes]] = field(default_factory=dict)
-    shapes: "Callable[[Scene], Shapes] | None" = None
+    shapes: bool = False
 
-
-# --- encoders ------------------------------------------------------------------------------------------
-
-
-def _mask(scene: "Scene", *_: Any) -> bytes:
-    from diffseg_cli.results.outputs import mask_png
-
-    return mask_png(scene.masks)
-
-
-def _overlay(scene: "Scene", *_: Any) -> bytes:
-    from diffseg_cli.results.outputs import scene_overlay
-    from diffseg_cli.results.render import png_bytes
-
-    return png_bytes(scene_overlay(scene))
-
-
-def _heatmap(scene: "Scene", *_: Any) -> bytes:
-    from diffseg_cli.results.render import heatmap, png_bytes
-
-    return png_bytes(heatmap(scene.found[0].score_map, scene.image))
-
-
-def _cutout(scene: "Scene", _path: "str | Path", matting: bool) -> bytes:
-    import numpy as np
-
-    from diffseg_cli.results.cutout import cut_out
-    from diffseg_cli.results.render import png_bytes
-
-    return png_bytes(cut_out(scene.image, np.logical_or.reduce(scene.masks), matting=matting))
-
-
-def _score(scene: "Scene", *_: Any) -> bytes:
-    from diffseg_cli.results.outputs import score_npy
-
-    return score_npy(scene)
-
-
-def _probability(scene: "Scene", *_: Any) -> bytes:
-    from diffseg_cli.results.probability import probability_png
-
-    return probability_png(scene.found[0].probability)
-
-
-def _sheet(scene: "Scene", *_: Any) -> bytes:
-    from diffseg_cli.results.outputs import scene_sheet
-    from diffseg_cli.results.render import png_bytes
-
-    return png_bytes(scene_sheet(scene))
-
-
-def _run_json(run: RunContents) -> bytes:
-    from diffseg_cli.results.annotations import run_json
-
-    return run_json(run.record, run.rows)
-
-
-def _coco_format(name: str, file: str, *, polygons: bool) -> Format:
-    def shapes(scene: "Scene") -> Shapes:
-        from diffseg_cli.results.annotations import coco_objects
-
-        return coco_objects(scene.objects(), polygons=polygons)
-
-    def content(run: RunContents) -> bytes:
-        from diffseg_cli.results.annotations import CocoFile
-
-        coco = CocoFile(run.names)
-        for key, row, found in zip(run.keys, run.rows, run.shapes, strict=True):
-            coco.add(key, row["size_hw"], found[name])
-        return coco.content()
-
-    return Format(name, run={file: content}, shapes=shapes)
-
-
-def _labelme(scene: "Scene", path: "str | Path", _matting: bool) -> bytes:
-    from diffseg_cli.results.annotations import labelme_bytes
-
-    return labelme_bytes(path, scene.path, scene.size_hw, scene.objects())
-
-
-def _yolo(scene: "Scene", *_: Any) -> bytes:
-    from diffseg_cli.results.annotations import yolo_bytes
-
-    return yolo_bytes(scene.size_hw, scene.objects())
-
-
-def _yolo_data(run: RunContents) -> bytes:
-    from diffseg_cli.results.annotations import yolo_data
-
-    return yolo_data(run.names)
-
-
-def _voc(scene: "Scene", *_: Any) -> bytes:
-    from diffseg_cli.results.annotations import voc_png
-
-    return voc_png(scene.masks)
-
-
-def _voc_names(run: RunContents) -> bytes:
-    from diffseg_cli.results.annotations import voc_names
-
-    return voc_names(run.names)
-
-
-def _voc_images(run: RunContents) -> bytes:
-    return "".join(f"{stem(key)}\n" for key in run.keys).encode("utf-8", "surrogateescape")
-
-
-def _instances(scene: "Scene", *_: Any) -> bytes:
-    from diffseg_cli.results.instances import instance_map_png
-
-    return instance_map_png(scene.instances or [], scene.size_hw)
-
-
-def _counts(run: RunContents) -> bytes:
-    from diffseg_cli.results.annotations import counts_csv
-
-    return counts_csv(run.keys, run.rows)
-
-
-# --- the table -----------------------------------------------------------------------------------------
 
 FORMATS = {
     each.name: each
     for each in (
-        Format("mask", "*_mask.png", _mask),
-        Format("overlay", "*_overlay.png", _overlay),
-        Format("heatmap", "*_heatmap.png", _heatmap, apart=True),  # one image cannot show two maps
-        Format("cutout", "*_cutout.png", _cutout),
-        Format("score", "*_score.npy", _score),
+        Format("mask", "*_mask.png"),
+        Format("overlay", "*_overlay.png"),
+        Format("heatmap", "*_heatmap.png", apart=True),  # one image cannot show two maps
+        Format("cutout", "*_cutout.png"),
+        Format("score", "*_score.npy"),
         # What `diffseg threshold` needs, for a run of `segment` with the record of the run.
-        Format("probability", "*_probability.png", _probability, apart=True, run={"run.json": _run_json}),
-        Format("sheet", "*_sheet.png", _sheet),
-        Format("instances", "*_instances.png", _instances, run={"counts.csv": _counts}),
-        Format("json", run={"run.json": _run_json}),
-        _coco_format("coco", "coco.json", polygons=False),
-        _coco_format("coco-polygons", "coco_polygons.json", polygons=True),
-        Format("labelme", "*_labelme.json", _labelme),
-        Format("yolo", "labels/*.txt", _yolo, run={"data.yaml": _yolo_data}),
-        Format(
-            "voc",
-            "SegmentationClass/*.png",
-            _voc,
-            run={"labelmap.txt": _voc_names, "ImageSets/Segmentation/train.txt": _voc_images},
-        ),
+        Format("probability", "*_probability.png", ("run.json",), apart=True),
+        Format("sheet", "*_sheet.png"),
+        Format("instances", "*_instances.png", ("counts.csv",)),
+        Format("json", run=("run.json",)),
+        Format("coco", run=("coco.json",), shapes=True),
+        Format("coco-polygons", run=("coco_polygons.json",), shapes=True),
+        Format("labelme", "*_labelme.json"),
+        Format("yolo", "labels/*.txt", ("data.yaml",)),
+        Format("voc", "SegmentationClass/*.png", ("labelmap.txt", "ImageSets/Segmentation/train.txt")),
     )
 }
 
@@ -263,13 +135,14 @@ def encode_image(what: str, path: "str | Path", scene: "Scene", *, matting: bool
         MissingDependency: matting is asked for and not installed.
         ValueError: no result is called this.
     """
+    from diffseg_cli.results.encoders import PER_IMAGE
+
     chosen, _, name = what.partition(":")
-    encode = FORMATS[chosen].encode if chosen in FORMATS else None
-    if encode is None:
+    if chosen not in PER_IMAGE:
         raise ValueError(f"no result per image is called {what}")
     if name:
         scene = replace(scene, found=[each for each in scene.found if each.name == name])
-    return encode(scene, path, matting)
+    return PER_IMAGE[chosen](scene, path, matting)
 
 
 def run_files(formats: Iterable[str]) -> dict[str, str]:
@@ -283,10 +156,13 @@ def run_files(formats: Iterable[str]) -> dict[str, str]:
 
 def encode_run(formats: Iterable[str], run: RunContents) -> dict[str, bytes]:
     """File of `run_files` -> its content."""
-    return {file: encode(run) for chosen in formats for file, encode in FORMATS[chosen].run.items()}
+    from diffseg_cli.results.encoders import PER_RUN
+
+    return {file: PER_RUN[file](run) for chosen in formats for file in FORMATS[chosen].run}
 
 
 def shapes_of(formats: Iterable[str], scene: "Scene") -> dict[str, Shapes]:
-    """What files per run need of an image besides its row, by format."""
-    wanted = {chosen: FORMATS[chosen].shapes for chosen in formats}
-    return {chosen: shapes(scene) for chosen, shapes in wanted.items() if shapes}
+    """What files per run need of an image besides its row, as JSON, by format."""
+    from diffseg_cli.results.encoders import SHAPES
+
+    return {chosen: SHAPES[chosen](scene) for chosen in formats if FORMATS[chosen].shapes}
