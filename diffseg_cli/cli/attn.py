@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
-
 from diffseg_cli.choices import (
     OUTPUT,
     AdaptChoice,
     MaskChoice,
     ModelChoice,
+    Option,
     Seed,
     SupportChoice,
     Zoom,
@@ -35,60 +34,33 @@ DETAIL = "Detail"  # panel of the help
 
 def attn(
     query: Annotated[
-        Path,
-        typer.Option(
-            "--query", "-q", metavar="IMAGE", help="Image to look at.", rich_help_panel=options.QUERY
-        ),
+        Path, Option("Image to look at.", options.QUERY, flags=("--query", "-q"), metavar="IMAGE")
     ],
     *,
     supports: SupportChoice,
     point: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="X,Y",
-            help="Show the affinity of this pixel; repeat for several.",
-            rich_help_panel=options.QUERY,
-        ),
+        Option("Show the affinity of this pixel; repeat for several.", options.QUERY, metavar="X,Y"),
     ] = None,
     region: Annotated[
         Path | None,
-        typer.Option(
+        Option(
+            "Show the affinity of this area. Default: where the score map is above 0.5.",
+            options.QUERY,
             metavar="MASK",
-            help="Show the affinity of this area. Default: where the score map is above 0.5.",
-            rich_help_panel=options.QUERY,
         ),
     ] = None,
-    layers: Annotated[
-        bool,
-        typer.Option("--layers", help="Also the maps of each layer and timestep.", rich_help_panel=DETAIL),
-    ] = False,
-    heads: Annotated[
-        bool, typer.Option("--heads", help="Also the maps of each attention head.", rich_help_panel=DETAIL)
-    ] = False,
-    tokens: Annotated[
-        bool, typer.Option("--tokens", help="Also the attention to each image token.", rich_help_panel=DETAIL)
-    ] = False,
-    matrices: Annotated[
-        bool,
-        typer.Option(
-            "--matrices", help="Also save the whole affinity matrix of each scale.", rich_help_panel=DETAIL
-        ),
-    ] = False,
-    maps: Annotated[
-        bool,
-        typer.Option(
-            "--maps", help="Also each map as a PNG of the image's size, in a folder.", rich_help_panel=DETAIL
-        ),
-    ] = False,
+    layers: Annotated[bool, Option("Also the maps of each layer and timestep.", DETAIL)] = False,
+    heads: Annotated[bool, Option("Also the maps of each attention head.", DETAIL)] = False,
+    tokens: Annotated[bool, Option("Also the attention to each image token.", DETAIL)] = False,
+    matrices: Annotated[bool, Option("Also save the whole affinity matrix of each scale.", DETAIL)] = False,
+    maps: Annotated[bool, Option("Also each map as a PNG of the image's size, in a folder.", DETAIL)] = False,
     masks: MaskChoice,
     adapt: AdaptChoice,
     model: ModelChoice,
     zoom: Zoom = "off",
     seed: Seed = 0,
-    arrays: Annotated[
-        Literal["npz", "safetensors"],
-        typer.Option(help="File format of the arrays.", rich_help_panel=OUTPUT),
-    ] = "npz",
+    arrays: Annotated[Literal["npz", "safetensors"], Option("File format of the arrays.", OUTPUT)] = "npz",
     out: options.Out = Path("diffseg_out"),
     json: options.Json = False,
 ) -> None:

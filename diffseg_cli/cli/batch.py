@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from diffseg_cli.choices import (
-    ADVANCED,
-    OUTPUT,
-    AdaptChoice,
-    AnswerChoice,
-    MaskChoice,
-    ModelChoice,
-    Option,
-    SupportChoice,
-)
+from diffseg_cli.choices import ADVANCED, OUTPUT, Option
 from diffseg_cli.cli import console, options
 from diffseg_cli.cli.batch_job import RUN, describe_job, open_session, outcome_row, thread_count
 from diffseg_cli.cli.batch_progress import GO_ON, Tally, shown, stop_gently
@@ -78,12 +69,7 @@ def batch(
         ),
     ] = None,
     *,
-    supports: SupportChoice,
-    masks: MaskChoice,
-    adapt: AdaptChoice,
-    model: ModelChoice,
-    answer: AnswerChoice,
-    files: options.FormatChoice,
+    search: options.SearchChoice,
     out: Annotated[
         Path,
         Option("Folder for the results.", OUTPUT, flags=("--out", "-o"), metavar="DIR|URL", parse=_place),
@@ -155,7 +141,7 @@ def batch(
     if verify:
         _verify(out)
         return
-    job = describe_job(supports, masks, adapt, model, answer, files)
+    job = describe_job(search)
     items, share = _plan(queries or [], exclude or [], job, out, part, recursive=recursive)
     size = None if batch_size == "auto" else int(batch_size)
     stop = on_error == "stop"

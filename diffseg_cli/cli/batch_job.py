@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, ModelChoice, SupportChoice
 from diffseg_cli.cli import console, inputs, options
 from diffseg_cli.cli.adapting import follow_with_bar, say_adapted
 
@@ -20,20 +19,14 @@ RUN = "Run"  # panel of the help
 MOST_WORKERS = 8
 
 
-def describe_job(
-    supports: SupportChoice,
-    masks: MaskChoice,
-    adapt: AdaptChoice,
-    model: ModelChoice,
-    answer: AnswerChoice,
-    files: options.FormatChoice,
-) -> "Job":
+def describe_job(search: options.SearchChoice) -> "Job":
     from diffseg_cli.batch.job import Job
     from diffseg_cli.results.outputs import choose_formats
 
-    concepts = inputs.read_concepts(supports, masks, adapt)
+    concepts = inputs.read_concepts(search.supports, search.masks, search.adapt)
+    answer, files = search.answer, search.files
     formats = choose_formats(files.formats, matting=files.matting, instances=answer.instances)
-    return Job(concepts, answer, formats, files.matting, model)
+    return Job(concepts, answer, formats, files.matting, search.model)
 
 
 def open_session(

@@ -1,7 +1,7 @@
 """diffseg evaluate."""
 
-import math
 from pathlib import Path
+from statistics import stdev
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from diffseg_cli.choices import OUTPUT, ModelChoice, Option, zoom_choice
@@ -203,7 +203,7 @@ def show_figures(record: dict[str, Any], *, as_json: bool) -> None:
         console.result(f"\n{method}" + ("" if cut is None else f", threshold {cut:g}"))
         sure = figures.get("intervals") or {}
         runs = len(figures.get("mean_iou_runs", []))
-        several = f"  mean of {runs} runs, sd {_deviation(figures['mean_iou_runs']):.3f}" if runs > 1 else ""
+        several = f"  mean of {runs} runs, sd {stdev(figures['mean_iou_runs']):.3f}" if runs > 1 else ""
         rows = [(f"mean IoU {group}", f"{value:.3f}") for group, value in figures["mean_iou"].items()]
         rows[0] = (rows[0][0], rows[0][1] + _interval(sure.get("mean_iou")) + several)
         rows += [(f"mean IoU fold {fold}", f"{v:.3f}") for fold, v in figures.get("per_fold", {}).items()]
@@ -281,12 +281,6 @@ def _show_sweep(sweep: dict[str, Any]) -> None:
 
 def _interval(ends: tuple[float, float] | None) -> str:
     return "" if ends is None else f"  (95 %: {ends[0]:.3f} to {ends[1]:.3f})"
-
-
-def _deviation(values: list[float]) -> float:
-    """Standard deviation of a sample."""
-    mean = sum(values) / len(values)
-    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def _costs(costs: dict[str, float | None]) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from diffseg_cli.supports.concept import Pair, SavedConcept, SupportSet
+    from diffseg_cli.supports.concept import SavedConcept, SupportSet
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
 STREAM = Path("-")  # stdin as a query, stdout as the place of results
@@ -187,28 +187,6 @@ def check_files(image: Path, outputs: Sequence[Path]) -> None:
         check_folder(output.parent)
 
 
-def read_supports(supports: Sequence[Path], masks: Sequence[Path], choice: MaskChoice) -> "list[Pair]":
-    """Read support images with their masks, paired in order.
-
-    Args:
-        supports: images.
-        masks: one each.
-        choice: how the masks are read.
-
-    Raises:
-        UsageError: not one mask a support, or two choices that exclude each other.
-        InputError: one cannot be used, or a mask has another size than its image.
-    """
-    if len(supports) != len(masks):
-        raise UsageError(
-            f"--support is given {_times(len(supports))} and --mask {_times(len(masks))}.",
-            "Give one --mask for each --support, in the same order.",
-        )
-    from diffseg_cli.reading.image_io import read_pairs
-
-    return read_pairs(supports, masks, choice)
-
-
 def read_concepts(
     choice: SupportChoice, masks: MaskChoice, adapt: AdaptChoice
 ) -> "list[SupportSet | SavedConcept]":
@@ -275,13 +253,23 @@ def open_concepts(files: Sequence[Path]) -> "list[SavedConcept]":
 def read_support_set(
     name: str, supports: Sequence[Path], masks: Sequence[Path], choice: MaskChoice, adapt: AdaptChoice
 ) -> "SupportSet":
-    """Supports with their masks under a name; raises as `read_concepts`, `check_name` and `read_supports`."""
+    """Supports with their masks under a name, paired in order.
+
+    Raises:
+        UsageError: not one mask a support, two choices that exclude each other, or as `check_name`.
+        InputError: an image cannot be used, or a mask has another size than its image.
+    """
     from diffseg_cli.reading.image_io import read_image, read_pairs
     from diffseg_cli.supports.concept import SupportSet, check_name, source_of
 
     _check_adapt(adapt)
     check_name(name)
-    pairs = read_supports(supports, masks, choice)
+    if len(supports) != len(masks):
+        raise UsageError(
+            f"--support is given {_times(len(supports))} and --mask {_times(len(masks))}.",
+            "Give one --mask for each --support, in the same order.",
+        )
+    pairs = read_pairs(supports, masks, choice)
     sources = [source_of(*each) for each in zip(supports, masks, strict=True)]
     marked, whole = adapt.negatives[: len(adapt.negative_masks)], adapt.negatives[len(adapt.negative_masks) :]
     shown = {path.resolve() for path in supports}

@@ -11,7 +11,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from diffseg_cli.choices import ADVANCED, OUTPUT, Option
+from diffseg_cli.choices import (
+    ADVANCED,
+    OUTPUT,
+    AdaptChoice,
+    AnswerChoice,
+    MaskChoice,
+    ModelChoice,
+    Option,
+    SupportChoice,
+)
 from diffseg_cli.results.formats import DEFAULT, FORMATS
 
 QUERY = "Query"  # panel of the help
@@ -86,23 +95,33 @@ class FormatChoice:
     ] = False
 
 
+@dataclass(frozen=True)
+class SearchChoice:
+    """What `segment`, `batch` and `watch` are asked for."""
+
+    supports: SupportChoice
+    masks: MaskChoice
+    adapt: AdaptChoice
+    model: ModelChoice
+    answer: AnswerChoice
+    files: FormatChoice
+
+
 def expand(verb: Callable[..., None]) -> Callable[..., None]:
     """A verb as Typer wants it: a parameter of a class of `choices` becomes one option per field.
 
     The verb itself gets the values put together again. A single parameter annotated with a `choices.Option`
     becomes an option too.
     """
-    groups: dict[str, tuple[type, list[str]]] = {}
+    groups: dict[str, Any] = {}
     asked: dict[str, tuple[Any, Any]] = {}  # name -> annotation and default
     hints = typing.get_type_hints(verb, include_extras=True)
     for name, parameter in inspect.signature(verb).parameters.items():
-        kind = hints[name]
-        if is_dataclass(kind):
-            inner = typing.get_type_hints(kind, include_extras=True)
-            asked |= {field.name: (inner[field.name], field.default) for field in fields(kind)}
-            groups[name] = typing.cast(type, kind), [field.name for field in fields(kind)]
+        if is_dataclass(hints[name]):
+            groups[name] = hints[name]
+            asked |= _fields_of(hints[name])
         else:
-            asked[name] = kind, parameter.default
+            asked[name] = hints[name], parameter.default
     several = [name for name, (hint, _) in asked.items() if _holds_tuple(hint)]
     # Panels of the help come in the order of their first option.
     parameters = sorted((_parameter(name, *about) for name, about in asked.items()), key=_is_advanced)
@@ -110,12 +129,32 @@ def expand(verb: Callable[..., None]) -> Callable[..., None]:
     @wraps(verb)
     def command(**values: Any) -> None:
         values |= {name: tuple(values[name]) for name in several}
-        for name, (kind, parts) in groups.items():
-            values[name] = kind(**{part: values.pop(part) for part in parts})
+        for name, kind in groups.items():
+            values[name] = _put_together(kind, values)
         verb(**values)
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
+
+
+def _fields_of(kind: Any) -> dict[str, tuple[Any, Any]]:
+    """Annotation and default of every field of a class, those of classes in it among them."""
+    asked: dict[str, tuple[Any, Any]] = {}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for each in fields(kind):
+        hint = hints[each.name]
+        asked |= _fields_of(hint) if is_dataclass(hint) else {each.name: (hint, each.default)}
+    return asked
+
+
+def _put_together(kind: Any, values: dict[str, Any]) -> Any:
+    """A class of its fields' values, which are taken out of `values`."""
+    hints = typing.get_type_hints(kind)
+    parts = {
+        name: _put_together(hint, values) if is_dataclass(hint) else values.pop(name)
+        for name, hint in hints.items()
+    }
+    return kind(**parts)
 
 
 def _holds_tuple(hint: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, ModelChoice, Option, SupportChoice
+from diffseg_cli.choices import AnswerChoice, Option
 from diffseg_cli.cli import console, inputs, options
 from diffseg_cli.cli.adapting import follow_with_bar, say_adapted
 from diffseg_cli.cli.found import say_found
@@ -40,12 +40,7 @@ def segment(
         ),
     ] = None,
     *,
-    supports: SupportChoice,
-    masks: MaskChoice,
-    adapt: AdaptChoice,
-    model: ModelChoice,
-    answer: AnswerChoice,
-    files: options.FormatChoice,
+    search: options.SearchChoice,
     out: options.Out = Path("diffseg_out"),
     json: options.Json = False,
 ) -> None:
@@ -60,9 +55,9 @@ def segment(
     queries = [*(query or []), *(images or [])]
     inputs.check_queries(queries)
     inputs.check_streams(queries, out, as_json=json)
-    wanted = inputs.read_concepts(supports, masks, adapt)
-    formats, plans = _plan(queries, out, files, wanted, instances=answer.instances)
-    run = _load(wanted, model, answer, formats, out, matting=files.matting)
+    wanted = inputs.read_concepts(search.supports, search.masks, search.adapt)
+    formats, plans = _plan(queries, out, search, wanted)
+    run = _load(wanted, search, formats, out)
     for plan in console.track(plans, len(plans), "images"):
         row = run.segment(plan)
         if json:
@@ -75,18 +70,14 @@ def segment(
 
 
 def _plan(
-    queries: list[Path],
-    out: Path,
-    files: options.FormatChoice,
-    wanted: "list[SupportSet | SavedConcept]",
-    *,
-    instances: bool,
+    queries: list[Path], out: Path, search: options.SearchChoice, wanted: "list[SupportSet | SavedConcept]"
 ) -> tuple[list[str], list[inputs.QueryOutputs]]:
     """The formats of the run and the files of each image, checked as in `inputs.plan_outputs`."""
     from diffseg_cli.results.formats import image_patterns, run_files
     from diffseg_cli.results.outputs import choose_formats
 
-    chosen = choose_formats(files.formats, matting=files.matting, instances=instances)
+    files = search.files
+    chosen = choose_formats(files.formats, matting=files.matting, instances=search.answer.instances)
     read = [path for each in wanted for path in each.files]
     if out == inputs.STREAM:
         if files.formats and chosen != ["mask"]:
@@ -169,13 +160,7 @@ class Run:
 
 
 def _load(
-    wanted: "list[SupportSet | SavedConcept]",
-    model: ModelChoice,
-    answer: AnswerChoice,
-    formats: list[str],
-    out: Path,
-    *,
-    matting: bool,
+    wanted: "list[SupportSet | SavedConcept]", search: options.SearchChoice, formats: list[str], out: Path
 ) -> Run:
     """Load the model and encode the concepts."""
     stopwatch = Stopwatch()
@@ -184,12 +169,13 @@ def _load(
         from diffseg_cli.finding import encode_concepts, settings_record
         from diffseg_cli.results.formats import RunContents
 
-        segmenter = load_chosen(model)
+        segmenter = load_chosen(search.model)
         stopwatch.mark("load")
         concepts = encode_concepts(segmenter, wanted, follow_with_bar(stop))
         stopwatch.mark("support")
     console.say(f"Using {segmenter.description}.")
     say_adapted(concepts)
+    answer, matting = search.answer, search.files.matting
     adapted = {each.name: each.adapted.record() for each in concepts if each.adapted}
     settings = {**settings_record(segmenter, answer), "adapted": adapted}
     record = {**settings, "matting": matting, "concepts": [each.record for each in concepts]}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, ModelChoice, Option, SupportChoice
+from diffseg_cli.choices import Option
 from diffseg_cli.cli import console, options
 from diffseg_cli.cli.batch_job import RUN, describe_job, open_session, outcome_row, thread_count
 from diffseg_cli.cli.batch_progress import GO_ON, stop_gently
@@ -29,12 +29,7 @@ def watch(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder in which images arrive.")],
     recursive: Annotated[bool, Option("Watch subfolders too.", options.QUERY)] = False,
     *,
-    supports: SupportChoice,
-    masks: MaskChoice,
-    adapt: AdaptChoice,
-    model: ModelChoice,
-    answer: AnswerChoice,
-    files: options.FormatChoice,
+    search: options.SearchChoice,
     out: options.Out = Path("diffseg_out"),
     json: options.Json = False,
     settle: Annotated[
@@ -62,7 +57,7 @@ def watch(
     that of `diffseg batch`, so either verb goes on with what the other did.
     Prints the files of each image, or with --json one line per image.
     """
-    job = describe_job(supports, masks, adapt, model, answer, files)
+    job = describe_job(search)
     claims = _claims(folder, job, out)
     from diffseg_cli.batch.arrivals import Arrivals
     from diffseg_cli.batch.plan import Part
