@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffseg_cli.config import CompactConfig, LookConfig, PamConfig, ScmConfig
 from diffseg_cli.errors import UsageError, WeightsError
@@ -37,21 +37,7 @@ COMPACT_ENCODER, COMPACT_DECODER = "compact/encoder.safetensors", "compact/decod
 
 def build_compact(config: CompactConfig | None = None) -> CompactBackbone:
     """A compact backbone with random weights, in eval mode and without gradients."""
-    config = config or CompactConfig()
-    backbone = CompactBackbone(
-        variant=config.variant,
-        taps=config.taps,
-        block_widths=config.block_widths,
-        image_size=config.image_size,
-        support_margin=config.support_margin,
-        object_tokens=config.object_tokens,
-        background_tokens=config.background_tokens,
-        decoder_width=config.decoder_width,
-        look_strides=config.look_strides,
-        depth_weights=config.depth_weights,
-        temperature=config.temperature,
-        prompt_bias=config.prompt_bias,
-    )
+    backbone = CompactBackbone(**vars(config or CompactConfig()))
     # Two thirds of the time on a CPU; torch's types lack this form of Module.to.
     backbone.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return backbone.eval().requires_grad_(False)
@@ -99,17 +85,17 @@ def load_compact(
     return backbone.to(device=device, dtype=dtype)
 
 
-def fitted_tensors(backbone: CompactBackbone) -> dict[str, Tensor]:
-    """What is fitted on top of the encoder, as half precision where that is enough."""
-    state = {name: value for name, value in backbone.state_dict().items() if not name.startswith("encoder.")}
-    return {name: value.half() if value.dim() > 1 else value for name, value in state.items()}
-
-
 def save_fitted(backbone: CompactBackbone, path: Path, training: str) -> None:
-    """Write what is fitted on top of the encoder. training: JSON text for the metadata."""
-    write_safetensors(
-        path, fitted_tensors(backbone), {"format": "diffseg-compact-decoder", "training": training}
-    )
+    """Write what is fitted on top of the encoder, as half precision where that is enough.
+
+    Args:
+        backbone: it was fitted in.
+        path: of the file.
+        training: JSON text for the metadata.
+    """
+    state = {name: value for name, value in backbone.state_dict().items() if not name.startswith("encoder.")}
+    halves = {name: value.half() if value.dim() > 1 else value for name, value in state.items()}
+    write_safetensors(path, halves, {"format": "diffseg-compact-decoder", "training": training})
 
 
 @dataclass(frozen=True)
@@ -196,21 +182,10 @@ def build_modules(backbone: Backbone, scm: ScmConfig | None, pam: PamConfig | No
     """The trained modules with random weights, ready for this backbone; None leaves one out."""
     modules = nn.ModuleDict()
     if scm is not None:
-        modules["scm"] = SpatialControl(
-            scale_widths=backbone.scale_widths, width=scm.width, shared=scm.shared, scales=scm.scales
-        )
+        modules["scm"] = SpatialControl(scale_widths=backbone.scale_widths, **vars(scm))
     if pam is not None:
         modules["pam"] = PerceptualAttention(
-            latent_channels=backbone.latent_channels,
-            groups=backbone.latent_groups,
-            width=pam.width,
-            head_width=pam.head_width,
-            heads=pam.heads,
-            value_width=pam.value_width,
-            key_stride=pam.key_stride,
-            modes=pam.modes,
-            channel_dropout=pam.channel_dropout,
-            query_dropout=pam.query_dropout,
+            latent_channels=backbone.latent_channels, groups=backbone.latent_groups, **vars(pam)
         )
     return modules
 

@@ -129,9 +129,7 @@ class Intervals:
 def bootstrap_intervals(
     episodes: Mapping[str, NDArray[np.int64]],
     folds: Mapping[str, int] | None = None,
-    *,
     level: float = 0.95,
-    seed: int = 0,
 ) -> Intervals:
     """Confidence intervals from episodes drawn again within each class.
 
@@ -142,9 +140,8 @@ def bootstrap_intervals(
         episodes: class name -> int64 (n 6), `count_pixels` of each episode.
         folds: class name -> fold; FB-IoU is summed over a fold and averaged over folds. None: all in one.
         level: share of the resampled figures inside.
-        seed: of the draws.
     """
-    generator = np.random.Generator(np.random.PCG64([seed, RESAMPLES]))
+    generator = np.random.Generator(np.random.PCG64([0, RESAMPLES]))
     ious: dict[str, NDArray[np.float64]] = {}
     boundaries: list[NDArray[np.float64]] = []
     by_fold: dict[int, NDArray[np.float64]] = {}
@@ -165,22 +162,18 @@ def bootstrap_intervals(
 
 
 def gain_interval(
-    first: Mapping[str, NDArray[np.int64]],
-    second: Mapping[str, NDArray[np.int64]],
-    *,
-    level: float = 0.95,
-    seed: int = 0,
+    first: Mapping[str, NDArray[np.int64]], second: Mapping[str, NDArray[np.int64]]
 ) -> tuple[float, float]:
-    """Confidence interval of the mean IoU of `second` less that of `first`, over the same episodes.
+    """95 % confidence interval of the mean IoU of `second` less that of `first`, over the same episodes.
 
-    Arguments as of `bootstrap_intervals`; both are drawn again together, so what is hard for both cancels.
+    Both as of `bootstrap_intervals`, and drawn again together, so what is hard for both cancels.
     """
-    generator = np.random.Generator(np.random.PCG64([seed, RESAMPLES]))
+    generator = np.random.Generator(np.random.PCG64([0, RESAMPLES]))
     gains = []
     for name in sorted(first):
         times = _draw_again(len(first[name]), generator)
         gains.append(_shares(times @ second[name], 0) - _shares(times @ first[name], 0))
-    return _ends(np.mean(gains, axis=0), level)
+    return _ends(np.mean(gains, axis=0), 0.95)
 
 
 def _draw_again(count: int, generator: np.random.Generator) -> NDArray[np.float64]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffseg_cli.adaptation import adapt_steps
 from diffseg_cli.choices import AnswerChoice
@@ -15,22 +14,14 @@ from diffseg_cli.errors import DiffsegError, InputError, UsageError
 from diffseg_cli.finding import find_in
 from diffseg_cli.labelling.disk_cache import name_of, stamp_of
 from diffseg_cli.labelling.doubt import doubt_of
-from diffseg_cli.labelling.project import Mask, Project
+from diffseg_cli.labelling.project import Project
 from diffseg_cli.labelling.query_cache import QueryCache
 from diffseg_cli.labelling.review_log import Outdated, Review, State, now
-from diffseg_cli.supports.concept import (
-    Concept,
-    Source,
-    SupportSet,
-    open_concept,
-    source_of,
-    write_concept,
-)
+from diffseg_cli.supports.concept import Concept, Source, SupportSet, open_concept, source_of, write_concept
+from diffseg_cli.views import Pair
 
 if TYPE_CHECKING:
     from diffseg_cli.segmenter import Segmenter
-
-Pair = tuple[NDArray[np.uint8], Mask]
 
 MOST_SUPPORTS = 10  # per class: a look takes longer with each
 ADAPT = AdaptConfig()

@@ -17,7 +17,7 @@ from diffseg_cli.errors import InputError
 from diffseg_cli.reading.image_io import check_image, read_image, read_pairs
 from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.reading.notes import collected_notes
-from diffseg_cli.supports.concept import Pair
+from diffseg_cli.views import Pair
 
 SUPPORT_SHARE = 2  # of the largest image: what all supports of a request may have together
 

@@ -27,6 +27,7 @@ from diffseg_cli.results.outputs import support_tile
 from diffseg_cli.results.render import jpeg_bytes, shrunk_wh
 from diffseg_cli.supports.adapted_modules import SavedModules, pack, parse, unpack
 from diffseg_cli.version import __version__
+from diffseg_cli.views import Pair
 from diffseg_cli.weights.files import file_sha256, read_header, read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ DIMENSIONS = {"latents": 4, "masks": 4, "image_embeds": 3}  # of the encoded sup
 NAME = re.compile(r"[^\W_][\w .+-]{0,63}(?<![ .])")
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # on Windows
 AGAIN = "Make it again with `diffseg concept make`."
-
-Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)

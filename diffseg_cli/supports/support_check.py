@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.prediction import QueryFeatures
 from diffseg_cli.segmenter import Segmenter
+from diffseg_cli.views import Pair
 
 LEAST_SUPPORTS = 3
 UNLIKE = 0.2  # of cosine below the mean of the others
 WEAK = 0.05  # of soft IoU below what the others reach alone
 HELPS = 0.01  # of soft IoU
 SMALL, LARGE = 0.01, 0.7  # share of the image
-
-Pair = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
