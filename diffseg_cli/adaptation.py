@@ -60,14 +60,15 @@ class Adapted:
     Attributes:
         trained: the modules; all else as it was.
         reach: how far they moved towards where the steps led, in [0, 1]; at 0 they are the starting ones.
-        before: mean IoU at which the starting modules find each support with the others, in [0, 1].
+        before: mean IoU at which the starting modules find each support with the others, in [0, 1]; None
+            where that could not change anything, and was not looked at.
         after: the same of the modules that came out, which have seen them all.
     """
 
     trained: Trained
     reach: float
-    before: float
-    after: float
+    before: float | None = None
+    after: float | None = None
 
     def record(self) -> dict[str, Any]:
         """What it is, as plain values for JSON."""
@@ -234,13 +235,14 @@ def _steps(
     config: AdaptConfig,
     seed: int,
 ) -> Iterator[AdaptStep]:
+    if len(pairs) == 1 and not negatives:
+        yield AdaptStep(config.steps, config.steps, 0.0, Adapted(segmenter.trained, 0.0))
+        return
     views = SupportViews(segmenter, pairs, negatives, config, seed)
     before = _found(segmenter, views)
-    enough, reach = config.found_enough, config.reach
-    if len(pairs) == 1:
-        enough, reach = config.single_found, config.single_reach
+    reach = config.reach if len(pairs) > 1 else config.single_reach
     if not negatives:  # else there is something to learn, however well the concept is found
-        reach = min(reach, round(config.eagerness * (enough - before), 2))
+        reach = min(reach, round(config.eagerness * (config.found_enough - before), 2))
     if reach < config.least_reach:
         yield AdaptStep(config.steps, config.steps, 0.0, Adapted(segmenter.trained, 0.0, before, before))
         return

@@ -123,8 +123,7 @@ class AdaptConfig:
     found_enough: float = 0.85  # IoU at which the start finds each support with the others, and stays
     eagerness: float = 2.0  # how fast the reach grows below that IoU
     least_reach: float = 0.1  # less is not worth the steps
-    single_reach: float = 0.15  # with one support instead of `reach`
-    single_found: float = 0.0  # and instead of `found_enough`: never without negatives, it did harm on `val`
+    single_reach: float = 0.15  # with one support and negatives, instead of `reach`
 
 
 @dataclass(frozen=True)

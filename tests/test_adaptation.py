@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -101,14 +102,16 @@ def test_steps_that_find_the_supports_worse_are_not_followed(
     assert last.adapted.trained is small_segmenter.trained
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_what_is_found_already_takes_no_steps(small_segmenter: Segmenter, count: int) -> None:
-    config, pairs = (
-        replace(QUICK, single_found=0.0, found_enough=0.0),
-        [striped_patch(i) for i in range(count)],
-    )
+@pytest.mark.parametrize(("count", "encodes"), [(1, False), (2, True)])
+def test_what_is_found_already_takes_no_steps(
+    small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch, count: int, encodes: bool
+) -> None:
+    """And with one support alone the model does not even look."""
+    encoded = Mock(side_effect=small_segmenter.backbone.encode)
+    monkeypatch.setattr(small_segmenter.backbone, "encode", encoded)
+    config, pairs = replace(QUICK, found_enough=0.0), [striped_patch(i) for i in range(count)]
     (only,) = adapt_steps(small_segmenter, pairs, config=config)
-    assert only.adapted is not None
+    assert only.adapted is not None and encoded.called == encodes
     assert (only.step, only.adapted.reach, only.adapted.trained) == (QUICK.steps, 0, small_segmenter.trained)
     # What is not it was given to be learned from, however well the object is found.
     steps = adapt_steps(small_segmenter, pairs, config=config, negatives=[(striped_patch(20)[0], None)])
@@ -117,8 +120,8 @@ def test_what_is_found_already_takes_no_steps(small_segmenter: Segmenter, count:
 
 def test_reach_lies_between_start_and_end(small_segmenter: Segmenter) -> None:
     def weight(reach: float) -> torch.Tensor:
-        config = replace(QUICK, steps=2, single_found=1.1, single_reach=reach)
-        *_, last = adapt_steps(small_segmenter, [striped_patch(0)], config=config)
+        config = replace(QUICK, steps=2, found_enough=2.0, reach=reach)
+        *_, last = adapt_steps(small_segmenter, [striped_patch(0), striped_patch(1)], config=config)
         assert last.adapted is not None
         pam: torch.nn.Module = last.adapted.trained.modules["pam"]
         return pam.state_dict()["query_in.weight"]

@@ -34,9 +34,11 @@ from diffseg_cli.weights.files import read_safetensors, write_safetensors
 
 TESTS = Path(__file__).parent
 QUICK: dict[str, Any] = {"steps": 2, "batch_size": 1, "lr": 5e-3, "query_views": 2, "support_views": 2}
-MOVES = {**QUICK, "single_found": 1.1, "single_reach": 0.25}  # it follows the steps for one support too
+MOVES = {**QUICK, "found_enough": 2.0, "reach": 0.25}  # it follows the steps, however well it begins
 ONE = ("-s", "a.png", "-m", "a_m.png")
-THREE = (*ONE, "-s", "b.png", "-m", "b_m.png", "-s", "c.png", "-m", "c_m.png")
+TWO = (*ONE, "-s", "b.png", "-m", "b_m.png")
+OTHER = ("-s", "other.png", "-m", "other_m.png")
+THREE = (*TWO, "-s", "c.png", "-m", "c_m.png")
 
 
 def run(*arguments: str | Path) -> Result:
@@ -86,9 +88,10 @@ def score(folder: str = "diffseg_out", name: str = "scene") -> Any:
 def test_segment_answers_with_adapted_modules_and_says_so(
     small_segmenter: Segmenter, moves: AdaptConfig
 ) -> None:
-    result = done("segment", *ONE, "--adapt", "--not", "other.png", "scene.png", "-f", "score", "--json")
+    result = done("segment", *TWO, "--adapt", "--not", "other.png", "scene.png", "-f", "score", "--json")
     said = re.search(
-        r"^Adapted to object: IoU of the support's own views (0\.\d\d) -> (0\.\d\d), reach 0\.25\.$",
+        r"^Adapted to object: IoU of each support found with the others "
+        r"(0\.\d\d) -> (0\.\d\d), reach 0\.25\.$",
         result.stderr,
         re.MULTILINE,
     )
@@ -97,9 +100,10 @@ def test_segment_answers_with_adapted_modules_and_says_so(
     assert record["reach"] == 0.25
     assert (f"{record['before']:.2f}", f"{record['after']:.2f}") == said.groups()
     other = np.asarray(Image.open("other.png"))
-    adapted = small_segmenter.adapt([("a.png", "a_m.png")], negatives=[other], config=moves)
+    pairs = [("a.png", "a_m.png"), ("b.png", "b_m.png")]
+    adapted = small_segmenter.adapt(pairs, negatives=[other], config=moves)
     assert adapted.trained.digest == record["digest"] != small_segmenter.trained.digest
-    support = small_segmenter.encode_support([("a.png", "a_m.png")])
+    support = small_segmenter.encode_support(pairs)
     np.testing.assert_array_equal(score(), adapted.segment("scene.png", support).probability)
     assert not np.array_equal(score(), small_segmenter.segment("scene.png", support).probability)
 
@@ -134,10 +138,10 @@ def test_ctrl_c_keeps_the_modules_and_goes_on(monkeypatch: pytest.MonkeyPatch) -
         raise KeyboardInterrupt
 
     steps = adaptation.adapt_steps
-    done("segment", *ONE, "scene.png", "-f", "score")
+    done("segment", *TWO, "scene.png", "-f", "score")
     plain = score()
     monkeypatch.setattr(adaptation, "adapt_steps", interrupted)
-    result = done("segment", *ONE, "--adapt", "scene.png", "-f", "score", "--json")
+    result = done("segment", *TWO, "--adapt", "scene.png", "-f", "score", "--json")
     assert "note: The adaptation was stopped; the modules stay as they were." in result.stderr
     assert json.loads(result.stdout)["adapted"] == {}
     np.testing.assert_array_equal(plain, score())
@@ -145,7 +149,7 @@ def test_ctrl_c_keeps_the_modules_and_goes_on(monkeypatch: pytest.MonkeyPatch) -
 
 
 def open_made(*more: str) -> Any:
-    done("concept", "make", "dog.dsc", *ONE, *more)
+    done("concept", "make", "dog.dsc", *TWO, *more)
     return open_concept(Path("dog.dsc"))
 
 
@@ -194,17 +198,17 @@ def test_there_must_be_modules_to_adapt(monkeypatch: pytest.MonkeyPatch, small_s
 
 @pytest.mark.usefixtures("moves")
 def test_a_concept_keeps_what_was_measured(small_segmenter: Segmenter) -> None:
-    result = done("concept", "make", "dog.dsc", *ONE, "--adapt", "--json")
-    assert "Adapted to dog: IoU of the support's own views" in result.stderr
+    result = done("concept", "make", "dog.dsc", *TWO, "--adapt", "--json")
+    assert "Adapted to dog: IoU of each support found with the others" in result.stderr
     first = Path("dog.dsc").read_bytes()
-    done("concept", "make", "dog.dsc", *ONE, "--adapt")
+    done("concept", "make", "dog.dsc", *TWO, "--adapt")
     assert Path("dog.dsc").read_bytes() == first
     held, metadata = read_safetensors(Path("dog.dsc"))
     assert metadata["format_version"] == "2"
     modules = {name: tensor for name, tensor in held.items() if name.startswith("adapted.")}
     assert {tensor.dtype for tensor in modules.values()} == {torch.float16}
     told = done(
-        "segment", *ONE, "--name", "dog", "--adapt", "scene.png", "-f", "score", "-o", "now", "--json"
+        "segment", *TWO, "--name", "dog", "--adapt", "scene.png", "-f", "score", "-o", "now", "--json"
     )
     later = done("segment", "-c", "dog.dsc", "scene.png", "-f", "score", "-o", "later", "--json")
     assert "dog: adapted modules of dog.dsc, reach 0.25." in later.stderr
@@ -224,15 +228,21 @@ def test_show_and_doctor_say_what_is_in_it() -> None:
     assert re.fullmatch(r"  adapted   IoU 0\.\d\d -> 0\.\d\d, reach 0\.25", line)
     row = json.loads(done("concept", "show", "dog.dsc", "--json").stdout)["adapted"]
     assert (row["reach"], row["before"], row["after"]) == (0.25, saved.adapted.before, saved.adapted.after)
-    assert "concept 'dog' of 1 supports, adapted, made with compact" in examine_file(Path("dog.dsc")).what
+    assert "concept 'dog' of 2 supports, adapted, made with compact" in examine_file(Path("dog.dsc")).what
 
 
+@pytest.mark.parametrize(("supports", "changes"), [(THREE, {"found_enough": 0.0}), (ONE, {})])
 def test_a_concept_that_did_not_gain_answers_with_the_modules_in_use(
-    monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter
+    monkeypatch: pytest.MonkeyPatch,
+    small_segmenter: Segmenter,
+    supports: tuple[str, ...],
+    changes: dict[str, float],
 ) -> None:
-    numbers(monkeypatch, **QUICK)
-    saved = open_made("--adapt")
-    assert saved.adapted.reach == 0
+    numbers(monkeypatch, **{**QUICK, **changes})
+    done("concept", "make", "dog.dsc", *supports, "--adapt")
+    saved = open_concept(Path("dog.dsc"))
+    assert saved.adapted is not None and saved.adapted.reach == 0
+    assert (saved.adapted.before is None) == (len(saved.sources) == 1)
     assert not [name for name in read_safetensors(saved.file)[0] if name.startswith("adapted.")]
     assert saved.concept(small_segmenter).answering(small_segmenter).trained is small_segmenter.trained
     assert "it did not help" in done("concept", "show", "dog.dsc").stdout
@@ -266,7 +276,14 @@ def damaged(**record: Any) -> None:
     [
         *({"reach": 2.0}, {"reach": "all"}, {"reach": 0.5}, {"after": float("nan")}, {"mask_gamma": 0}),
         *({"mask_gamma": 2.0}, {"knowledge": "all"}, {"knowledge": 3}, {"presence": {"weights": [1]}}),
-        *({"presence": 5}, {"image_size": 1.5}, {"digest": "other"}, {"unknown": 1}, {"start": None}),
+        *(
+            {"presence": 5},
+            {"before": None, "after": None},
+            {"image_size": 1.5},
+            {"digest": "other"},
+            {"unknown": 1},
+            {"start": None},
+        ),
     ],
 )
 def test_a_record_that_somebody_edited_is_refused(small_segmenter: Segmenter, record: dict[str, Any]) -> None:
@@ -323,7 +340,7 @@ def test_in_half_precision_it_adapts_and_reads_what_full_precision_adapted(
     assert {value.dtype for value in read.trained.modules.state_dict().values()} == {torch.bfloat16}
     monkeypatch.setattr(assembly, "load_segmenter", lambda **_: half)
     row = json.loads(
-        done("segment", *ONE, "--adapt", "scene.png", "-f", "score", "-o", "now", "--json").stdout
+        done("segment", *TWO, "--adapt", "scene.png", "-f", "score", "-o", "now", "--json").stdout
     )
     again = open_made("--adapt").concept(half).adapted
     assert again.trained.digest == row["adapted"]["object"]["digest"] != read.trained.digest
@@ -385,7 +402,7 @@ def test_a_batch_goes_on_only_with_the_same_adaptation(monkeypatch: pytest.Monke
 
 
 def batch_states(*arguments: str) -> set[str]:
-    rows = done("batch", *ONE, "-q", "list.txt", "-f", "mask", "--json", *arguments).stdout
+    rows = done("batch", *TWO, "-q", "list.txt", "-f", "mask", "--json", *arguments).stdout
     return {json.loads(row)["state"] for row in rows.splitlines()}
 
 
@@ -394,7 +411,7 @@ def test_each_concept_is_answered_by_its_own_modules_and_images_are_encoded_once
     monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter
 ) -> None:
     for name in "ab":
-        done("concept", "make", f"{name}.dsc", "-s", f"{name}.png", "-m", f"{name}_m.png", "--adapt")
+        done("concept", "make", f"{name}.dsc", *OTHER, "-s", f"{name}.png", "-m", f"{name}_m.png", "--adapt")
     done("concept", "make", "c.dsc", "-s", "c.png", "-m", "c_m.png")
     encoded = []
     encode = Segmenter.encode_queries
@@ -443,20 +460,20 @@ def test_evaluate_adapts_once_per_support_set_beside_the_plain_model(
         return steps(segmenter, pairs)
 
     monkeypatch.setattr(evaluation_module, "adapt_steps", counted)
-    words = ("--episodes-per-class", "3", "--queries-per-set", "3")
+    words = ("--shots", "2", "--episodes-per-class", "2", "--queries-per-set", "2")
     words = (*words, "--peer", "prototype-adapted")
     record = evaluate(*words, "--adapt", "--out", "report")
-    assert sets == [1, 1]
+    assert sets == [2, 2]
     assert list(record["methods"]) == ["model", "adapted", "prototype-adapted"]
     assert record["adapted"]["share_moved"] == 1
     assert record["adapted"]["mean_reach"] == 0.25
     for name, row in record["adapted"]["classes"].items():
         before, after = (record["methods"][method]["per_class"][name] for method in ("model", "adapted"))
         assert (row["reach"], row["difference"]) == (0.25, after - before)
-    assert (record["adapt"]["steps"], record["queries_per_set"]) == (AdaptConfig.steps, 3)
+    assert (record["adapt"]["steps"], record["queries_per_set"]) == (AdaptConfig.steps, 2)
     assert evaluate(*words)["methods"]["model"] == record["methods"]["model"]
     rows = [json.loads(line) for line in Path("report/episodes.jsonl").read_bytes().splitlines()[1:]]
-    assert len(rows) == 6
+    assert len(rows) == 4
     assert all(row["adapted"]["reach"] == 0.25 for row in rows)
     assert all(set(row["presence"]) == {"model", "adapted"} for row in rows)
     assert "adapted" in Path("report/report.html").read_text()
@@ -471,7 +488,7 @@ def test_evaluate_adapts_once_per_support_set_beside_the_plain_model(
     assert re.search(
         r"^  presence, adapted: ROC AUC 0\.\d{3}, mean 0\.\d\d with the class, 0\.\d\d without$", text, re.M
     )
-    assert sets == [1, 1]  # everything was there already
+    assert sets == [2, 2]  # everything was there already
 
 
 @pytest.mark.usefixtures("_classes")

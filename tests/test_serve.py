@@ -444,16 +444,24 @@ def test_a_concept_is_adapted_in_the_background_and_used(small_segmenter: Segmen
 
 
 def test_adapting_can_be_stopped_and_the_concept_stays(small_segmenter: Segmenter) -> None:
+    files = [*ONE, *parts(**{"not": picture(9)})]
     with serve(small_segmenter) as client:
-        client.post("/v1/concepts", files=ONE, data={"name": "dog", "adapt": "true"})
+        client.post("/v1/concepts", files=files, data={"name": "dog", "adapt": "true"})
         stopped = client.delete("/v1/concepts/dog/adaptation")
         assert stopped.status_code == 200 and stopped.json()["adaptation"] == {"stage": "cancelled"}
         by_concept = client.post("/v1/segment", files=parts(query=QUERY), data={"concept": "dog"})
         assert by_concept.content == client.post("/v1/segment", files=ASK).content
         assert client.delete("/v1/concepts/cat/adaptation").status_code == 404
-        client.post("/v1/concepts", files=ONE, data={"name": "cat", "adapt": "true"})
+        client.post("/v1/concepts", files=files, data={"name": "cat", "adapt": "true"})
         assert client.delete("/v1/concepts/cat").status_code == 204
         assert [each["id"] for each in client.get("/v1/concepts").json()["concepts"]] == ["dog"]
+
+
+def test_one_support_alone_is_not_adapted_to(small_segmenter: Segmenter) -> None:
+    with serve(small_segmenter) as client:
+        client.post("/v1/concepts", files=ONE, data={"name": "dog", "adapt": "true"})
+        said = await_adaptation(client, "dog")
+        assert (said["stage"], said["reach"], said["before"], said["after"]) == ("done", 0, None, None)
 
 
 def test_what_cannot_be_adapted_to_is_refused_and_not_kept(

@@ -210,14 +210,15 @@ def test_what_was_learned_is_there_after_a_restart(
     small_segmenter: Segmenter, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def teach(project: Project, given: Sequence[Concept] = ()) -> Taught:
-        *_, last = teach_steps(small_segmenter, project, given, adapt=AdaptConfig(steps=2, single_found=2.0))
+        *_, last = teach_steps(small_segmenter, project, given, adapt=AdaptConfig(steps=2, found_enough=2.0))
         assert last.taught is not None
         return last.taught
 
     def again() -> Project:
         return Project(project.images, project.out)
 
-    project.correct("a.png", 0, [labels() > 0])
+    for key in ("a.png", "b.png"):
+        project.correct(key, 0, [labels() > 0])
     queries = QueryCache(small_segmenter, project.out / "cache")
     first = teach(project)
     adapted = first.concepts[0].adapted
@@ -228,9 +229,8 @@ def test_what_was_learned_is_there_after_a_restart(
     assert (later.since, later.supports) == (first.since, first.supports)
     kept = later.concepts[0].adapted
     assert kept is not None and kept.trained.digest == adapted.trained.digest
-    for taught, key in ((first, "b.png"), (later, "day1/c.png")):
-        propose(project, taught, queries, key)
-    assert project.review("b.png").doubt is not None
+    for taught in (first, later):
+        assert propose(project, taught, queries, "day1/c.png").doubt is not None
 
     concept = project.out / "concepts" / "bird.dsc"
     whole = concept.read_bytes()
@@ -331,14 +331,15 @@ def test_learning_ends_before_its_next_stage(small_segmenter: Segmenter, project
     @contextmanager
     def stage(name: str) -> Iterator[None]:
         entered.append(name)
-        if name == "PAM":  # of the first step of the adaptation
+        if name == "PAM":  # of the first look of the adaptation
             begun.set()
             assert go.wait(20)
         yield
 
     app = create_app(replace(small_segmenter, stage=stage), project=project)
     with TestClient(app, base_url="http://localhost") as client, ThreadPoolExecutor() as pool:
-        decide(client, "a.png", 0, "correct", labels())
+        for key in KEYS[:2]:
+            decide(client, key, 0, "correct", labels())
         client.post("/v1/project/learn")
         assert begun.wait(60)
         cancelled = pool.submit(client.delete, "/v1/project/learn")

@@ -46,7 +46,7 @@ def _outcome(adapted: "Adapted", supports: "SupportSet") -> str:
     what = "each support found with the others" if several else "the support's own views"
     if adapted.reach:
         return f"Adapted to {supports.name}: IoU of {what} {figures(adapted)}"
-    if not several:
+    if adapted.before is None:
         return (
             f"Not adapted to {supports.name}: one support says too little about its class, give two or more"
         )

@@ -122,7 +122,7 @@ class _AdaptedTo:
     """The segmenter adapted to some supports, with figures as `EpisodeResult.adapted`."""
 
     segmenter: Segmenter
-    figures: dict[str, float]
+    figures: dict[str, float | None]
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class EpisodeResult:
     counts: dict[str, tuple[int, ...]]
     seconds: dict[str, float] = field(default_factory=dict, compare=False)
     device_mib: dict[str, float] = field(default_factory=dict, compare=False)
-    adapted: dict[str, float] | None = field(default=None, compare=False)
+    adapted: dict[str, float | None] | None = field(default=None, compare=False)
     presence: dict[str, tuple[float, float]] = field(default_factory=dict, compare=False)
     looks: dict[str, int] = field(default_factory=dict, compare=False)
     share: float | None = field(default=None, compare=False)
@@ -182,7 +182,7 @@ def summarise_adaptations(
         "seconds") and "presence" ("model" and "adapted" -> "auc", mean score with and without the class
         "present", "absent").
     """
-    by_class: dict[str, list[dict[str, float]]] = defaultdict(list)
+    by_class: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         if result.adapted is not None:
             by_class[result.class_name].append(result.adapted)

@@ -73,8 +73,12 @@ class AdaptationBody(BaseModel):
     seconds_left: float | None = None
     error: str | None = None
     reach: float | None = Field(default=None, description="How far the modules moved; 0: they stayed.")
-    before: float | None = Field(default=None, description="IoU on the views that judged, before.")
-    after: float | None = Field(default=None, description="IoU on the views that judged, after.")
+    before: float | None = Field(
+        default=None,
+        description="IoU at which each support is found with the others, before; null where one support "
+        "says too little to adapt to.",
+    )
+    after: float | None = Field(default=None, description="The same, after.")
 
 
 class ConceptBody(BaseModel):

@@ -47,8 +47,8 @@ class SavedModules:
 
     start: str
     reach: float
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     knowledge: str
     presence: dict[str, Any] | None
     mask_gamma: float
@@ -96,7 +96,9 @@ def parse(text: str) -> SavedModules:
     """
     saved = SavedModules(**json.loads(text))
     texts = (saved.start, saved.knowledge, saved.digest)
-    shares = (saved.reach, saved.before, saved.after)
+    shares: list[Any] = [saved.reach, saved.before, saved.after]
+    if shares == [0, None, None]:  # nothing was measured
+        shares = [0]
     numbers = [*shares, saved.mask_gamma]
     if saved.presence is not None:
         if set(saved.presence) != {"weights", "bias"} or len(saved.presence["weights"]) != 3:

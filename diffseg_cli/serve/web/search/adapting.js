@@ -68,14 +68,15 @@ async function follow() {
 }
 async function finish(name, { stage, reach, before, after, error }) {
   if (reach) {
-    say(`Adapted, and kept as the concept ${name}: IoU on views of the supports ${before.toFixed(2)} before, ${after.toFixed(2)} after.`);
+    say(`Adapted, and kept as the concept ${name}: IoU on the supports ${before.toFixed(2)} before, ${after.toFixed(2)} after.`);
     $("concept-name").value = "";
     await announce(name);
     ($("versions").hidden ? $("concepts") : $("versions")).querySelector("input:checked").focus();
     return;
   }
   await call(running, { method: "DELETE" });
-  say(stage === "cancelled" ? "Adapting was cancelled." : stage === "done" ? `The model stays as it was: adapting would not help (IoU on views of the supports ${before.toFixed(2)}).` : "");
+  const why = before == null ? "one support says too little about its class, give two or more, or images without the object" : `adapting would not help (IoU on the supports ${before.toFixed(2)})`;
+  say(stage === "cancelled" ? "Adapting was cancelled." : stage === "done" ? `The model stays as it was: ${why}.` : "");
   if (error) throw new Problem(error);
 }
 
