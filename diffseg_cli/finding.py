@@ -33,12 +33,7 @@ def run_through(steps: "Iterator[AdaptStep]", _: SupportSet) -> "Adapted | None"
 def encode_concepts(
     segmenter: "Segmenter", wanted: Sequence[SupportSet | SavedConcept], follow: Follow = run_through
 ) -> list[Concept]:
-    """Encode what to look for, and adapt the modules to it where that is asked for.
-
-    Args:
-        segmenter: the model; it is not changed.
-        wanted: what to look for.
-        follow: runs an adaptation.
+    """Encode what to look for, and have `follow` adapt the modules to it where that is asked for.
 
     Raises:
         UsageError: there is nothing to adapt, or there are too many supports for it.

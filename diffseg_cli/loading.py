@@ -236,12 +236,7 @@ def trained_look(checkpoint: Path) -> LookConfig:
 
 
 def load_modules(checkpoint: Path, backbone: Backbone, dtype: torch.dtype = torch.float32) -> Trained:
-    """What a checkpoint holds, checked against this backbone; in eval mode, without gradients.
-
-    Args:
-        checkpoint: the file.
-        backbone: it was trained on; the modules go to its device.
-        dtype: of the modules.
+    """What a checkpoint holds for a backbone, checked, on its device, in eval mode and without gradients.
 
     Raises:
         WeightsError: damaged, of another backbone, or of another version.

@@ -318,12 +318,9 @@ class Method:
         masks: Tensor,
         pairs: Sequence[Pair] = (),
     ) -> SupportFeatures:
-        """Supports already in the model frame.
+        """Supports already in the model frame: frames (k 3 S S) and masks (k 1 S S) in [0, 1].
 
-        Args:
-            frames: (k 3 S S) in [0, 1].
-            masks: (k 1 S S) in [0, 1].
-            pairs: the same supports as they were, if they are at hand; some backbones see more in them.
+        `pairs` are the same supports as they were, if they are at hand; some backbones see more in them.
         """
         backbone = self.backbone
         with self.stage("encode"):

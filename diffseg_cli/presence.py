@@ -47,12 +47,7 @@ def presence_features(output: SegmenterOutput, latents: Tensor, support: Support
 
 @dataclass(frozen=True)
 class PresenceCalibration:
-    """Logistic function of `presence_features`.
-
-    Attributes:
-        weights: one per feature.
-        bias: log odds when every feature is zero.
-    """
+    """Logistic function of `presence_features`: a weight for each, and the log odds when all are zero."""
 
     weights: tuple[float, ...]
     bias: float

@@ -64,13 +64,9 @@ class Signature:
 
 
 def sign(job: Job, segmenter: "Segmenter", concepts: Sequence[Concept], more: dict[str, Any]) -> Signature:
-    """Hash everything a result depends on. Devices of one kind count as the same.
+    """Hash everything a result depends on; devices of one kind count as the same.
 
-    Args:
-        job: what is done.
-        segmenter: the model.
-        concepts: of the job, encoded.
-        more: settings of the engine.
+    `more` are settings of the engine.
     """
     record = settings_record(segmenter, job.answer) | more
     record |= {"device": segmenter.device.type, "matting": job.matting}

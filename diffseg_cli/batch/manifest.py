@@ -79,9 +79,6 @@ def _parse(line: bytes) -> Row | None:
 class ManifestReader:
     """All manifests of a folder, merged; no file of them stays open, as there may be thousands.
 
-    Args:
-        out: the folder.
-
     Raises:
         InputError: it is elsewhere and cannot be reached, or one of them cannot be read.
     """
@@ -156,11 +153,7 @@ class ManifestReader:
 
 
 class ManifestWriter:
-    """One manifest that grows by whole lines; use it in a `with` block.
-
-    Args:
-        out: its folder.
-        tag: of a part.
+    """The manifest of a folder, or of a part by its tag, that grows by whole lines; use it in a `with` block.
 
     Raises:
         UsageError: another run is writing it.

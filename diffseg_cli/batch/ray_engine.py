@@ -243,8 +243,7 @@ def _enter(folder: str) -> None:
 class RayWorker:
     """Works on groups of images in a process of its own; Ray Data makes and calls it.
 
-    Args:
-        shared: reference of `WorkerSetup`.
+    `shared` is the reference of a `WorkerSetup`.
     """
 
     def __init__(self, shared: Any) -> None:

@@ -15,12 +15,7 @@ PROBE = ".diffseg-batch-probe"
 
 
 class Store:
-    """Files below one folder.
-
-    Args:
-        root: the folder.
-        tag: of this run's part, so that runs side by side know their own temporary files.
-    """
+    """Files below one folder; by the tag of their part, runs side by side know their own temporary files."""
 
     def __init__(self, root: Path, tag: str = "") -> None:
         self.root, self.tag = root, tag

@@ -21,11 +21,7 @@ OWN_PROCESS = "memory://"  # what lies there only the process sees that put it t
 
 
 class OwnStdout:
-    """stdout for results alone: Ray's threads print there what happens to workers, which goes to stderr.
-
-    Args:
-        stdout: the real one.
-    """
+    """stdout for results alone: Ray's threads print there what happens to workers, which goes to stderr."""
 
     def __init__(self, stdout: TextIO) -> None:
         self._stdout = stdout

@@ -7,13 +7,7 @@ from diffseg_cli.cli import console
 
 
 def say_found(image: str, record: Mapping[str, Any], notes: Iterable[str]) -> None:
-    """Name, presence, share of the image and regions of each concept.
-
-    Args:
-        image: what it is called.
-        record: of `finding.scene_record`.
-        notes: of `finding.Answer`.
-    """
+    """Name, presence, share and regions of each concept, of a `finding.scene_record`, and notes of doubt."""
     console.say(f"{image}: {'; '.join(_line(concept) for concept in record['concepts'])}")
     for note in notes:
         console.note(f"{image}: {note}.")

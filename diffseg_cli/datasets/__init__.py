@@ -86,11 +86,7 @@ def load_dataset(
 
 
 def read_truth(name: str, sample: Sample) -> Truth:
-    """Which pixels of a sample are the object and which do not count.
-
-    Args:
-        name: of the data set, a key of `PROTOCOLS`.
-        sample: of that data set.
+    """Which pixels of a sample are the object and which do not count; the name is a key of `PROTOCOLS`.
 
     Raises:
         InputError: its mask cannot be read.

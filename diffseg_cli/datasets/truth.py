@@ -62,12 +62,7 @@ def read_label_map(path: Path) -> NDArray[np.uint8]:
 
 
 def turn_upright(mask: NDArray[np.bool_], image: Path) -> NDArray[np.bool_]:
-    """A mask made on the pixels as stored, turned as EXIF of its image asks; images are read that way.
-
-    Args:
-        mask: bool (h w).
-        image: the image file.
-    """
+    """A mask (h w) of the pixels as stored, turned as EXIF of its image asks: images are read that way."""
     with Image.open(image) as opened:
         turn = TURNS.get(orientation_of(opened))
     return mask if turn is None else np.array(Image.fromarray(mask).transpose(turn))

@@ -26,12 +26,7 @@ SHARPNESS = 4.0  # of scores around the threshold, for the loss
 
 @dataclass(frozen=True)
 class Metric:
-    """What was fitted.
-
-    Attributes:
-        channel_weights: (c), of `prototype_scores`.
-        threshold: of its scores.
-    """
+    """What was fitted: channel weights (c) of `prototype_scores`, and the threshold of its scores."""
 
     channel_weights: Tensor
     threshold: float

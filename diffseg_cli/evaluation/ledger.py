@@ -16,14 +16,10 @@ NAME = "episodes"
 
 
 def read_ledgers(out: Path, key: dict[str, Any]) -> dict[tuple[int, int, int], EpisodeResult]:
-    """Results in a folder by `EpisodeResult.place`, of one process or of several.
-
-    Args:
-        out: the folder; it need not exist.
-        key: of the run.
+    """Results in a folder, which need not exist, by `EpisodeResult.place`, of one process or of several.
 
     Raises:
-        InputError: they are of another run, or damaged before their last line.
+        InputError: they are of another run than `key` says, or damaged before their last line.
     """
     done = {}
     for path in sorted(out.glob(f"{NAME}*.jsonl")):
@@ -48,10 +44,7 @@ def read_ledgers(out: Path, key: dict[str, Any]) -> dict[tuple[int, int, int], E
 class Ledger(LineLog):
     """A file that grows by a line per episode; use it in a `with` block.
 
-    Args:
-        out: its folder.
-        key: of the run.
-        rank: of the process where several write into the same folder, else None.
+    Of several processes that write into one folder each has a ledger of its `rank`.
 
     Raises:
         UsageError: another run is writing it.

@@ -23,11 +23,9 @@ def boundary_width(size_hw: tuple[int, int]) -> int:
 
 
 def mask_boundary(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Pixels of a mask within `width` of its border in chessboard distance; the image's edge is a border.
+    """Pixels of a mask (h w) within `width` (1 or more) of its border in chessboard distance.
 
-    Args:
-        mask: bool (h w).
-        width: at least 1.
+    The image's edge is a border.
     """
     padded = np.pad(mask.astype(np.uint8), width)
     kernel = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
@@ -39,12 +37,7 @@ def mask_boundary(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
 def count_pixels(
     predicted: NDArray[np.bool_], truth: NDArray[np.bool_], ignore: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
-    """What one mask adds to the sums.
-
-    Args:
-        predicted: bool (h w).
-        truth: bool (h w).
-        ignore: bool (h w), pixels that do not count and belong to neither mask; None for none.
+    """What one mask (h w) adds to the sums; pixels to ignore (h w) do not count and belong to neither mask.
 
     Returns:
         int64 (6): foreground intersection and union, background intersection and union, boundary intersection
@@ -203,9 +196,7 @@ def _mean(values: list[float]) -> float:
 def roc_auc(with_it: ArrayLike, without: ArrayLike) -> float:
     """Probability that an image with the object scores above one without; ties count half.
 
-    Args:
-        with_it: (n) scores of images that hold the object.
-        without: (m) scores of images that do not.
+    The scores are (n) and (m).
     """
     difference = np.asarray(with_it)[:, None] - np.asarray(without)[None]
     return float((difference > 0).mean() + 0.5 * (difference == 0).mean())

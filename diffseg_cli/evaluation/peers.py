@@ -38,9 +38,7 @@ Support = tuple[NDArray[np.uint8], NDArray[np.bool_]]
 class SegGpt:
     """SegGPT (Wang et al., ICCV 2023): paints the query's mask in the manner of the supports'.
 
-    Args:
-        model: a `SegGptForImageSegmentation`.
-        device: where to run it.
+    `model` is a `SegGptForImageSegmentation`.
     """
 
     def __init__(self, model: Any, device: torch.device) -> None:

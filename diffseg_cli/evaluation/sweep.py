@@ -29,12 +29,8 @@ AXES: dict[str, tuple[Any, ...]] = {
 def choose_axes(text: str | None, model: str) -> tuple[str, ...]:
     """Axes of a sweep from what a user said, such as "timesteps,cross-map"; none from nothing.
 
-    Args:
-        text: names of `AXES`.
-        model: without noise it has no timesteps.
-
     Raises:
-        UsageError: an unknown axis, or one that this model does not have.
+        UsageError: an unknown axis, or timesteps of a model that adds no noise.
     """
     if text is None:
         return ()
@@ -50,12 +46,7 @@ def choose_axes(text: str | None, model: str) -> tuple[str, ...]:
 
 
 def settings_of(given: SegmentConfig, axes: Sequence[str]) -> dict[str, SegmentConfig]:
-    """All combinations of the values on some axes but the given one, by name.
-
-    Args:
-        given: settings of the model as it was asked for.
-        axes: of `AXES`.
-    """
+    """All combinations of the values on some of `AXES`, but the given settings themselves, by name."""
     settings = {}
     for values in product(*(AXES[axis] for axis in axes)):
         changed = {

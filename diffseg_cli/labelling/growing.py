@@ -60,12 +60,7 @@ class Glance:
 
 
 class ClickGrower:
-    """Looks at images in the thread that owns the model, and answers clicks and boxes in any.
-
-    Args:
-        segmenter: of any model; only its backbone looks.
-        queries: encodes the images.
-    """
+    """Looks at images in the thread that owns the model, and answers clicks and boxes in any."""
 
     def __init__(self, segmenter: "Segmenter", queries: QueryCache) -> None:
         self._segmenter, self._queries = segmenter, queries
@@ -113,15 +108,12 @@ class ClickGrower:
 
     @torch.inference_mode()
     def grow(self, glance: Glance, x: float, y: float) -> Mask:
-        """The region a click belongs to.
+        """The region (h w) a click belongs to; it holds the click and is connected.
 
         Args:
             glance: at the image.
             x: of the click, as a share of the width in [0, 1].
             y: of the height.
-
-        Returns:
-            bool (h w); it holds the click and is connected.
         """
         h, w = size_hw = (glance.image.shape[0], glance.image.shape[1])
         column, row = (min(int(share * side), side - 1) for share, side in ((x, w), (y, h)))

@@ -14,12 +14,7 @@ MOST_BYTES = 300_000_000  # about 20 000 of them
 
 
 class Thumbnails:
-    """The thumbnails of a project. Every method may be called from any thread.
-
-    Args:
-        project: whose images are shown.
-        most_bytes: on disk.
-    """
+    """The thumbnails of a project, within a bound on disk. Every method may be called from any thread."""
 
     def __init__(self, project: Project, most_bytes: int = MOST_BYTES) -> None:
         self._project = project

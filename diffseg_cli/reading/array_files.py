@@ -31,12 +31,8 @@ def is_array_file(file: InputFile) -> bool:
 def read_array_file(file: InputFile, most_pixels: int) -> NDArray[Any]:
     """The array of a NPY file, or of a NPZ file that has one (or one called "mask").
 
-    Args:
-        file: its content decides what it is.
-        most_pixels: height times width it may have.
-
     Raises:
-        InputError: the file is damaged, too large, or holds something else.
+        InputError: the file is damaged, has more than `most_pixels`, or holds something else.
     """
     try:
         with file.open() as stream:

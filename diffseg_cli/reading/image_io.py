@@ -305,13 +305,7 @@ def check_pair(
     image_source: ImageSource = "The image",
     mask_source: MaskSource = "its mask",
 ) -> None:
-    """Check that a mask has the size of its image.
-
-    Args:
-        image: (H W 3).
-        mask: (H W).
-        image_source: what the image was read from, for the message.
-        mask_source: what the mask was read from.
+    """Check that a mask (H W) has the size of its image (H W 3); the sources name them in the message.
 
     Raises:
         InputError: the sizes differ; names both.

@@ -48,12 +48,8 @@ class InputFile:
     def read(self, most_bytes: int, too_large: str) -> bytes:
         """All of it.
 
-        Args:
-            most_bytes: it may hold.
-            too_large: the hint where it holds more.
-
         Raises:
-            InputError: it cannot be read, or holds more.
+            InputError: it cannot be read, or holds more than `most_bytes`, with the hint `too_large`.
         """
         try:
             with self.open() as stream:

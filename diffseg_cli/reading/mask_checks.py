@@ -51,15 +51,7 @@ def _looks_inverted(mask: Bools) -> bool:
 
 
 def point_mask(x: int, y: int, size_hw: tuple[int, int]) -> Bools:
-    """The mask of one pixel.
-
-    Args:
-        x: column, from the left.
-        y: row, from the top.
-        size_hw: of the image.
-
-    Returns:
-        bool (H W).
+    """The mask (H W) of the pixel in column x and row y.
 
     Raises:
         UsageError: the pixel lies outside the image.

@@ -33,12 +33,7 @@ MOST_GREY = 0.25  # share of a mask that borders may take
 def read_meaning(
     content: Image.Image | NDArray[Any], *, label: int | None, color: str | None, invert: bool, name: str
 ) -> Bools:
-    """Which pixels are the object; arguments, result and errors as in `image_io.read_mask`.
-
-    Args:
-        content: decoded, upright.
-        name: what messages call it.
-    """
+    """Which pixels of a mask, decoded and upright, are the object; the rest as in `image_io.read_mask`."""
     if label is not None and color is not None:
         raise UsageError("--label and --color both say what the object is.", "Give one of them.")
     wanted = None if color is None else _parse_color(color)
@@ -200,12 +195,7 @@ def _pick_opaque(alpha: NDArray[Any], found: NDArray[Any], where: str) -> Bools:
 
 
 def _pick_color(colors: NDArray[np.uint8], wanted: int | None, where: str) -> tuple[Bools, Bools]:
-    """Which colours are the object.
-
-    Args:
-        colors: (H W 3).
-        wanted: the user's choice, 0xRRGGBB.
-        where: the mask in words, for messages.
+    """Which colours (H W 3) are the object; `wanted` is the user's choice as 0xRRGGBB.
 
     Returns:
         bool (H W) object, and bool (H W) neither object nor background.

@@ -97,8 +97,7 @@ def coco_objects(objects: Iterable[AnnotatedObject], *, polygons: bool) -> list[
 class CocoFile:
     """One COCO data set of all images of a run; one annotation per concept or instance in an image.
 
-    Args:
-        names: of the concepts, category 1 onwards.
+    Names of concepts are its categories, from 1.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -178,12 +177,7 @@ def yolo_bytes(size_hw: tuple[int, int], objects: Iterable[AnnotatedObject]) -> 
 
 
 def counts_csv(keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """How many instances of each concept an image holds, and their pixels: a line per image and concept.
-
-    Args:
-        keys: of the images.
-        rows: what JSON says of each.
-    """
+    """How many instances of each concept an image holds, and their pixels: a line per image and concept."""
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(["image", "concept", "count", "pixels"])

@@ -71,13 +71,12 @@ class Instance:
 def find_instances(
     mask: NDArray[np.bool_], probability: NDArray[np.float32], presence: float | None, first: int = 1
 ) -> list[Instance]:
-    """The instances of a concept, in reading order of the parts they are in.
+    """The instances of a concept, in reading order of the parts they are in, numbered from `first`.
 
     Args:
         mask: (H W) of the concept.
         probability: (H W) in [0, 1].
         presence: in [0, 1], or None.
-        first: id of the first.
     """
     count, parts, figures, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     found: list[Instance] = []

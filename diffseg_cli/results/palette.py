@@ -50,14 +50,10 @@ def voc_color(label: int) -> Color:
 def settle_overlaps(
     masks: Sequence[NDArray[np.bool_]], scores: Sequence[NDArray[np.float32]]
 ) -> list[NDArray[np.bool_]]:
-    """Give each pixel that several masks claim to the one with the highest score; the first at a draw.
+    """Give each pixel that several masks (H W) claim to the one with the highest score; the first at a draw.
 
     A connected part that lost pixels may fall apart into a main piece and slivers along the winner's border;
     slivers become background.
-
-    Args:
-        masks: (H W) each.
-        scores: (H W) each.
     """
     best, owner = np.full(masks[0].shape, -np.inf, dtype=np.float32), np.full(masks[0].shape, -1)
     for index, (mask, score) in enumerate(zip(masks, scores, strict=True)):
@@ -102,16 +98,7 @@ def label_map_png(labels: NDArray[np.uint8], colors: Sequence[Color]) -> bytes:
 def overlay_concepts(
     image: NDArray[np.uint8], masks: Sequence[NDArray[np.bool_]], names: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """An image with every mask in its colour, and below it a legend where there are several.
-
-    Args:
-        image: (H W 3).
-        masks: (H W) each.
-        names: of the concepts.
-
-    Returns:
-        uint8 (H W 3).
-    """
+    """An image (H W 3) with every mask (H W) in its colour, and below it a legend where there are several."""
     tinted = image
     for index, mask in enumerate(masks):
         tinted = overlay(tinted, mask, concept_color(index))
@@ -124,16 +111,7 @@ def overlay_concepts(
 def overlay_instances(
     image: NDArray[np.uint8], instances: Sequence[Instance], titles: Sequence[str]
 ) -> NDArray[np.uint8]:
-    """An image with each instance in a colour of its own and its title on it.
-
-    Args:
-        image: (H W 3).
-        instances: of the image.
-        titles: one for each.
-
-    Returns:
-        uint8 (H W 3).
-    """
+    """An image (H W 3) with each instance in a colour of its own and its title on it."""
     page, line = image.copy(), contour_width(image.shape)
     places = []
     for each in instances:

@@ -77,15 +77,7 @@ def shrunk(pixels: NDArray[Any], longest: int) -> NDArray[Any]:
 
 
 def heatmap(score_map: NDArray[np.float32], image: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-    """A map as colours, over the greyed image or alone.
-
-    Args:
-        score_map: (H W) in [0, 1].
-        image: (H W 3) to show through, or None.
-
-    Returns:
-        uint8 (H W 3).
-    """
+    """A map (H W) in [0, 1] as colours (H W 3), over the greyed image (H W 3) or alone."""
     levels = np.rint(np.clip(score_map, 0, 1) * 255).astype(np.uint8)
     colors: NDArray[np.uint8] = cv2.cvtColor(cv2.applyColorMap(levels, HEAT), cv2.COLOR_BGR2RGB)
     if image is None:
@@ -106,16 +98,9 @@ def overlay(
     tint: tuple[int, int, int] = TINT,
     line: int | None = None,
 ) -> NDArray[np.uint8]:
-    """An image with the mask tinted, and outlined in the tint between two white lines.
+    """An image (H W 3) with the mask (H W) tinted, and outlined in the tint (RGB) between two white lines.
 
-    Args:
-        image: (H W 3).
-        mask: (H W).
-        tint: RGB.
-        line: width of the outline in pixels; default by the size of the image.
-
-    Returns:
-        uint8 (H W 3).
+    The outline is `line` pixels wide, by default in proportion to the image.
     """
     tinted = image.copy()
     flat = np.full_like(image, tint)

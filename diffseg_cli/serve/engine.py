@@ -82,12 +82,7 @@ def key_of(order: Order) -> Hashable:
 
 
 class InferenceEngine:
-    """A segmenter and the supports it was asked about last.
-
-    Args:
-        segmenter: only used in the thread that calls `work`.
-        limits: of images.
-        metrics: counts what is done.
+    """A segmenter, used in the thread that calls `work` alone, and the supports it was asked about last.
 
     Attributes:
         segmenter: the same, that stops before its next stage where nobody waits for an answer any more.

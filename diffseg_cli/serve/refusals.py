@@ -24,14 +24,7 @@ OPTION = re.compile(r"--([a-z][a-z-]+)")
 
 
 class Refusal(DiffsegError):
-    """A request that is not answered for a reason of the server's own.
-
-    Args:
-        status: of the response.
-        message: one sentence.
-        hint: one sentence with the next thing to try, or None.
-        headers: of the response.
-    """
+    """A request that is not answered for a reason of the server's own; `headers` are the response's."""
 
     def __init__(
         self, status: int, message: str, hint: str | None = None, headers: dict[str, str] | None = None

@@ -21,13 +21,7 @@ SCORE_MAP_SIDE = 1024  # longest; the model's own map is far smaller
 
 @dataclass(frozen=True)
 class Reply:
-    """The body of a response.
-
-    Attributes:
-        content: all of it.
-        media_type: of it.
-        headers: what an image cannot say.
-    """
+    """The body of a response; headers say what an image cannot."""
 
     content: bytes
     media_type: str

@@ -50,11 +50,7 @@ class _Server(uvicorn.Server):
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """Reserve an address; nobody can connect until the server runs.
-
-    Args:
-        host: name or address of an interface of this machine.
-        port: 0 for any free one.
+    """Reserve an address of this machine (port 0 takes a free one); nobody can connect until the server runs.
 
     Raises:
         UsageError: it cannot be had.

@@ -24,12 +24,7 @@ SUPPORT_SHARE = 2  # of the largest image: what all supports of a request may ha
 
 @dataclass(frozen=True)
 class Upload:
-    """A file of a request.
-
-    Attributes:
-        content: all of it.
-        name: what the client calls it, without folders.
-    """
+    """A file of a request: all of it, and what the client calls it, without folders."""
 
     content: bytes
     name: str = ""
@@ -41,13 +36,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class SupportUpload:
-    """Supports of a request.
-
-    Attributes:
-        images: at least one image.
-        masks: one each.
-        choice: how the masks are read.
-    """
+    """Supports of a request, at least one, with a mask each and how those are read."""
 
     images: tuple[Upload, ...]
     masks: tuple[Upload, ...]
@@ -61,12 +50,7 @@ class SupportUpload:
 
 
 def read_uploaded(upload: Upload, name: str, most_pixels: int) -> NDArray[np.uint8]:
-    """Read an image as uint8 (H W 3); its size is checked before it is decoded.
-
-    Args:
-        upload: its file.
-        name: what messages call it.
-        most_pixels: it may have.
+    """Read an image as uint8 (H W 3), called `name` in messages; its size is checked before it is decoded.
 
     Raises:
         InputError: as `read_image`.

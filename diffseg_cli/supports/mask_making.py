@@ -34,11 +34,7 @@ SURELY_NOT, LIKELY, SURE = 0.2, 0.5, 0.8  # levels of the score map a point give
 
 
 def box_region(box: Sequence[float], size_hw: tuple[int, int]) -> Bools:
-    """A box as pixels.
-
-    Args:
-        box: x, y of its upper left corner, width, height, in pixels; what lies outside is cut off.
-        size_hw: of the image.
+    """A box as pixels (h w): x, y of its upper left corner, width, height; what lies outside is cut off.
 
     Raises:
         UsageError: it holds no pixel of the image.
@@ -58,11 +54,7 @@ def box_region(box: Sequence[float], size_hw: tuple[int, int]) -> Bools:
 
 
 def mask_from_outline(outline: Sequence[float], size_hw: tuple[int, int]) -> Bools:
-    """What an outline encloses.
-
-    Args:
-        outline: x, y, x, y, ... in pixels.
-        size_hw: of the image.
+    """What an outline (x, y, x, y, ... in pixels) encloses.
 
     Raises:
         UsageError: it encloses no pixel of the image.
@@ -76,31 +68,12 @@ def mask_from_outline(outline: Sequence[float], size_hw: tuple[int, int]) -> Boo
 
 
 def mask_from_box(segmenter: Segmenter, image: Image, region: Bools) -> Bools:
-    """The object in a box: GrabCut, told by the backbone which part of the box is surely the object.
-
-    Args:
-        segmenter: of any model; only its backbone looks.
-        image: (h w 3).
-        region: (h w) the box.
-
-    Returns:
-        bool (h w), inside the box.
-    """
+    """The object in a box (h w): GrabCut, told by the backbone which part of it is surely the object."""
     return cut_out_box(image, region, belonging_to(segmenter, image, region))
 
 
 def cut_out_box(image: Image, region: Bools, belonging: Floats, longest: int = GRABCUT_SIZE) -> Bools:
-    """The object in a box: GrabCut, told which part of the box is surely the object.
-
-    Args:
-        image: (h w 3).
-        region: (h w) the box.
-        belonging: (h w) of `belonging_to`.
-        longest: as of `grabcut`.
-
-    Returns:
-        bool (h w), inside the box.
-    """
+    """The object in a box (h w): GrabCut, told by `belonging_to` which part of it is surely the object."""
     inside = belonging[region]
     sure = belonging > np.quantile(inside, 1 - SURE_SHARE)
     likely = belonging > _otsu(inside)
@@ -113,17 +86,7 @@ def cut_out_box(image: Image, region: Bools, belonging: Floats, longest: int = G
 def mask_from_points(
     segmenter: Segmenter, image: Image, points: Sequence[Point], not_points: Sequence[Point]
 ) -> Bools:
-    """What looks to the backbone like the points, and not like the others, cut out by GrabCut.
-
-    Args:
-        segmenter: of any model; only its backbone looks.
-        image: (h w 3).
-        points: on the object, inside the image.
-        not_points: not on it.
-
-    Returns:
-        bool (h w).
-    """
+    """What looks to the backbone like the points (x, y), and not like the others, cut out by GrabCut."""
     size_hw = (image.shape[0], image.shape[1])
     here, there = discs(points, size_hw), discs(not_points, size_hw)
     score = score_from(segmenter, image, here)
@@ -175,15 +138,9 @@ def look_at_itself(segmenter: Segmenter, image: Image, region: Bools) -> Look:
 
 
 def grabcut(image: Image, hints: NDArray[np.uint8], longest: int = GRABCUT_SIZE) -> Bools:
-    """OpenCV's GrabCut on an image shrunk to a bearable size.
+    """OpenCV's GrabCut on an image (h w 3) shrunk to a bearable side in pixels: bool (h w).
 
-    Args:
-        image: (h w 3).
-        hints: (h w) of cv2.GC_BGD, GC_FGD (both are kept), GC_PR_BGD, GC_PR_FGD.
-        longest: side in pixels it is shrunk to.
-
-    Returns:
-        bool (h w).
+    Hints (h w) are cv2.GC_BGD and GC_FGD, which are both kept, GC_PR_BGD and GC_PR_FGD.
     """
     h, w = hints.shape
     small = cv2.cvtColor(shrunk(image, longest), cv2.COLOR_RGB2BGR)
