@@ -78,10 +78,9 @@ def check_finite(*values: Tensor) -> None:
         DiffsegError: one of them holds NaN or infinity.
     """
     if not bool(torch.stack([each.isfinite().all() for each in values]).all()):
-        dtype = str(values[0].dtype).removeprefix("torch.")
         raise DiffsegError(
-            f"The model's answer is not finite (NaN or infinity, in {dtype}); numbers that overflowed in "
-            "half precision are the likely cause.",
+            "The model's answer is not finite (NaN or infinity); numbers that overflowed in half precision "
+            "are the likely cause.",
             "Use --dtype float32; if that is what you have, look for damage with `diffseg models verify`.",
         )
 
