@@ -128,7 +128,7 @@ def test_cross_maps_and_crops_are_settings(small_segmenter: Segmenter) -> None:
         return chosen.segment(picture(2), chosen.encode_support([pair])).score_map
 
     paper = scores()
-    np.testing.assert_allclose(scores(cross_map="balanced"), paper, atol=1e-3)  # compact is, by its bias
+    np.testing.assert_allclose(scores(cross_map="balanced"), paper, atol=2e-3)  # compact is, by its bias
     assert np.abs(scores(cross_map="contrast") - paper).max() > 0.05
     assert np.abs(scores(support_crop="whole") - paper).max() > 0.05
     digests = {
