@@ -41,9 +41,9 @@ class AdaptStep:
     """One step of an adaptation; the last one carries its result.
 
     Attributes:
-        step: steps done.
+        step: steps done; 0 after each support and negative that was encoded.
         steps: in all.
-        loss: of this step.
+        loss: of this step; 0 before the first.
         adapted: what came out, with the last step.
     """
 
@@ -107,30 +107,28 @@ class SupportViews:
         absent: of each negative, the whole image first; nothing in what counts is the concept.
     """
 
-    def __init__(
-        self,
-        segmenter: Method,
-        pairs: Sequence[Pair],
-        negatives: Sequence[Negative],
-        config: AdaptConfig,
-        seed: int,
-    ) -> None:
-        self._segmenter = segmenter
+    def __init__(self, segmenter: Method, config: AdaptConfig, seed: int) -> None:
+        self._segmenter, self._config, self._seed = segmenter, config, seed
         self.queries: list[list[_View]] = []
         self.supports: list[list[SupportFeatures]] = []
-        for index, pair in enumerate(pairs):
-            generator = np.random.Generator(np.random.PCG64([seed, 0, index]))
-            self.queries.append(self._query_views(pair, generator, config.query_views))
-            seen = [pair] + [self._near(pair, generator) for _ in range(config.support_views - 1)]
-            self.supports.append([segmenter.encode_pairs([each]) for each in seen])
         self.absent: list[list[_View]] = []
-        for index, (image, region) in enumerate(negatives):
-            generator = np.random.Generator(np.random.PCG64([seed, 1, index]))
-            marked = np.zeros(image.shape[:2], dtype=bool) if region is None else region
-            views = self._query_views((image, marked), generator, config.query_views)
-            if region is not None:
-                views = [replace(view, mask=torch.zeros_like(view.mask), counts=view.mask) for view in views]
-            self.absent.append(views)
+
+    def add_support(self, pair: Pair) -> None:
+        """Encode the views of one more support."""
+        generator = np.random.Generator(np.random.PCG64([self._seed, 0, len(self.queries)]))
+        self.queries.append(self._query_views(pair, generator, self._config.query_views))
+        seen = [pair] + [self._near(pair, generator) for _ in range(self._config.support_views - 1)]
+        self.supports.append([self._segmenter.encode_pairs([each]) for each in seen])
+
+    def add_negative(self, negative: Negative) -> None:
+        """Encode the views of one more image without the concept."""
+        image, region = negative
+        generator = np.random.Generator(np.random.PCG64([self._seed, 1, len(self.absent)]))
+        marked = np.zeros(image.shape[:2], dtype=bool) if region is None else region
+        views = self._query_views((image, marked), generator, self._config.query_views)
+        if region is not None:
+            views = [replace(view, mask=torch.zeros_like(view.mask), counts=view.mask) for view in views]
+        self.absent.append(views)
 
     def _query_views(self, pair: Pair, generator: np.random.Generator, count: int) -> list[_View]:
         """The image as it is, then zoomed in and out in turn: the object is seen at other sizes."""
@@ -151,11 +149,9 @@ class SupportViews:
         edges = self._segmenter.find_edges(frames)
         return _View(backbone.encode(frames), edges, mask, torch.ones_like(mask))
 
-    def draw(
-        self, generator: np.random.Generator, config: AdaptConfig
-    ) -> tuple[list[_View], SupportFeatures, list[bool]]:
+    def draw(self, generator: np.random.Generator) -> tuple[list[_View], SupportFeatures, list[bool]]:
         """The episodes of a step: b queries, their supports (b k ...), and whether each holds the concept."""
-        held = len(self.queries)
+        config, held = self._config, len(self.queries)
         shots = int(generator.integers(1, min(config.most_shots, held - 1) + 1)) if held > 1 else 1
         queries, supports, holds = [], [], []
         for _ in range(config.batch_size):
@@ -207,7 +203,7 @@ def adapt_steps(
         seed: of views and episodes.
 
     Returns:
-        Every step, the last one with what came out; the last one alone where there is nothing to gain.
+        Every step, the last one with what came out; no others after encoding where there is nothing to gain.
 
     Raises:
         UsageError: there is no PAM to adapt, or there are too many supports.
@@ -238,7 +234,13 @@ def _steps(
     if len(pairs) == 1 and not negatives:
         yield AdaptStep(config.steps, config.steps, 0.0, Adapted(segmenter.trained, 0.0))
         return
-    views = SupportViews(segmenter, pairs, negatives, config, seed)
+    views = SupportViews(segmenter, config, seed)
+    for pair in pairs:
+        views.add_support(pair)
+        yield AdaptStep(0, config.steps, 0.0)
+    for negative in negatives:
+        views.add_negative(negative)
+        yield AdaptStep(0, config.steps, 0.0)
     before = _found(segmenter, views)
     reach = config.reach if len(pairs) > 1 else config.single_reach
     if not negatives:  # else there is something to learn, however well the concept is found
@@ -269,7 +271,7 @@ def _loss(
     learner: Method, views: SupportViews, generator: np.random.Generator, config: AdaptConfig, step: int
 ) -> Tensor:
     """Of the episodes of one step."""
-    queries, support, holds = views.draw(generator, config)
+    queries, support, holds = views.draw(generator)
     # The modules learn in float32; under a backbone in half precision they compute as it does.
     device, dtype = learner.device, learner.dtype
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):

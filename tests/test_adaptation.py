@@ -49,7 +49,9 @@ def mean_iou(segmenter: Segmenter, pairs: list[Pair], queries: list[Pair]) -> fl
 
 def adapted_by(segmenter: Segmenter, pairs: list[Pair], negatives: Sequence[Negative] = ()) -> Segmenter:
     steps = list(adapt_steps(segmenter, pairs, negatives=negatives, config=QUICK))
-    assert [step.adapted is None for step in steps] == [True] * (QUICK.steps - 1) + [False]
+    encoded = len(pairs) + len(negatives)
+    assert [step.step for step in steps] == [*[0] * encoded, *range(1, QUICK.steps + 1)]
+    assert [step.adapted is None for step in steps[:-1]] == [True] * (len(steps) - 1)
     assert steps[-1].adapted is not None
     return segmenter.with_trained(steps[-1].adapted.trained)
 
@@ -110,12 +112,13 @@ def test_what_is_found_already_takes_no_steps(
     encoded = Mock(side_effect=small_segmenter.backbone.encode)
     monkeypatch.setattr(small_segmenter.backbone, "encode", encoded)
     config, pairs = replace(QUICK, found_enough=0.0), [striped_patch(i) for i in range(count)]
-    (only,) = adapt_steps(small_segmenter, pairs, config=config)
-    assert only.adapted is not None and encoded.called == encodes
-    assert (only.step, only.adapted.reach, only.adapted.trained) == (QUICK.steps, 0, small_segmenter.trained)
+    *before, last = adapt_steps(small_segmenter, pairs, config=config)
+    assert [step.step for step in before] == [0] * (count if encodes else 0)
+    assert last.adapted is not None and encoded.called == encodes
+    assert (last.step, last.adapted.reach, last.adapted.trained) == (QUICK.steps, 0, small_segmenter.trained)
     # What is not it was given to be learned from, however well the object is found.
     steps = adapt_steps(small_segmenter, pairs, config=config, negatives=[(striped_patch(20)[0], None)])
-    assert next(steps).adapted is None
+    assert [next(steps).step for _ in range(count + 2)][-1] == 1
 
 
 def test_reach_lies_between_start_and_end(small_segmenter: Segmenter) -> None:

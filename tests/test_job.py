@@ -62,6 +62,26 @@ def test_seconds_left_are_those_of_the_stage(worker: ThreadPoolExecutor) -> None
     assert finished(job)["stage"] == "done"
 
 
+def test_what_comes_before_the_first_step_does_not_count_as_its_time(worker: ThreadPoolExecutor) -> None:
+    go, looked = threading.Event(), threading.Event()
+
+    def steps() -> Iterator[Step]:
+        yield {"stage": "adapting", "done": 0, "total": 10}
+        time.sleep(0.5)
+        yield {"stage": "adapting", "done": 0, "total": 10}
+        time.sleep(0.01)
+        yield {"stage": "adapting", "done": 1, "total": 10}
+        looked.set()
+        assert go.wait(10)
+
+    job = BackgroundJob(worker.submit)
+    job.start(steps(), "waiting")
+    assert looked.wait(10)
+    assert job.progress["seconds_left"] < 4  # 4.6 with what came before
+    go.set()
+    assert finished(job)["stage"] == "done"
+
+
 def test_what_went_wrong_is_said(
     worker: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,12 +32,13 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
-from diffseg_cli.adaptation import adapt_steps
+from diffseg_cli.adaptation import SupportViews, adapt_steps
 from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.presence import PresenceCalibration
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve import app as app_module
+from diffseg_cli.serve import engine
 from diffseg_cli.serve.app import create_app
 from diffseg_cli.serve.engine import InferenceEngine, Order
 from diffseg_cli.serve.guard import is_loopback
@@ -455,6 +456,38 @@ def test_adapting_can_be_stopped_and_the_concept_stays(small_segmenter: Segmente
         client.post("/v1/concepts", files=files, data={"name": "cat", "adapt": "true"})
         assert client.delete("/v1/concepts/cat").status_code == 204
         assert [each["id"] for each in client.get("/v1/concepts").json()["concepts"]] == ["dog"]
+
+
+def test_requests_are_answered_while_supports_are_encoded(
+    small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, begun, go = list[str](), threading.Event(), threading.Event()
+    encode, find = SupportViews.add_support, engine.find_in
+
+    def add_support(views: SupportViews, pair: Any) -> None:
+        begun.set()
+        assert go.wait(20)
+        order.append("a support was encoded")
+        encode(views, pair)
+
+    def find_in(*arguments: Any) -> Any:
+        order.append("a request was answered")
+        return find(*arguments)
+
+    monkeypatch.setattr(SupportViews, "add_support", add_support)
+    monkeypatch.setattr(engine, "find_in", find_in)
+    files = parts(support=[picture(0), picture(4)], mask=[MASK] * 2)
+    with serve(small_segmenter) as client, ThreadPoolExecutor() as pool:
+        client.post("/v1/concepts", files=files, data={"name": "bird", "adapt": "true"})
+        assert begun.wait(20)
+        answer = pool.submit(client.post, "/v1/segment", files=ASK)
+        while "in_hand 1" not in client.get("/metrics").text:
+            pass
+        threading.Event().wait(0.2)  # it may still be read
+        go.set()
+        assert answer.result().status_code == 200
+        await_adaptation(client, "bird")
+    assert order == ["a support was encoded", "a request was answered", "a support was encoded"]
 
 
 def test_one_support_alone_is_not_adapted_to(small_segmenter: Segmenter) -> None:

@@ -30,7 +30,8 @@ def _follow(
     before()
     adapted = None
     try:
-        with closing(console.track(steps, AdaptConfig.steps, f"Adapting to {supports.name}")) as shown:
+        counted = (step for step in steps if step.step)  # the others encode the supports
+        with closing(console.track(counted, AdaptConfig.steps, f"Adapting to {supports.name}")) as shown:
             for step in shown:
                 adapted = step.adapted
     except KeyboardInterrupt:

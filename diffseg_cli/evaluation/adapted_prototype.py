@@ -44,7 +44,9 @@ def adapt_metric(
         seed: of both.
     """
     config = config or AdaptConfig()
-    views = SupportViews(segmenter, pairs, (), config, seed)
+    views = SupportViews(segmenter, config, seed)
+    for pair in pairs:
+        views.add_support(pair)
     backbone = segmenter.backbone
     start = backbone.channel_weights
     if start is None:
@@ -55,7 +57,7 @@ def adapt_metric(
     generator = np.random.Generator(np.random.PCG64([seed, 2]))
     for step in range(config.steps):
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * (1 - step / config.steps)
-        queries, support, _ = views.draw(generator, config)
+        queries, support, _ = views.draw(generator)
         latents, masks = (
             torch.cat([getattr(view, name) for view in queries]).float() for name in ("latents", "mask")
         )

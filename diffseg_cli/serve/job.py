@@ -82,7 +82,9 @@ class BackgroundJob:
         last: Step = {}
         while step := self._take(steps):
             now, done = time.monotonic(), step["done"]
-            if step["stage"] != last.get("stage"):
+            if (
+                step["stage"] != last.get("stage") or not done
+            ):  # what comes before the first one is no measure
                 stage_began = last_end if done else now
             left = round((now - stage_began) / done * (step["total"] - done), 1) if done else None
             self._say({**step, "seconds_left": left})
