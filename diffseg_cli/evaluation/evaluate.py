@@ -28,7 +28,7 @@ from diffseg_cli.evaluation.summary import EpisodeResult
 from diffseg_cli.frames import from_frame
 from diffseg_cli.models.prototype import THRESHOLD, prototype_scores
 from diffseg_cli.models.support import SupportFeatures
-from diffseg_cli.prediction import SegmenterOutput
+from diffseg_cli.prediction import QueryFeatures, SegmenterOutput
 from diffseg_cli.reading.image_io import check_pair, read_image
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Stages
@@ -71,34 +71,6 @@ class LabelledImage:
 
 
 @dataclass(frozen=True)
-class EncodedQuery:
-    """A query after the frozen parts.
-
-    Attributes:
-        latents: (1 c H W).
-        edges: (1 1 E E), or None.
-        seconds: what each stage of `Segmenter.encode_queries` took.
-    """
-
-    latents: Tensor
-    edges: Tensor | None
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class EncodedSupport:
-    """A support after the frozen parts.
-
-    Attributes:
-        features: (1 1 ...).
-        seconds: what each stage of `Segmenter.encode_pairs` took.
-    """
-
-    features: SupportFeatures
-    seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Illustration:
     """One episode to look at, every image at its own size.
 
@@ -115,14 +87,6 @@ class Illustration:
     truth: Truth
     score_map: NDArray[np.float32]
     predicted: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class _AdaptedTo:
-    """The segmenter adapted to some supports, with figures as `EpisodeResult.adapted`."""
-
-    segmenter: Segmenter
-    figures: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -177,7 +141,7 @@ class Evaluation:
         self.variants = {name: replace(segmenter, settings=each) for name, each in (settings or {}).items()}
         self.results: list[EpisodeResult] = []
         self._labelled = lru_cache(REMEMBERED)(self._read)
-        self._query = lru_cache(REMEMBERED)(self._encode_query)
+        self._query = lru_cache(REMEMBERED)(lambda index: self._encode_image(self._labelled(index).image))
         self._support = lru_cache(REMEMBERED)(self._encode_support)
         self._adapted = lru_cache(1)(self._adapt)
         self._metric = lru_cache(1)(lambda supports: adapt_metric(segmenter, self._pairs(supports)))
@@ -207,7 +171,7 @@ class Evaluation:
         seed = self.seed + run
         query, encoded = self._subject(episode, index, seed)
         device = self.segmenter.device
-        adapted = self._adapted(episode.support).figures if ADAPTED in self.methods else None
+        adapted = self._adapted(episode.support)[1] if ADAPTED in self.methods else None
         if PROTOTYPE_ADAPTED in self.methods:
             self._metric(episode.support)
         absent_query = None if adapted is None else self._draw_absent(episode, index, seed)
@@ -269,7 +233,7 @@ class Evaluation:
         self,
         method: str,
         image: NDArray[np.uint8],
-        query: EncodedQuery,
+        query: QueryFeatures,
         supports: tuple[int, ...],
         seed: int,
     ) -> _Answer:
@@ -284,7 +248,7 @@ class Evaluation:
             scores = prototype_scores(query.latents, support.latents, support.masks, metric.channel_weights)
             return _Answer(scores - metric.threshold)
         if method == ADAPTED:
-            segmenter = self._adapted(supports).segmenter
+            segmenter = self._adapted(supports)[0]
         output = self._forward(segmenter, query, supports, seed)
         if method == "attention":
             return _Answer(output.scores.score_map)
@@ -299,17 +263,15 @@ class Evaluation:
         looks = [plain, *segmenter.look_at(slices(plain.window), image, support, seed)]
         return _Answer(torch.from_numpy(join_slices(looks))[None, None], looks=looks)
 
-    def _subject(self, episode: Episode, index: int, seed: int) -> tuple[LabelledImage, EncodedQuery]:
+    def _subject(self, episode: Episode, index: int, seed: int) -> tuple[LabelledImage, QueryFeatures]:
         """The image of an episode, encoded: its query, or a scene that holds the query's object."""
         for segmenter in (self.segmenter, *self.variants.values()):
-            self._join(
-                episode.support, segmenter
-            )  # now, so that no method's time depends on what was encoded
+            self._join(episode.support, segmenter)  # now: no method's time depends on what was encoded
         if self.paste_into is None:
             return self._labelled(episode.query), self._query(episode.query)
         return self._scene(episode, index, seed)
 
-    def _make_scene(self, episode: Episode, index: int, seed: int) -> tuple[LabelledImage, EncodedQuery]:
+    def _make_scene(self, episode: Episode, index: int, seed: int) -> tuple[LabelledImage, QueryFeatures]:
         def read(sample: int) -> tuple[NDArray[np.uint8], Truth]:
             labelled = self._labelled(sample)
             return labelled.image, labelled.truth
@@ -327,38 +289,40 @@ class Evaluation:
         generator = np.random.Generator(np.random.PCG64([seed, index, 1]))
         return free[int(generator.integers(len(free)))] if free else None
 
-    def _adapt(self, supports: tuple[int, ...]) -> _AdaptedTo:
-        """Adapt the modules to supports as the other verbs do; episodes that share them share the result."""
+    def _adapt(self, supports: tuple[int, ...]) -> tuple[Segmenter, dict[str, float | None]]:
+        """The segmenter adapted to supports, and figures as `EpisodeResult.adapted`."""
         read = read_time(self.segmenter.device)
         *_, last = adapt_steps(self.segmenter, self._pairs(supports))
         assert last.adapted is not None
-        figures = {name: getattr(last.adapted, name) for name in ("reach", "before", "after")}
+        figures: dict[str, float | None] = {
+            name: getattr(last.adapted, name) for name in ("reach", "before", "after")
+        }
         figures["seconds"] = read()
-        return _AdaptedTo(self.segmenter.with_trained(last.adapted.trained), figures)
+        return self.segmenter.with_trained(last.adapted.trained), figures
 
     @torch.inference_mode()
     def _forward(
-        self, segmenter: Segmenter, query: EncodedQuery, supports: tuple[int, ...], seed: int
+        self, segmenter: Segmenter, query: QueryFeatures, supports: tuple[int, ...], seed: int
     ) -> SegmenterOutput:
         return segmenter.predict(query.latents, query.edges, self._join(supports, segmenter), seed)
 
     # --- read and encoded, each once as long as it is remembered ---
 
-    def _encoding_seconds(self, method: str, query: EncodedQuery, supports: tuple[int, ...]) -> float:
+    def _encoding_seconds(self, method: str, query: QueryFeatures, supports: tuple[int, ...]) -> float:
         """What an episode's images took to encode.
 
         Encodings are remembered, so their time is added to each episode, not measured in it.
         """
         crop = self.variants.get(method, self.segmenter).settings.support_crop
-        encoded = [self._support(index, crop) for index in supports]
-        seconds = query.seconds["encode"] + sum(each.seconds["encode"] for each in encoded)
+        spent = [self._support(index, crop)[1] for index in supports]
+        seconds = query.seconds["encode"] + sum(each["encode"] for each in spent)
         if method in ("prototype", PROTOTYPE_ADAPTED):
             return seconds
-        return seconds + query.seconds["edges"] + sum(each.seconds["embed"] for each in encoded)
+        return seconds + query.seconds["edges"] + sum(each["embed"] for each in spent)
 
     def _join(self, supports: tuple[int, ...], segmenter: Segmenter) -> SupportFeatures:
         crop = segmenter.settings.support_crop
-        return SupportFeatures.join([self._support(i, crop).features for i in supports])
+        return SupportFeatures.join([self._support(i, crop)[0] for i in supports])
 
     def _pairs(self, supports: tuple[int, ...]) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
         labelled = [self._labelled(i) for i in supports]
@@ -370,22 +334,19 @@ class Evaluation:
         check_pair(image, truth.mask, sample.image, sample.mask)
         return LabelledImage(image, truth)
 
-    def _encode_query(self, index: int) -> EncodedQuery:
-        return self._encode_image(self._labelled(index).image)
-
     @torch.inference_mode()
-    def _encode_image(self, image: NDArray[np.uint8]) -> EncodedQuery:
+    def _encode_image(self, image: NDArray[np.uint8]) -> QueryFeatures:
         stages = Stages(read_time(self.segmenter.device))
         query = replace(self.segmenter, stage=stages).encode_queries([image])
-        return EncodedQuery(query.latents, query.edges, stages.spent)
+        return replace(query, images=[], seconds=stages.spent)
 
     @torch.inference_mode()
-    def _encode_support(self, index: int, crop: str) -> EncodedSupport:
+    def _encode_support(self, index: int, crop: str) -> tuple[SupportFeatures, dict[str, float]]:
+        """A support, (1 1 ...), and what each stage of `Segmenter.encode_pairs` took."""
         stages = Stages(read_time(self.segmenter.device))
         settings = replace(self.segmenter.settings, support_crop=crop)
         cropping = replace(self.segmenter, stage=stages, settings=settings)
-        features = cropping.encode_pairs(self._pairs((index,)))
-        return EncodedSupport(features, stages.spent)
+        return cropping.encode_pairs(self._pairs((index,))), stages.spent
 
 
 def own_thresholds(segmenter: Segmenter) -> dict[str, float]:

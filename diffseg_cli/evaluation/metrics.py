@@ -5,7 +5,7 @@ background IoU over everything, as PASCAL-5i and COCO-20i are reported. Boundary
 (CVPR 2021): IoU of the pixels of either mask that lie near its own border.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import cv2
@@ -96,12 +96,16 @@ class IouCounts:
         return _share(self.counts[class_name][4], self.counts[class_name][5])
 
     def mean_iou(self, classes: Iterable[str] | None = None) -> float:
-        """Mean over classes of `iou`; NaN when there is none."""
-        return _mean([self.iou(name) for name in (self.counts if classes is None else classes)])
+        """Mean of `iou` over those of the classes that were counted; NaN when there is none."""
+        return self._mean_of(self.iou, classes)
 
     def mean_boundary_iou(self, classes: Iterable[str] | None = None) -> float:
-        """Mean over classes of `boundary_iou`; NaN when there is none."""
-        return _mean([self.boundary_iou(name) for name in (self.counts if classes is None else classes)])
+        """Mean of `boundary_iou` over those of the classes that were counted; NaN when there is none."""
+        return self._mean_of(self.boundary_iou, classes)
+
+    def _mean_of(self, figure: Callable[[str], float], classes: Iterable[str] | None) -> float:
+        counted = self.counts if classes is None else [name for name in classes if name in self.counts]
+        return float(np.mean([figure(name) for name in counted])) if counted else float("nan")
 
     def fb_iou(self) -> float:
         """Mean of foreground and background IoU, counts summed over all classes."""
@@ -187,10 +191,6 @@ def _shares(sums: NDArray[np.float64], column: int) -> NDArray[np.float64]:
 
 def _share(intersection: np.int64, union: np.int64) -> float:
     return float(intersection / union) if union else 1.0
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
 
 
 def roc_auc(with_it: ArrayLike, without: ArrayLike) -> float:

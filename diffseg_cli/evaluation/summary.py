@@ -1,7 +1,7 @@
 """From episodes to figures: sums over classes, folds and runs, in any order of arrival."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -101,16 +101,19 @@ def _summarise_method(results: Sequence[EpisodeResult], method: str) -> dict[str
         {result.class_name: result.fold for result in results if result.fold is not None},
     )
     folds_seen = sorted({result.fold for result in results if result.fold is not None})
+
+    def by_name(figure: Callable[[IouCounts, str], float]) -> dict[str, float]:
+        return {n: _mean(figure(each, n) for each in wholes if n in each.counts) for n in groups["all"]}
+
     return {
         "mean_iou": {
-            group: _mean(whole.mean_iou(_known(names, whole)) for whole in wholes)
-            for group, names in groups.items()
+            group: _mean(whole.mean_iou(names) for whole in wholes) for group, names in groups.items()
         },
         # One episode drawn again is itself: an interval of no width would look like certainty.
         "intervals": asdict(intervals) if min(map(len, by_class.values())) > 1 else None,
         "mean_iou_runs": [whole.mean_iou() for whole in wholes],
         "boundary_iou": {
-            group: _mean(whole.mean_boundary_iou(_known(names, whole)) for whole in wholes)
+            group: _mean(whole.mean_boundary_iou(names) for whole in wholes)
             for group, names in groups.items()
         },
         "fb_iou": _mean(_mean(counts.fb_iou() for counts in folds.values()) for folds in by_run.values()),
@@ -118,13 +121,8 @@ def _summarise_method(results: Sequence[EpisodeResult], method: str) -> dict[str
             str(fold): _mean(folds[fold].mean_iou() for folds in by_run.values() if fold in folds)
             for fold in folds_seen
         },
-        "per_class": {
-            name: _mean(whole.iou(name) for whole in wholes if name in whole.counts) for name in groups["all"]
-        },
-        "per_class_boundary": {
-            name: _mean(whole.boundary_iou(name) for whole in wholes if name in whole.counts)
-            for name in groups["all"]
-        },
+        "per_class": by_name(IouCounts.iou),
+        "per_class_boundary": by_name(IouCounts.boundary_iou),
         "episodes_per_class": {name: len(by_class[name]) for name in groups["all"]},
     }
 
@@ -233,10 +231,6 @@ def telling_episodes(
         "median": ranked[middle : middle + count] if len(ranked) >= 3 else [],
         "worst": ranked[:count] if len(ranked) >= 2 else [],
     }
-
-
-def _known(names: list[str], counts: IouCounts) -> list[str]:
-    return [name for name in names if name in counts.counts]
 
 
 def _mean(values: Iterable[float]) -> float:
