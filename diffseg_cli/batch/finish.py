@@ -24,15 +24,8 @@ def finish(
 ) -> dict[str, Any]:
     """Write the files of the run and the contact sheet.
 
-    They hold every image of the plan that is done, in the order of the plan, whoever did it and when; so
-    the last of several parts writes the same bytes as a single run.
-
-    Args:
-        job: what was done.
-        signature: of the job; rows of other settings do not count.
-        items: the whole plan, all parts.
-        store: where to write.
-        concepts: records of what was looked for.
+    They hold every image of the plan that is done with these settings, in the order of the plan, whoever did
+    it and when; so the last of several parts writes the same bytes as a single run.
 
     Returns:
         What the manifest is to say of them: `files`, name -> sha256, with `order` and `time`.

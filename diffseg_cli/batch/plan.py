@@ -82,14 +82,7 @@ def check_outputs(
     taken: Iterable[str],
     read: Iterable[Path],
 ) -> None:
-    """Refuse a plan that would lose a result or an input.
-
-    Args:
-        items: the plan.
-        patterns: as in `Item.outputs`.
-        out: folder of the results.
-        taken: other files of the run below `out`.
-        read: supports and the like.
+    """Refuse a plan that would lose a result, another file of the run (`taken`) or one that it reads.
 
     Raises:
         UsageError: as `files.Claims.claim`.

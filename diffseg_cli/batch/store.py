@@ -24,10 +24,6 @@ class Store:
     def write(self, name: str, content: bytes) -> str:
         """Write a file under a temporary name and rename it; to an object store with one request.
 
-        Args:
-            name: below the folder, with forward slashes.
-            content: of the file.
-
         Returns:
             Its sha256.
 

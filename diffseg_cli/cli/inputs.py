@@ -348,17 +348,10 @@ def parse_point(text: str, option: str) -> tuple[int, int]:
 
 
 def parse_numbers(text: str, option: str, form: str, least: int, most: int) -> list[float]:
-    """Pairs of numbers between commas, such as a box or an outline.
-
-    Args:
-        text: what the user wrote.
-        option: it belongs to, for the message.
-        form: what it should look like, for the message.
-        least: how few there may be.
-        most: how many.
+    """Pairs of numbers between commas, such as a box or an outline, `least` to `most` of them.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: it is something else than `option` takes, which is written as `form`.
     """
     try:
         numbers = [float(part) for part in text.split(",")]

@@ -89,19 +89,7 @@ def _plan(
 
 @dataclass(frozen=True)
 class Run:
-    """What all images of a run share.
-
-    Attributes:
-        segmenter: the model.
-        concepts: to look for.
-        answer: what counts as found.
-        formats: of the results.
-        matting: softer borders of cut-outs.
-        out: folder of the results.
-        contents: what files of the whole run are made from.
-        settings: what decides a result, for JSON.
-        seconds: spent once for all images.
-    """
+    """What all images of a run share; `seconds` were spent once for all of them."""
 
     segmenter: "Segmenter"
     concepts: "list[Concept]"

@@ -25,17 +25,9 @@ Read = Callable[[int], tuple[NDArray[np.uint8], Truth]]  # a sample's image and 
 def draw_scene(
     dataset: FewShotDataset, episode: Episode, read: Read, *, megapixels: float, seed: tuple[int, ...]
 ) -> tuple[NDArray[np.uint8], Truth]:
-    """A scene that holds an episode's query object, and no other of its class.
+    """A scene (h w 3) that holds an episode's query object, and no other of its class; and its truth.
 
-    Args:
-        dataset: of the episode; gives the background.
-        episode: whose query is cut out.
-        read: gives image uint8 (h w 3) and truth of a sample.
-        megapixels: of the scene.
-        seed: of what is drawn.
-
-    Returns:
-        uint8 (h w 3), and the truth of that size.
+    `read` gives image uint8 (h w 3) and truth of a sample; the data set gives the background.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     height = round(math.sqrt(megapixels * 1e6 / ASPECT))

@@ -49,27 +49,18 @@ OWN_CHECKPOINT = (
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """Everything an evaluation depends on; plain values, so that any process can be given it.
+    """Everything an evaluation depends on, as asked for by the options of these names.
+
+    They are plain values, so that any process can be given it.
 
     Attributes:
         dataset: key of `datasets.PROTOCOLS`.
-        root: where it lies.
         folds: 0 to 3, or (None,) where the data set has none.
         split: part of the data set, or None for its default.
-        sources: of a folder with `index.csv`.
-        shots: supports per episode.
-        runs: repetitions with other episodes.
-        seed: of the first run.
-        episodes_per_class: in each run.
-        peers: methods beside the model.
         peer_weights: folder with the peers' weights, or None for the local hub cache.
-        episodes_in: list of episodes to run instead of drawing them.
-        model: that is measured.
-        adapt: measure the model also with its modules adapted to the supports of each episode.
         queries_per_set: episodes that share a support set, and so its adaptation.
-        sweep: of `sweep.AXES`; measure the model under all combinations of their values too.
-        zoom: measure the model also with closer looks, as for `zoom.most_looks`; "off" does not.
-        paste_into: megapixels of scenes into which the queries' objects are pasted, or None.
+        sweep: of `sweep.AXES`.
+        zoom: as for `zoom.most_looks`; "off" does not measure closer looks.
     """
 
     root: str

@@ -70,17 +70,11 @@ class SegGpt:
 
 
 class MatcherLite:
-    """DINOv2 finds where the supports' object is, SAM draws it.
+    """DINOv2 (a `Dinov2Model`) finds where the supports' object is, SAM (a `SamModel`) draws it.
 
     After Matcher (Liu et al., ICLR 2024): patches of the query whose nearest support patch is object and
     which a patch of the object has as its nearest, give point prompts. Of SAM's masks the one is kept that
-    agrees best with the map of similarities.
-
-    Args:
-        dino: a `Dinov2Model`.
-        sam: a `SamModel`.
-        device: where to run them.
-        patches: a side, that images are resized to.
+    agrees best with the map of similarities. Images are resized to so many patches a side.
     """
 
     def __init__(self, dino: Any, sam: Any, device: torch.device, *, patches: int = DINO_PATCHES) -> None:

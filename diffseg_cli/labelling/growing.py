@@ -133,14 +133,7 @@ class ClickGrower:
 
     @torch.inference_mode()
     def fill(self, glance: Glance, box: tuple[float, float, float, float]) -> Mask:
-        """What fills a box.
-
-        Args:
-            glance: at the image.
-            box: x, y of its upper left corner, width, height, as shares of the image.
-
-        Returns:
-            bool (h w), inside the box.
+        """What fills a box (x, y of its upper left corner, width, height, as shares of the image): (h w).
 
         Raises:
             UsageError: the box holds no pixel.

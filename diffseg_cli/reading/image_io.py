@@ -226,17 +226,13 @@ def _as_shown(mask: NDArray[np.bool_], target: Target, name: str) -> NDArray[np.
 def read_pair(
     image: ImageSource, mask: MaskSource, *, fit: bool = False, most_pixels: int = MAX_PIXELS, **choice: Any
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Read an image and its mask, which must have the same size.
+    """Read an image (H W 3) and its mask (H W), which must have the same size.
 
     Args:
         image: as in `read_image`.
-        mask: as in `read_mask`.
+        mask: as in `read_mask`, as is `choice`.
         fit: bring a mask of another size to that of its image, without smoothing.
         most_pixels: either may have.
-        choice: label, color, category, annotation, ignore_crowd, invert of `read_mask`.
-
-    Returns:
-        uint8 (H W 3) and bool (H W).
 
     Raises:
         InputError: as `read_image`, `read_mask` and `check_pair`.

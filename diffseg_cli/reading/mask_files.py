@@ -45,21 +45,9 @@ def draw_mask(
     invert: bool = False,
     most_pixels: int = MAX_PIXELS,
 ) -> Bools:
-    """The mask of the chosen objects of a file.
+    """The mask (H W) of the chosen objects of a file, with pixels of both kinds.
 
-    Args:
-        name: of the file, for messages.
-        document: all of it.
-        target: the image it is for.
-        label: class by number, where there are several.
-        category: class by name, or by number as "id:3".
-        annotation: one object by its id.
-        ignore_crowd: what is marked as a crowd is an ignored area; of COCO's own files it always is.
-        invert: the object is everything else, but for ignored areas.
-        most_pixels: the image may have.
-
-    Returns:
-        bool (H W), with pixels of both kinds; at the size the file gives its image, else at the target's.
+    Choices are as of `image_io.read_mask`. The size is what the file gives its image, else the target's.
 
     Raises:
         InputError: the file does not know the image or its size, or the choice is unclear or matches nothing.

@@ -125,11 +125,7 @@ def image_patterns(formats: Iterable[str], names: Sequence[str]) -> dict[str, st
 def encode_image(what: str, path: "str | Path", scene: "Scene", *, matting: bool = False) -> bytes:
     """The content of one result of `image_patterns`.
 
-    Args:
-        what: the result.
-        path: where the file will be, for formats that lead from there to the image.
-        scene: what was found.
-        matting: softer borders of cut-outs.
+    `path` is where the file will be: some lead from there to the image.
 
     Raises:
         MissingDependency: matting is asked for and not installed.

@@ -78,13 +78,9 @@ def address_of(opened: socket.socket) -> str:
 
 
 def run_server(app: ASGIApp, opened: socket.socket, seconds: float, on_ready: Callable[[], None]) -> bool:
-    """Serve until a signal comes; then take no more requests and finish those in hand.
+    """Serve until a signal comes; then take no more requests and finish those in hand, for so many seconds.
 
-    Args:
-        app: from `create_app`.
-        opened: from `open_socket`.
-        seconds: requests in hand may take at most.
-        on_ready: called once requests are taken.
+    `on_ready` is called once requests are taken.
 
     Returns:
         Whether Ctrl-C ended it, and not a polite SIGTERM.

@@ -53,15 +53,12 @@ class SupportCheck:
 def check_supports(
     segmenter: Segmenter, support: SupportFeatures, pairs: Sequence[Pair]
 ) -> list[SupportCheck]:
-    """Leave-one-out over the supports of a concept.
+    """Leave-one-out over the supports of a concept: a check of each, in order.
 
     Args:
         segmenter: the model.
         support: encoded by it, (1 k ...).
         pairs: uint8 (h w 3) and bool (h w) of each support, to look for it in.
-
-    Returns:
-        One per support, in order.
 
     Raises:
         ValueError: fewer than three supports, or not one pair per support.
