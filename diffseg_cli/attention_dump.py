@@ -49,7 +49,7 @@ from diffseg_cli.models.attention import (
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.results.outputs import fitted
 from diffseg_cli.results.palette import LEAST_TEXT, PANEL, concept_color
-from diffseg_cli.results.render import heatmap, overlay, shrunk
+from diffseg_cli.results.render import heatmap, overlay, resized, shrunk
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.zoom import Window, WindowLook
@@ -238,7 +238,7 @@ def main_sheet(
     """
     arrays = dump.arrays
     tile_hw = tile_size((image.shape[0], image.shape[1]), MAIN_TILE)
-    small = _resized(image, tile_hw)
+    small = resized(image, tile_hw)
     answer = [
         Tile(fitted(each, tile_hw), "support", "its mask is bright") for each in supports[:MOST_SUPPORTS]
     ]
@@ -246,7 +246,7 @@ def main_sheet(
         found = overlay(image, mask)
         answer.append(Tile(found, "mask", f"{mask.mean():.1%} of the image"))
     shown = (arrays["region"] > 0 if region is None else _thicken(region)).astype(np.float32)
-    tinted = overlay(small, _resized(shown, tile_hw) > 0.5)
+    tinted = overlay(small, resized(shown, tile_hw) > 0.5)
     rows = [("supports and answer", answer)] if answer else []
     if looks:
         windows = Tile(draw_windows(small, image.shape[:2], [each.window for each in looks]), "closer looks")
@@ -265,13 +265,13 @@ def main_sheet(
     if points:
         marked = [_marked(image, point) for point in points]
         tiles = [
-            _map_tile(arrays[f"points/{i}/affinity"], _resized(each, tile_hw), f"affinity of {x},{y}")
+            _map_tile(arrays[f"points/{i}/affinity"], resized(each, tile_hw), f"affinity of {x},{y}")
             for i, ((x, y), each) in enumerate(zip(points, marked, strict=True), start=1)
         ]
         rows.append(("each point", tiles))
     for scale, count in dump.layers_of.items():
         h, w = map(int, scale.split("x"))
-        cells = cv2.resize(_resized(image, (h, w)), tile_hw[::-1], interpolation=cv2.INTER_NEAREST)
+        cells = cv2.resize(resized(image, (h, w)), tile_hw[::-1], interpolation=cv2.INTER_NEAREST)
         tiles = [
             Tile(cells, "query", "as many cells as places"),
             _map_tile(arrays[f"scales/{scale}/cross"], small, "M_cross"),
@@ -292,7 +292,7 @@ def detail_sheet(dump: AttentionDump, image: NDArray[np.uint8], kind: str, headi
         heading: top line.
     """
     tile_hw = tile_size((image.shape[0], image.shape[1]), SMALL_TILE)
-    small = _resized(image, tile_hw)
+    small = resized(image, tile_hw)
     rows: list[tuple[str, list[Tile]]] = []
     for name, array in dump.arrays.items():
         layer, _, what = name.removeprefix("layers/").rpartition("/")
@@ -316,7 +316,7 @@ def _map_tile(values: Floats, image: NDArray[np.uint8], title: str) -> Tile:
 def _drawn(values: Floats, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     stretched = (values - low) / max(high - low, 1e-12)
-    return heatmap(np.clip(_resized(stretched, (image.shape[0], image.shape[1])), 0, 1), image)
+    return heatmap(np.clip(resized(stretched, (image.shape[0], image.shape[1])), 0, 1), image)
 
 
 def draw_maps(dump: AttentionDump, image: NDArray[np.uint8]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -356,7 +356,7 @@ def _look_tiles(
     """Each window with what its look alone marks, in the colour of its frame."""
     for number, look in enumerate(looks, start=1):
         pixels = shrunk(image[look.window.slices], MAIN_TILE)
-        marked = _resized(look.probability, pixels.shape[:2]) > SegmentConfig.threshold
+        marked = resized(look.probability, pixels.shape[:2]) > SegmentConfig.threshold
         tile = fitted(overlay(pixels, marked, concept_color(number - 1)), tile_hw)
         yield Tile(
             tile,
@@ -371,13 +371,6 @@ def _marked(image: NDArray[np.uint8], point: tuple[int, int]) -> NDArray[np.uint
     for color, width in (((0, 0, 0), 5), ((255, 255, 255), 2)):
         cv2.circle(marked, point, radius, color, max(1, width * radius // 8), cv2.LINE_AA)
     return marked
-
-
-def _resized(array: NDArray[Any], size_hw: GridHW) -> NDArray[Any]:
-    shrinks = array.shape[0] >= size_hw[0] and array.shape[1] >= size_hw[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized: NDArray[Any] = cv2.resize(array, size_hw[::-1], interpolation=interpolation)
-    return resized
 
 
 def _thicken(region: NDArray[np.bool_]) -> NDArray[np.uint8]:

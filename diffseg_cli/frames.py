@@ -12,20 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffseg_cli.results.render import resized
+
 
 def to_frame(image: NDArray[np.uint8], size: int) -> Tensor:
     """uint8 (h w 3) -> float32 (3 S S) in [0, 1]; area averaging when shrinking, linear when growing."""
-    shrinks = image.shape[0] >= size and image.shape[1] >= size
-    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1).float() / 255
+    frame = resized(image, (size, size))
+    return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).float() / 255
 
 
 def mask_to_frame(mask: NDArray[np.bool_], size: int) -> Tensor:
     """bool (h w) -> float32 (1 S S), the share of each pixel that is covered, in [0, 1]."""
-    shrinks = mask.shape[0] >= size and mask.shape[1] >= size
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = cv2.resize(mask.astype(np.float32), (size, size), interpolation=interpolation)
-    return torch.from_numpy(resized)[None]
+    return torch.from_numpy(resized(mask.astype(np.float32), (size, size)))[None]
 
 
 def stack_frames(images: Sequence[NDArray[np.uint8]], size: int) -> Tensor:
@@ -55,5 +53,5 @@ def crop_to_object(
 def from_frame(values: Tensor, size_hw: tuple[int, int]) -> NDArray[np.float32]:
     """float (S S) -> float32 (h w) at the image's own size; linear, so the range is kept."""
     array = values.detach().float().cpu().numpy()
-    resized: NDArray[np.float32] = cv2.resize(array, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
-    return resized
+    back: NDArray[np.float32] = cv2.resize(array, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
+    return back

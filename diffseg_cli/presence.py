@@ -18,7 +18,6 @@ from torch import Tensor
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.prediction import SegmenterOutput
 
-FEATURES = ("similarity", "prompt", "confidence")
 BEST_SHARE = 1 / 64  # of the places: how many count as a look's best
 
 

@@ -27,7 +27,7 @@ from diffseg_cli.batch import pipeline, sizing, store
 from diffseg_cli.batch import runner as runner_module
 from diffseg_cli.batch.index_page import LABELLING
 from diffseg_cli.batch.manifest import ManifestReader, ManifestWriter, Row
-from diffseg_cli.batch.runner import Runner
+from diffseg_cli.batch.runner import Content, Runner, exact_threads
 from diffseg_cli.choices import AdaptChoice, AnswerChoice, MaskChoice, SupportChoice
 from diffseg_cli.cli import batch_progress, main
 from diffseg_cli.cli.inputs import read_concepts
@@ -160,7 +160,12 @@ def test_nothing_depends_on_batches_workers_parts_or_order(folder: Path) -> None
         runner = Runner(
             assembly.load_segmenter(), _job_of(folder), store.Store(folder / "alone"), reader.rows
         )
-        runner.run([items(Path("photos", f"{name}.png"), f"{name}.png") for name in NAMES[::-1]])
+        with exact_threads(runner.segmenter):
+            for name in NAMES[::-1]:
+                content = runner.fetch(items(Path("photos", f"{name}.png"), f"{name}.png"))
+                assert isinstance(content, Content)
+                decoded = runner.decode(content)
+                runner.write(decoded, runner.find([decoded])[0])
     alone = files("alone")
     assert alone and all(expected[name] == content for name, content in alone.items())
 

@@ -35,6 +35,7 @@ from starlette.testclient import TestClient
 from diffseg_cli.adaptation import SupportViews, adapt_steps
 from diffseg_cli.assembly import load_segmenter
 from diffseg_cli.presence import PresenceCalibration
+from diffseg_cli.results.probability import probability_levels
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve import app as app_module
@@ -43,7 +44,7 @@ from diffseg_cli.serve.app import create_app
 from diffseg_cli.serve.engine import InferenceEngine, Order
 from diffseg_cli.serve.guard import is_loopback
 from diffseg_cli.serve.limits import Limits
-from diffseg_cli.serve.replies import Reply, probability_levels
+from diffseg_cli.serve.replies import Reply
 from diffseg_cli.specks import drop_specks
 from diffseg_cli.supports.concept import SupportSet
 from diffseg_cli.supports.mask_making import box_region, mask_from_box

@@ -1,8 +1,7 @@
 """A model ready to work on images of a batch, in three steps that can overlap: read, find, write.
 
-`Runner.run` is the three in a row, for whoever holds a runner in a process of its own. What an image gives
-depends on the image and the job alone: not on the batch it is in, on its neighbours or on the number of
-threads (`exact_threads`, `sizing.py`).
+What an image gives depends on the image and the job alone: not on the batch it is in, on its neighbours or on
+the number of threads (`exact_threads`, `sizing.py`).
 """
 
 import hashlib
@@ -23,7 +22,6 @@ from diffseg_cli.batch.outcome import Outcome, read_input, reason_of
 from diffseg_cli.batch.plan import Item
 from diffseg_cli.batch.store import Store
 from diffseg_cli.errors import InputError
-from diffseg_cli.files import PlaceLost
 from diffseg_cli.finding import Answer, Follow, encode_concepts, find_in, run_through, scene_record
 from diffseg_cli.reading.image_io import read_image
 from diffseg_cli.reading.input_files import InputFile
@@ -213,29 +211,6 @@ class Runner:
             error=reason_of(error),
         )
         return Outcome(item, row)
-
-    # --- all of it ---
-
-    def run(self, items: Sequence[Item]) -> list[Outcome]:
-        """Work on images one after the other, without a pipeline; a bad one stops no other.
-
-        Raises:
-            PlaceLost: nothing can be written any more.
-        """
-        outcomes = []
-        with exact_threads(self.segmenter):
-            for item in items:
-                try:
-                    fetched = self.fetch(item)
-                    if isinstance(fetched, Content):
-                        decoded = self.decode(fetched)
-                        fetched = self.write(decoded, self.find([decoded])[0])
-                    outcomes.append(fetched)
-                except PlaceLost:
-                    raise
-                except Exception as error:
-                    outcomes.append(self.fail(item, error))
-        return outcomes
 
 
 def load_runner(job: Job, store: Store, rows: Rows | None = None, follow: Follow = run_through) -> Runner:

@@ -15,18 +15,27 @@ from diffseg_cli.reading.input_files import InputFile
 from diffseg_cli.results.render import png_bytes
 
 LEVELS = 200
-EDGES = (np.arange(LEVELS) / LEVELS).astype(np.float32)  # rounded as a threshold is when it meets float32
+EDGES = (np.arange(LEVELS + 1) / LEVELS).astype(np.float32)  # rounded as a threshold that meets float32
 # The middle of what a level stands for, so that means stay what they were.
-VALUES = np.append(np.float32(0), EDGES + np.float32(0.5 / LEVELS))
+VALUES = np.append(np.float32(0), EDGES[:-1] + np.float32(0.5 / LEVELS))
 STRIP_ROWS = 256
 
 
-def probability_png(probability: NDArray[np.float32]) -> bytes:
-    """A probability (H W) in [0, 1] as a PNG file."""
+def probability_levels(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The levels (H W) of a probability (H W) in [0, 1]: above a cut at k / 200 are just those over k."""
     levels = np.empty(probability.shape, dtype=np.uint8)
-    for top in range(0, len(probability), STRIP_ROWS):  # the search gives 8 bytes a pixel
-        levels[top : top + STRIP_ROWS] = np.searchsorted(EDGES, probability[top : top + STRIP_ROWS])
-    return png_bytes(levels)
+    for top in range(0, len(probability), STRIP_ROWS):  # all at once would take 16 bytes a pixel
+        strip = probability[top : top + STRIP_ROWS]
+        nearly = np.minimum(np.ceil(strip * np.float32(LEVELS)), LEVELS).astype(np.int16)
+        nearly -= (nearly > 0) & (strip <= EDGES[nearly - 1])  # float32 may round across an edge
+        nearly += (nearly < LEVELS) & (strip > EDGES[nearly])
+        levels[top : top + STRIP_ROWS] = nearly
+    return levels
+
+
+def probability_png(probability: NDArray[np.float32]) -> bytes:
+    """A probability (H W) in [0, 1] as a PNG file of its levels."""
+    return png_bytes(probability_levels(probability))
 
 
 def read_probabilities(file: InputFile) -> list[NDArray[np.float32]]:

@@ -76,6 +76,14 @@ def shrunk(pixels: NDArray[Any], longest: int) -> NDArray[Any]:
     return small
 
 
+def resized(pixels: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[Any]:
+    """(H W ...) -> (h w ...): area averaging where it shrinks both ways, else linear; the range is kept."""
+    shrinks = pixels.shape[0] >= size_hw[0] and pixels.shape[1] >= size_hw[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    scaled: NDArray[Any] = cv2.resize(pixels, size_hw[::-1], interpolation=interpolation)
+    return scaled
+
+
 def heatmap(score_map: NDArray[np.float32], image: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """A map (H W) in [0, 1] as colours (H W 3), over the greyed image (H W 3) or alone."""
     levels = np.rint(np.clip(score_map, 0, 1) * 255).astype(np.uint8)

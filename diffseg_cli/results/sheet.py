@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from diffseg_cli.results.render import heatmap
+from diffseg_cli.results.render import heatmap, resized
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
@@ -78,7 +77,7 @@ def draw_sheet(
                 if caption:
                     y -= size + LEADING
                     draw.text((left, y), _fit(caption, fonts[size], tile_hw[1]), color, fonts[size])
-            page.paste(Image.fromarray(_resize(tile.pixels, tile_hw)), (left, bottom))
+            page.paste(Image.fromarray(resized(tile.pixels, tile_hw)), (left, bottom))
         top += height
     return np.array(page)
 
@@ -111,13 +110,6 @@ def _draw_scale(
     if width - low - high > 0:
         levels = np.linspace(0, 1, width - low - high, dtype=np.float32)[None].repeat(NOTE_SIZE - 4, 0)
         page.paste(Image.fromarray(heatmap(levels)), (left + low, top + 3))
-
-
-def _resize(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    shrinks = pixels.shape[0] >= size_hw[0] and pixels.shape[1] >= size_hw[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized: NDArray[np.uint8] = cv2.resize(pixels, size_hw[::-1], interpolation=interpolation)
-    return resized
 
 
 def _fit(text: str, font: Font, width: int) -> str:

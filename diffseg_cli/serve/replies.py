@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from diffseg_cli.results.annotations import coco_shape
 from diffseg_cli.results.formats import encode_image
 from diffseg_cli.results.outputs import ConceptResult, Scene
+from diffseg_cli.results.probability import probability_png
 from diffseg_cli.results.render import png_bytes, shrunk
 
 PNG, JSON = "image/png", "application/json"
-LEVELS = 200  # steps of half a percent: thresholds in percent cut exactly between two of them
-GRID = (np.arange(LEVELS + 1) / LEVELS).astype(np.float32)
 SCORE_MAP_SIDE = 1024  # longest; the model's own map is far smaller
 
 
@@ -54,7 +53,7 @@ def found_record(found: ConceptResult, extras: tuple[str, ...]) -> dict[str, Any
     for each, row in zip(found.instances or (), record.get("instances", ()), strict=True):
         row |= _shapes(each.whole_mask((h, w)), extras)
     if "probability" in extras:
-        record["probability_png"] = _base64(png_bytes(probability_levels(found.probability)))
+        record["probability_png"] = _base64(probability_png(found.probability))
     if "score_map" in extras:
         record["score_map_png"] = _base64(png_bytes(_score_levels(found.score_map)))
     return record
@@ -67,19 +66,6 @@ def _shapes(mask: NDArray[np.bool_], extras: tuple[str, ...]) -> dict[str, Any]:
     if "polygons" in extras:
         shapes["polygons"] = coco_shape(mask, polygons=True)["segmentation"] if filled else []
     return shapes
-
-
-def probability_levels(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Probability (H W) in half percents, rounded up: above a threshold of k % are just the levels over 2 k.
-
-    Returns:
-        uint8 (H W), 0 to 200.
-    """
-    levels = np.ceil(probability * np.float32(LEVELS)).astype(np.int16)
-    levels -= (levels > 0) & (probability <= GRID[levels - 1])  # float32 may round across a step
-    levels += (levels < LEVELS) & (probability > GRID[levels])
-    half_percents: NDArray[np.uint8] = levels.astype(np.uint8)
-    return half_percents
 
 
 def _score_levels(score_map: NDArray[np.float32]) -> NDArray[np.uint8]:
