@@ -28,6 +28,7 @@ from starlette.testclient import TestClient
 from diffseg_cli import files
 from diffseg_cli.adaptation import adapt_steps
 from diffseg_cli.config import AdaptConfig
+from diffseg_cli.errors import InputError
 from diffseg_cli.labelling import teaching
 from diffseg_cli.labelling.disk_cache import DiskCache
 from diffseg_cli.labelling.growing import ClickGrower
@@ -39,6 +40,7 @@ from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve.app import create_app
+from diffseg_cli.serve.refusals import without_paths
 from diffseg_cli.supports.concept import Concept
 from tools.simulate_labelling import simulate
 
@@ -317,6 +319,25 @@ def test_errors_do_not_tell_where_the_folders_are(client: TestClient, project: P
         answer = client.get(f"/v1/project/{what}", params={"image": key})
         assert answer.status_code == 422 and key.removesuffix(".png") in answer.json()["error"]
         assert str(project.out.parent) not in answer.text
+
+
+def test_a_failed_job_does_not_tell_where_the_folders_are(client: TestClient, project: Project) -> None:
+    decide(client, "a.png", 0, "correct", labels())
+    (project.images / "a.png").write_bytes(b"spoiled")
+    failed = learn(client)
+    assert failed["stage"] == "failed" and failed["error"].startswith("a.png is not an image")
+    assert str(project.images.parent) not in failed["error"]
+
+
+@pytest.mark.parametrize("folder", [Path("photos"), Path("/data/photos"), Path(), Path("a")])
+def test_a_message_keeps_all_but_the_way_to_a_private_folder(folder: Path) -> None:
+    message, hint = f"{folder / 'a' / 'b.png'} is spoiled.", "Look into data/photos or at the end. Or not."
+    error = without_paths(InputError(message, hint), [folder])
+    assert (error.message, error.hint) == ("a/b.png is spoiled.", hint)
+    told = without_paths(InputError(f"Nothing is in {folder}. Look into {folder}/x."), [folder])
+    assert (
+        told.message == f"Nothing is in {folder.name or '.'}. Look into {'./' if not folder.name else ''}x."
+    )
 
 
 def test_learning_can_be_cancelled(client: TestClient) -> None:

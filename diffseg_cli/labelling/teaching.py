@@ -164,7 +164,7 @@ def teach_steps(
             saved = write_concept(project.concept_path(lesson.name), segmenter, supports, adapted)
             project.remember(lesson.name, digest)
             learned.append(saved.concept(segmenter))
-            times.append(now())
+            times.append(project.remembered(lesson.name)["time"])
         elif kept:
             learned.append(kept)
             times.append(project.remembered(lesson.name)["time"])

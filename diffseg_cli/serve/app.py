@@ -142,7 +142,8 @@ def create_app(
         return worker.submit(CallOrder(run))
 
     kept = KeptConcepts(engine.segmenter, concepts, limits, metrics, submit)
-    learning = BackgroundJob(submit)
+    private = (project.images, project.out) if project else ()
+    learning = BackgroundJob(submit, private=private)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -159,7 +160,7 @@ def create_app(
         redoc_url=None,
         responses=REFUSALS,
     )
-    add_error_handlers(app, (project.images, project.out) if project else ())
+    add_error_handlers(app, private)
     answered = _answerer(worker)
     _add_work(app, kept, answered, limits)
     _add_concepts(app, kept, answered, limits)

@@ -4,11 +4,13 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from pathlib import Path
 from typing import Any, cast
 
 from diffseg_cli.errors import DiffsegError
+from diffseg_cli.serve.refusals import without_paths
 
 Submit = Callable[[Callable[[], Any]], "Future[Any]"]  # runs something in the thread that owns the model
 LOG = logging.getLogger("uvicorn.error")  # what the person who runs the server sees
@@ -21,10 +23,11 @@ class BackgroundJob:
     Args:
         submit: of the worker.
         seconds: a run may take.
+        private: folders that errors do not lead to.
     """
 
-    def __init__(self, submit: Submit, seconds: float = math.inf) -> None:
-        self._submit, self._seconds = submit, seconds
+    def __init__(self, submit: Submit, seconds: float = math.inf, private: Sequence[Path] = ()) -> None:
+        self._submit, self._seconds, self._private = submit, seconds, private
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -68,7 +71,8 @@ class BackgroundJob:
     def _run(self, steps: Iterator[Step]) -> None:
         try:
             self._say({**self._follow(steps), "stage": "done"})
-        except DiffsegError as error:
+        except DiffsegError as given:
+            error = without_paths(given, self._private)
             self._say({"stage": "failed", "error": " ".join(filter(None, (error.message, error.hint)))})
         except CancelledError:
             self._say({"stage": "cancelled"})

@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -59,13 +58,31 @@ def _as_field(option: re.Match[str]) -> str:
     return option[1].replace("-", "_")
 
 
-def _of_this_machine(error: OSError) -> JSONResponse:
-    """The response where the server's own files fail; their paths are for its log alone."""
+def without_paths(error: DiffsegError, private: Sequence[Path]) -> DiffsegError:
+    """An error as whoever asked may see it; the log gets all of what is the server's own fault.
+
+    Args:
+        error: its texts are changed.
+        private: folders; files in them keep their names, without the way there.
+    """
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in OF_THE_MACHINE:
+        return _of_this_machine(cause)
+    if status_of(error) == HTTPStatus.INTERNAL_SERVER_ERROR:
+        LOG.error("%s", error)
+    for folder in filter(lambda each: each.name, private):
+        start = f"(?<![\\w./-]){re.escape(str(folder))}"  # at the beginning of a path
+        for end, put in (("/", ""), ("(?!\\w)", folder.name)):
+            error.message = put.join(re.split(start + end, error.message))
+            error.hint = error.hint and put.join(re.split(start + end, error.hint))
+    return error
+
+
+def _of_this_machine(error: OSError) -> Refusal:
+    """What is said where the server's own files fail; their paths are for its log alone."""
     LOG.error("%s", error)
     reason = error.strerror or "unknown reason"
-    return refusal_response(
-        Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"The server cannot use its own files: {reason}.")
-    )
+    return Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"The server cannot use its own files: {reason}.")
 
 
 def add_error_handlers(app: FastAPI, private: Sequence[Path] = ()) -> None:
@@ -73,18 +90,11 @@ def add_error_handlers(app: FastAPI, private: Sequence[Path] = ()) -> None:
 
     @app.exception_handler(DiffsegError)
     async def known(_: Request, error: DiffsegError) -> Response:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno in OF_THE_MACHINE:
-            return _of_this_machine(cause)
-        if status_of(error) == HTTPStatus.INTERNAL_SERVER_ERROR:
-            LOG.error("%s", error)
-        for folder in private:
-            error.message = error.message.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
-        return refusal_response(error)
+        return refusal_response(without_paths(error, private))
 
     @app.exception_handler(OSError)
     async def of_this_machine(_: Request, error: OSError) -> Response:
-        return _of_this_machine(error)
+        return refusal_response(_of_this_machine(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
@@ -101,7 +111,7 @@ def add_error_handlers(app: FastAPI, private: Sequence[Path] = ()) -> None:
         if isinstance(error.__cause__, DiffsegError):  # raised while the body was read
             return refusal_response(error.__cause__)
         if isinstance(error.__cause__, OSError):  # where a large body is kept
-            return _of_this_machine(error.__cause__)
+            return refusal_response(_of_this_machine(error.__cause__))
         return refusal_response(
             Refusal(error.status_code, f"{error.detail.rstrip('.')}.", None, dict(error.headers or {}))
         )
