@@ -15,9 +15,10 @@ from PIL import Image
 
 from diffseg_cli import assembly
 from diffseg_cli.choices import ModelChoice
+from diffseg_cli.choices.evaluation import EvaluationPlan
 from diffseg_cli.datasets.episode import draw_episode
 from diffseg_cli.errors import InputError, MissingDependency, UsageError
-from diffseg_cli.evaluation.benchmark import Benchmark, EvaluationPlan, check_peers, choose_folds
+from diffseg_cli.evaluation.benchmark import Benchmark, check_peers, choose_folds
 from diffseg_cli.evaluation.episode_list import list_hash, read_list, write_list
 from diffseg_cli.evaluation.evaluate import REMEMBERED, Evaluation
 from diffseg_cli.evaluation.published import FIGURES, FOLDS, PAPER, published_figures
@@ -59,7 +60,7 @@ def small(monkeypatch: pytest.MonkeyPatch, small_segmenter: Segmenter) -> Segmen
 
 @pytest.fixture
 def plan(classes: Path) -> EvaluationPlan:
-    return EvaluationPlan(str(classes), episodes_per_class=3, runs=2, peers=("prototype",))
+    return EvaluationPlan(classes, episodes_per_class=3, runs=2, peers=("prototype",))
 
 
 # --- one process ---------------------------------------------------------------------------------------
@@ -108,16 +109,16 @@ def test_a_list_of_episodes_goes_out_and_comes_back(plan: EvaluationPlan, tmp_pa
     assert about["episodes_sha256"] == list_hash(run.lines) and len(rows) == len(run.tasks)
     assert rows[0]["query"]["image"].startswith("ball/") and rows[0]["query"]["mask"].endswith(".png")
     moved = write_classes(tmp_path / "moved")  # the same pictures elsewhere
-    again = Benchmark(dataclasses.replace(plan, root=str(moved), seed=77, episodes_in=str(path)))
+    again = Benchmark(dataclasses.replace(plan, root=moved, seed=77, episodes_in=path))
     assert again.tasks == run.tasks and again.lines == run.lines
     with pytest.raises(UsageError, match="shots 1, and this run has shots 2"):
-        Benchmark(dataclasses.replace(plan, shots=2, episodes_in=str(path)))
+        Benchmark(dataclasses.replace(plan, shots=2, episodes_in=path))
     (moved / "ball" / "0.jpg").unlink()
     with pytest.raises(InputError, match=r"names in line \d+ what the data set does not hold"):
-        Benchmark(dataclasses.replace(plan, root=str(moved), episodes_in=str(path)))
+        Benchmark(dataclasses.replace(plan, root=moved, episodes_in=path))
     path.write_text("{}\n")
     with pytest.raises(InputError, match="is not a list of episodes"):
-        Benchmark(dataclasses.replace(plan, episodes_in=str(path)))
+        Benchmark(dataclasses.replace(plan, episodes_in=path))
 
 
 @pytest.mark.usefixtures("small")
@@ -206,7 +207,7 @@ def test_processes_give_the_same_counts(classes: Path, monkeypatch: pytest.Monke
     """Spawned processes load the shipped model themselves."""
     monkeypatch.setattr("diffseg_cli.evaluation.spread.CHUNK", 2)
     monkeypatch.setattr("os.cpu_count", lambda: torch.get_num_threads() * 2)  # as many threads there as here
-    plan = EvaluationPlan(str(classes), episodes_per_class=2, model=ModelChoice(device="cpu"))
+    plan = EvaluationPlan(classes, episodes_per_class=2, model=ModelChoice(device="cpu"))
     run = Benchmark(plan)
     alone = list(run_benchmark(run))
     shared = list(run_benchmark(run, workers=2))

@@ -23,7 +23,7 @@ RANKS = {
     "timing.py": 0,
     "version.py": 0,
     "config.py": 0,
-    "choices.py": 0,
+    "choices/": 0,
     "remote.py": 1,
     "files.py": 1,
     "refine.py": 0,

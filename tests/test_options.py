@@ -23,6 +23,7 @@ from diffseg_cli.choices import (
     ModelChoice,
     SupportChoice,
 )
+from diffseg_cli.choices.evaluation import EvaluationPlan
 from diffseg_cli.cli import inputs, main
 from diffseg_cli.cli.options import FormatChoice
 from diffseg_cli.config import LookConfig, ModulesConfig, PamConfig, ScmConfig, SegmentConfig
@@ -345,10 +346,11 @@ def test_evaluate_ignores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         "--adapt --queries-per-set 2 --sweep support-crop,cross-map"
     )
     run(f"evaluate --root classes {options}")
-    plan = benchmark.EvaluationPlan(
-        **{"root": "classes", "dataset": "coco-20i", "folds": (2,), "split": "val", "sources": ("a", "b")},
-        **{"shots": 5, "runs": 3, "episodes_per_class": 4, "seed": 9, "episodes_in": "list.jsonl"},
-        **{"peers": ("prototype", "matcher-lite"), "peer_weights": "peers"},
-        **{"adapt": True, "queries_per_set": 2, "sweep": ("support-crop", "cross-map")},
+    plan = EvaluationPlan(
+        **{"root": Path("classes"), "dataset": "coco-20i", "fold": "2", "split": "val"},
+        **{"sources": ("a", "b"), "shots": 5, "runs": 3, "episodes_per_class": 4, "seed": 9},
+        **{"episodes_in": Path("list.jsonl"), "peers": ("prototype", "matcher-lite")},
+        **{"peer_weights": Path("peers"), "adapt": True, "queries_per_set": 2},
+        sweep="support-crop,cross-map",
     )
     assert seen == [vars(plan)]

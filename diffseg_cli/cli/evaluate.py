@@ -4,8 +4,9 @@ from pathlib import Path
 from statistics import stdev
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from diffseg_cli.choices import OUTPUT, ModelChoice, Option, zoom_choice
-from diffseg_cli.cli import console, options
+from diffseg_cli.choices import OUTPUT, Option
+from diffseg_cli.choices.evaluation import EPISODES, WORK, EvaluationPlan
+from diffseg_cli.cli import console
 
 if TYPE_CHECKING:
     from diffseg_cli.evaluation.benchmark import Benchmark
@@ -17,90 +18,17 @@ EXAMPLES = """Examples:
 
   diffseg evaluate --dataset pascal-5i --root VOCdevkit --workers 4 --out voc/"""
 
-DATA, EPISODES, WORK = "Data", "Episodes", "Work"  # panels of the help
 SHOWN = 4  # best, median and worst episodes each in the report
 
 
 def evaluate(
-    root: Annotated[Path, Option("Folder of the data set; never downloaded.", DATA, metavar="DIR")],
-    dataset: Annotated[
-        Literal["folder", "pascal-5i", "coco-20i", "coco-40-20-20", "fss-1000"],
-        Option(options.DATASET_HELP, DATA, metavar="NAME"),
-    ] = "folder",
-    fold: Annotated[str | None, Option("Fold to measure. Default: all.", DATA, metavar="0..3|all")] = None,
-    split: Annotated[
-        str | None, Option("Split to measure. Default: test; all of a folder.", DATA, metavar="NAME")
-    ] = None,
-    sources: Annotated[
-        str | None, Option("Only these sources of a folder's index.csv.", DATA, metavar="A,B")
-    ] = None,
-    shots: Annotated[int, Option("Supports per episode.", EPISODES, metavar="N", least=1)] = 1,
-    runs: Annotated[int, Option("Repetitions, each with new episodes.", EPISODES, metavar="N", least=1)] = 1,
-    episodes_per_class: Annotated[
-        int | None, Option("In each run. Default: the protocol's.", EPISODES, metavar="N", least=1)
-    ] = None,
-    queries_per_set: Annotated[
-        int, Option("Episodes per support set; they share its adaptation.", EPISODES, metavar="N", least=1)
-    ] = 1,
-    seed: Annotated[int, Option("Seed of the episodes.", EPISODES, metavar="N", least=0)] = 0,
-    episodes_in: Annotated[
-        Path | None, Option("Run the episodes listed in this file.", EPISODES, metavar="FILE")
-    ] = None,
+    *,
+    plan: EvaluationPlan,
     episodes_out: Annotated[
         Path | None, Option("Write the list of episodes, for other programs.", EPISODES, metavar="FILE")
     ] = None,
-    peer: Annotated[
-        list[str] | None,
-        Option(
-            "Also run this method on the same episodes: prototype, prototype-adapted, attention, "
-            "slicing (the model on uniform windows), seggpt or matcher-lite; repeat for several.",
-            WORK,
-            metavar="NAME",
-        ),
-    ] = None,
-    peer_weights: Annotated[
-        Path | None, Option("Weights of these methods. Default: the hub's local cache.", WORK, metavar="DIR")
-    ] = None,
     workers: Annotated[int, Option("Processes on this machine.", WORK, metavar="N", least=1)] = 1,
     engine: Annotated[Literal["local", "ray"], Option("Work here, or on a Ray cluster.", WORK)] = "local",
-    *,
-    model: ModelChoice,
-    adapt: Annotated[
-        bool,
-        Option(
-            "Also measure the model adapted to each support set, which takes half a minute or more per set.",
-            WORK,
-        ),
-    ] = False,
-    sweep: Annotated[
-        str | None,
-        Option(
-            "Also measure all combinations of these settings and name the best: timesteps, "
-            "support-crop, cross-map.",
-            WORK,
-            metavar="A[,B...]",
-        ),
-    ] = None,
-    zoom: Annotated[
-        str,
-        Option(
-            "Also measure the model with closer looks at large images: auto, or the most looks.",
-            WORK,
-            metavar="auto|off|N",
-            parse=zoom_choice,
-        ),
-    ] = "off",
-    paste_into: Annotated[
-        float | None,
-        Option(
-            "Measure on large scenes: the object of each query, pasted into a mosaic of images without "
-            "it, at 0.1 to 50 percent of the scene.",
-            DATA,
-            metavar="MEGAPIXELS",
-            least=0.1,
-            most=100,
-        ),
-    ] = None,
     out: Annotated[
         Path | None,
         Option(
@@ -118,31 +46,9 @@ def evaluate(
     published ones.
     """
     with console.working("Loading the model and the data set"):
-        from diffseg_cli.datasets import PROTOCOLS
-        from diffseg_cli.evaluation.benchmark import Benchmark, EvaluationPlan, check_peers, choose_folds
+        from diffseg_cli.evaluation.benchmark import Benchmark
         from diffseg_cli.evaluation.spread import share_device
-        from diffseg_cli.evaluation.sweep import choose_axes
 
-        plan = EvaluationPlan(
-            root=str(root),
-            dataset=dataset,
-            folds=choose_folds(dataset, fold),
-            split=split,
-            sources=tuple(sources.split(",")) if sources else (),
-            shots=shots,
-            runs=runs,
-            seed=seed,
-            episodes_per_class=episodes_per_class or PROTOCOLS[dataset].episodes_per_class,
-            peers=check_peers(peer or []),
-            peer_weights=str(peer_weights) if peer_weights else None,
-            episodes_in=str(episodes_in) if episodes_in else None,
-            model=model,
-            adapt=adapt,
-            queries_per_set=queries_per_set,
-            sweep=choose_axes(sweep, model.model),
-            zoom=zoom,
-            paste_into=paste_into,
-        )
         benchmark = Benchmark(share_device(plan))
     if episodes_out:
         from diffseg_cli.evaluation.episode_list import write_list

@@ -1,9 +1,9 @@
-"""From the values of `choices.py` to options of a verb, and the few options that have no such value."""
+"""From the values of `choices/` to options of a verb, and the few options that have no such value."""
 
 import inspect
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,10 +24,6 @@ from diffseg_cli.choices import (
 from diffseg_cli.results.formats import DEFAULT, FORMATS
 
 QUERY = "Query"  # panel of the help
-DATASET_HELP = (
-    "folder, pascal-5i, coco-20i, coco-40-20-20 or fss-1000. A folder has one folder per class, with "
-    "NAME.jpg and its mask NAME.png."
-)
 
 
 def check_named(name: str) -> Path:
@@ -142,8 +138,9 @@ def _fields_of(kind: Any) -> dict[str, tuple[Any, Any]]:
     asked: dict[str, tuple[Any, Any]] = {}
     hints = typing.get_type_hints(kind, include_extras=True)
     for each in fields(kind):
-        hint = hints[each.name]
-        asked |= _fields_of(hint) if is_dataclass(hint) else {each.name: (hint, each.default)}
+        hint, default = hints[each.name], each.default
+        default = inspect.Parameter.empty if default is MISSING else default
+        asked |= _fields_of(hint) if is_dataclass(hint) else {each.name: (hint, default)}
     return asked
 
 

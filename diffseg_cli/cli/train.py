@@ -17,7 +17,8 @@ from diffseg_cli.choices import (
     SupportCrop,
     Timesteps,
 )
-from diffseg_cli.cli import console, options
+from diffseg_cli.choices.evaluation import DATASET_HELP
+from diffseg_cli.cli import console
 from diffseg_cli.config import FineTuneConfig, PamConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def train(
     ],
     dataset: Annotated[
         Literal["folder", "pascal-5i", "coco-20i", "coco-40-20-20", "fss-1000"],
-        Option(options.DATASET_HELP, DATA, metavar="NAME"),
+        Option(DATASET_HELP, DATA, metavar="NAME"),
     ] = "folder",
     fold: Annotated[
         int | None, Option("Fold whose classes are left out.", DATA, metavar="N", least=0, most=3)

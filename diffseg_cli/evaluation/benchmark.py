@@ -1,7 +1,7 @@
 """A whole evaluation: data sets by fold, the list of episodes, the model, its peers and the record."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diffseg_cli.assembly import load_chosen
-from diffseg_cli.choices import ModelChoice
+from diffseg_cli.choices.evaluation import EvaluationPlan
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.datasets import PROTOCOLS, load_dataset
 from diffseg_cli.datasets.episode import FewShotDataset
@@ -33,7 +33,7 @@ from diffseg_cli.evaluation.summary import (
     summarise_costs,
     summarise_shares,
 )
-from diffseg_cli.evaluation.sweep import settings_of, summarise_sweep
+from diffseg_cli.evaluation.sweep import choose_axes, settings_of, summarise_sweep
 from diffseg_cli.segmenter import Segmenter
 
 SHIPPED = (
@@ -45,42 +45,6 @@ OWN_CHECKPOINT = (
     "The model's figure compares with published ones only if its checkpoint was trained without the test "
     "classes."
 )
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """Everything an evaluation depends on, as asked for by the options of these names.
-
-    They are plain values, so that any process can be given it.
-
-    Attributes:
-        dataset: key of `datasets.PROTOCOLS`.
-        folds: 0 to 3, or (None,) where the data set has none.
-        split: part of the data set, or None for its default.
-        peer_weights: folder with the peers' weights, or None for the local hub cache.
-        queries_per_set: episodes that share a support set, and so its adaptation.
-        sweep: of `sweep.AXES`.
-        zoom: as for `zoom.most_looks`; "off" does not measure closer looks.
-    """
-
-    root: str
-    dataset: str = "folder"
-    folds: tuple[int | None, ...] = (None,)
-    split: str | None = None
-    sources: tuple[str, ...] = ()
-    shots: int = 1
-    runs: int = 1
-    seed: int = 0
-    episodes_per_class: int = 20
-    peers: tuple[str, ...] = ()
-    peer_weights: str | None = None
-    episodes_in: str | None = None
-    model: ModelChoice = field(default_factory=ModelChoice)
-    adapt: bool = False
-    queries_per_set: int = 1
-    sweep: tuple[str, ...] = ()
-    zoom: str = "off"
-    paste_into: float | None = None
 
 
 def choose_folds(dataset: str, fold: str | None) -> tuple[int | None, ...]:
@@ -125,31 +89,32 @@ class Benchmark:
 
     def __init__(self, plan: EvaluationPlan) -> None:
         self.plan = plan
+        self.folds = choose_folds(plan.dataset, plan.fold)
+        self.episodes_per_class = plan.episodes_per_class or PROTOCOLS[plan.dataset].episodes_per_class
+        peers, axes = check_peers(plan.peers), choose_axes(plan.sweep, plan.model.model)
         self._datasets: dict[int | None, FewShotDataset] = {}
         self._evaluation: tuple[int | None, Evaluation] | None = None
         if plan.episodes_in:
-            self.tasks = self._read_tasks(Path(plan.episodes_in))
+            self.tasks = self._read_tasks(plan.episodes_in)
         else:
             self.tasks = draw_tasks(
-                {fold: self.dataset(fold) for fold in plan.folds},
+                {fold: self.dataset(fold) for fold in self.folds},
                 shots=plan.shots,
                 seed=plan.seed,
                 runs=plan.runs,
-                episodes_per_class=plan.episodes_per_class,
+                episodes_per_class=self.episodes_per_class,
                 queries_per_set=plan.queries_per_set,
             )
         self.lines = list_lines(self.tasks, self._datasets)
         self.segmenter: Segmenter = load_chosen(plan.model)
-        self.settings = settings_of(self.segmenter.settings, plan.sweep)
+        self.settings = settings_of(self.segmenter.settings, axes)
         ours = {ADAPTED: plan.adapt, ZOOM: plan.zoom != "off"}
         asked = [method for method, wanted in ours.items() if wanted]
-        self.methods = ("model", *asked, *self.settings, *plan.peers)
+        self.methods = ("model", *asked, *self.settings, *peers)
         windows = {ZOOM, "slicing"} & {*self.methods}
         self.segmenter.check_presence(0.0, "1" if windows else "off")
         self.peers = {
-            name: load_peer(name, plan.peer_weights, self.segmenter.device)
-            for name in plan.peers
-            if name in PEERS
+            name: load_peer(name, plan.peer_weights, self.segmenter.device) for name in peers if name in PEERS
         }
 
     def dataset(self, fold: int | None) -> FewShotDataset:
@@ -157,7 +122,7 @@ class Benchmark:
         if fold not in self._datasets:
             plan = self.plan
             self._datasets[fold] = load_dataset(
-                plan.dataset, Path(plan.root), fold=fold, split=plan.split, sources=plan.sources
+                plan.dataset, plan.root, fold=fold, split=plan.split, sources=plan.sources or ()
             )
         return self._datasets[fold]
 
@@ -167,7 +132,7 @@ class Benchmark:
         return {
             "dataset": plan.dataset,
             "split": plan.split or next(iter(PROTOCOLS[plan.dataset].splits), None),
-            "sources": list(plan.sources),
+            "sources": list(plan.sources or ()),
             "shots": plan.shots,
             "seed": plan.seed,
             "runs": plan.runs,
@@ -202,7 +167,7 @@ class Benchmark:
     def record(self, results: Sequence[EpisodeResult]) -> dict[str, Any]:
         """Figures and everything needed to repeat them, as plain values for JSON."""
         plan = self.plan
-        fold = plan.folds[0] if len(plan.folds) == 1 else None
+        fold = self.folds[0] if len(self.folds) == 1 else None
         split = str(self.about()["split"])
         methods = summarise(results)
         costs = summarise_costs(results)
@@ -217,11 +182,11 @@ class Benchmark:
         return {
             **self.key(),
             "trained": segmenter.trained.record(),
-            "root": plan.root,
+            "root": str(plan.root),
             "protocol": PROTOCOLS[plan.dataset].text,
-            "folds": [f for f in plan.folds if f is not None],
-            "episodes_per_class": plan.episodes_per_class,
-            "episodes_in": plan.episodes_in,
+            "folds": [f for f in self.folds if f is not None],
+            "episodes_per_class": self.episodes_per_class,
+            "episodes_in": None if plan.episodes_in is None else str(plan.episodes_in),
             "checkpoint": None if plan.model.checkpoint is None else str(plan.model.checkpoint),
             "torch": torch.__version__,
             "description": self.segmenter.description,
@@ -264,11 +229,11 @@ class Benchmark:
                     f"{path} is a list for {what} {about.get(what)}, and this run has {what} {mine}.",
                     f"Give --{what} {about.get(what)}.",
                 )
-        rows = [row for row in rows if row.get("fold") in self.plan.folds]
+        rows = [row for row in rows if row.get("fold") in self.folds]
         if not rows:
             raise InputError(f"{path} holds no episode of this fold.", "Give another --fold.")
         folds = {row["fold"] for row in rows}
-        return find_tasks(path, rows, {fold: self.dataset(fold) for fold in self.plan.folds if fold in folds})
+        return find_tasks(path, rows, {fold: self.dataset(fold) for fold in self.folds if fold in folds})
 
     def _kind(self, method: str) -> str | None:
         """Which published figures a method may stand among.

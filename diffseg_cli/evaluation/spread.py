@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from diffseg_cli.choices.evaluation import EvaluationPlan
 from diffseg_cli.errors import MissingDependency, UsageError
-from diffseg_cli.evaluation.benchmark import Benchmark, EvaluationPlan
+from diffseg_cli.evaluation.benchmark import Benchmark
 from diffseg_cli.evaluation.episode_list import Task
 from diffseg_cli.evaluation.ledger import Ledger, read_ledgers
 from diffseg_cli.evaluation.summary import EpisodeResult
