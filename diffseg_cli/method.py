@@ -312,12 +312,7 @@ class Method:
             masks = torch.stack([mask_to_frame(mask, size) for _, mask in seen]).to(self.device)
         return self.encode_frames(frames, masks, pairs)
 
-    def encode_frames(
-        self,
-        frames: Tensor,
-        masks: Tensor,
-        pairs: Sequence[Pair] = (),
-    ) -> SupportFeatures:
+    def encode_frames(self, frames: Tensor, masks: Tensor, pairs: Sequence[Pair] = ()) -> SupportFeatures:
         """Supports already in the model frame: frames (k 3 S S) and masks (k 1 S S) in [0, 1].
 
         `pairs` are the same supports as they were, if they are at hand; some backbones see more in them.

@@ -153,12 +153,7 @@ class Results(ABC):
         contents = {
             what: thumbnail_jpeg(scene)
             if what == "thumbnail"
-            else encode_image(
-                what,
-                self.store.root / file["path"],
-                scene,
-                matting=self._matting,
-            )
+            else encode_image(what, self.store.root / file["path"], scene, matting=self._matting)
             for what, file in row.outputs.items()
             if _kind(what) not in LEFT
         }
@@ -172,12 +167,7 @@ class Results(ABC):
         found = {**row.found, **record, "threshold": cut}
         shapes = shapes_of(self.formats, scene)
         return replace(
-            row,
-            outputs=outputs,
-            found=found,
-            shapes=shapes,
-            time=round(time.time(), 3),
-            order=row.order + 1,
+            row, outputs=outputs, found=found, shapes=shapes, time=round(time.time(), 3), order=row.order + 1
         )
 
     @abstractmethod

@@ -123,8 +123,7 @@ Dtype = Annotated[
     ),
 ]
 Seed = Annotated[
-    int,
-    Option("Seed of a diffusion model's noise; compact has none.", ADVANCED, metavar="N", parse=_seed),
+    int, Option("Seed of a diffusion model's noise; compact has none.", ADVANCED, metavar="N", parse=_seed)
 ]
 
 

@@ -95,14 +95,7 @@ def attn(
         console.say(f"Using {segmenter.description}.")
         parts = inputs.point_masks(points, image) if len(points) > 1 else []
         dump = dump_attention(
-            segmenter,
-            image,
-            support,
-            region=area,
-            parts=parts,
-            seed=seed,
-            **details,
-            matrices=matrices,
+            segmenter, image, support, region=area, parts=parts, seed=seed, **details, matrices=matrices
         )
         answer = segmenter.segment(image, support, seed=seed, zoom=zoom)
         places = " and ".join(f"{x},{y}" for x, y in points)

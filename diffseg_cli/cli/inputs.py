@@ -276,8 +276,7 @@ def read_support_set(
     for each in whole:
         if each.resolve() in shown:
             raise UsageError(
-                f"{each} is a support and an image without the object at once.",
-                "Drop one of them.",
+                f"{each} is a support and an image without the object at once.", "Drop one of them."
             )
     negatives = [
         *read_pairs(marked, adapt.negative_masks, MaskChoice(fit=choice.fit)),

@@ -34,8 +34,7 @@ def check_named(name: str) -> Path:
 
 
 Out = Annotated[
-    Path,
-    Option("Folder for the results.", OUTPUT, flags=("--out", "-o"), metavar="DIR", parse=check_named),
+    Path, Option("Folder for the results.", OUTPUT, flags=("--out", "-o"), metavar="DIR", parse=check_named)
 ]
 Json = Annotated[bool, Option("Print one JSON object per image.", OUTPUT)]
 

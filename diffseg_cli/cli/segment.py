@@ -27,8 +27,7 @@ EXAMPLES = """Examples:
 
 def segment(
     images: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="IMAGE", help="Images to search; - reads one from stdin."),
+        list[Path] | None, typer.Argument(metavar="IMAGE", help="Images to search; - reads one from stdin.")
     ] = None,
     query: Annotated[
         list[Path] | None,

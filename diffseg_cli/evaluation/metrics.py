@@ -124,9 +124,7 @@ class Intervals:
 
 
 def bootstrap_intervals(
-    episodes: Mapping[str, NDArray[np.int64]],
-    folds: Mapping[str, int] | None = None,
-    level: float = 0.95,
+    episodes: Mapping[str, NDArray[np.int64]], folds: Mapping[str, int] | None = None, level: float = 0.95
 ) -> Intervals:
     """Confidence intervals from episodes drawn again within each class.
 

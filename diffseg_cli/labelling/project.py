@@ -55,11 +55,7 @@ class Project:
     """
 
     def __init__(
-        self,
-        images: Path,
-        out: Path,
-        classes: Sequence[str] | None = None,
-        instances: bool | None = None,
+        self, images: Path, out: Path, classes: Sequence[str] | None = None, instances: bool | None = None
     ) -> None:
         self.images, self.out = images, out
         check_folder(out)
