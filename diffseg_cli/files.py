@@ -55,13 +55,16 @@ def temporary_name(prefix: str = PREFIX) -> str:
     return f"{prefix}{secrets.token_hex(8)}.partial"
 
 
-def replace_file(path: Path, content: bytes | memoryview, prefix: str = PREFIX) -> None:
+@contextmanager
+def replacing(path: Path, prefix: str = PREFIX) -> Iterator[BinaryIO]:
     """Write a file beside its place and rename it into it, so that it is never seen half written.
 
     Args:
         path: of the file; its folder is made. A link there is replaced, not followed.
-        content: of the file.
         prefix: of the temporary name, for whoever looks for leftovers of killed runs.
+
+    Yields:
+        The file, to be written.
 
     Raises:
         OSError: it cannot be written; what was there before still is.
@@ -71,11 +74,17 @@ def replace_file(path: Path, content: bytes | memoryview, prefix: str = PREFIX) 
     handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINK, 0o666)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            yield stream
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def replace_file(path: Path, content: bytes | memoryview, prefix: str = PREFIX) -> None:
+    """Write all of a file as `replacing` does."""
+    with replacing(path, prefix) as stream:
+        stream.write(content)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from diffseg_cli import files
 from diffseg_cli.adaptation import adapt_steps
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.errors import InputError
-from diffseg_cli.labelling import teaching
+from diffseg_cli.labelling import export, teaching
 from diffseg_cli.labelling.disk_cache import DiskCache
 from diffseg_cli.labelling.growing import ClickGrower
 from diffseg_cli.labelling.project import HIDDEN, Project
@@ -40,6 +40,7 @@ from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve.app import create_app
+from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.refusals import without_paths
 from diffseg_cli.supports.concept import Concept
 from tools.simulate_labelling import simulate
@@ -440,15 +441,74 @@ def test_a_cache_drops_what_was_not_used_for_longest(tmp_path: Path) -> None:
     assert cache.get("a") == b"again"
 
 
-def test_an_export_is_a_zip_of_its_files(client: TestClient) -> None:
-    answer = client.post("/v1/project/export", data={"format": "yolo"})
-    assert answer.status_code == 422 and "accepted, corrected or known to be empty" in answer.json()["error"]
+def pack(client: TestClient, **choices: str) -> tuple[str, dict[str, Any]]:
+    """The name of an export, and how packing it ended."""
+    file = client.post("/v1/project/export", data=choices).json()["file"]
+    for _ in range(600):
+        progress: dict[str, Any] = client.get("/v1/project/export").json()
+        if progress["stage"] != "packing":
+            return file, progress
+        time.sleep(0.05)
+    raise AssertionError(progress)
+
+
+def fetch(client: TestClient, file: str) -> zipfile.ZipFile:
+    answer = client.get(f"/v1/project/export/{file}")
+    assert answer.headers["content-disposition"] == f'attachment; filename="{file}"'
+    return zipfile.ZipFile(io.BytesIO(answer.content))
+
+
+def test_an_export_is_a_zip_of_its_files(client: TestClient, project: Project) -> None:
+    file, end = pack(client, format="yolo")
+    assert end["stage"] == "failed" and "accepted, corrected or known to be empty" in end["error"]
+    assert client.get(f"/v1/project/export/{file}").status_code == 404
     decide(client, "day1/c.png", 0, "correct", labels())
-    answer = client.post("/v1/project/export", data={"format": "yolo"})
-    assert answer.headers["content-disposition"] == 'attachment; filename="labels-yolo.zip"'
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        assert sorted(archive.namelist()) == ["data.yaml", "labels/day1/c.txt"]
+    decide(client, "a.png", 0, "nothing")
+    file, end = pack(client, format="yolo")
+    assert end == {"stage": "done", "done": 2, "total": 2} and file == "labels-yolo.zip"
+    with fetch(client, file) as archive:
+        assert sorted(archive.namelist()) == ["data.yaml", "labels/a.txt", "labels/day1/c.txt"]
         assert archive.read("labels/day1/c.txt").startswith(b"0 ")
+    assert [path.name for path in (project.out / HIDDEN / "exports").iterdir()] == [file]
+    for outside in ("%2e%2e", "..%2f..%2freview.jsonl", "%2e%2e/%2e%2e/review.jsonl"):
+        assert client.get(f"/v1/project/export/{outside}").status_code == 404
+
+
+def test_an_export_may_take_longer_than_a_request(
+    small_segmenter: Segmenter, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other requests are answered between two of its images, and a second export waits its turn."""
+    encode, go = export.encode_image, threading.Event()
+
+    def slow(*arguments: Any) -> bytes:
+        assert go.wait(20)
+        return encode(*arguments)
+
+    monkeypatch.setattr(export, "encode_image", slow)
+    for key in KEYS:
+        project.correct(key, 0, [labels() > 0])
+    app = create_app(make_swift_segmenter(small_segmenter), limits=Limits(seconds=1), project=project)
+    with TestClient(app, base_url="http://localhost") as client:
+        assert client.post("/v1/project/export", data={"format": "mask"}).status_code == 200
+        time.sleep(1.5)
+        refused = client.post("/v1/project/export", data={"format": "coco"})
+        assert refused.status_code == 503 and refused.headers["retry-after"].isdecimal()
+        assert client.get("/v1/project/export").json() == {"stage": "packing"}
+        go.set()
+        while client.get("/v1/project/export").json()["stage"] == "packing":
+            time.sleep(0.05)
+        with fetch(client, "labels-mask.zip") as archive:
+            assert len(archive.namelist()) == 3
+
+
+def test_an_export_that_fails_leaves_nothing(client: TestClient, project: Project) -> None:
+    for key in KEYS:
+        decide(client, key, 0, "correct", labels())
+    project.mask_path("b.png").write_bytes(b"spoiled")
+    _, end = pack(client, format="mask")
+    assert end["stage"] == "failed" and "b_mask.png is no mask file, or is damaged" in end["error"]
+    assert str(project.out) not in end["error"]
+    assert list((project.out / HIDDEN / "exports").iterdir()) == []
 
 
 def test_objects_in_a_mask_are_told_apart(client: TestClient) -> None:
@@ -461,8 +521,7 @@ def test_objects_in_a_mask_are_told_apart(client: TestClient) -> None:
     assert overview["instances"] is False
     decide(client, "a.png", 0, "correct", mask)
     for form, count in (({}, 1), ({"instances": "true"}, 2)):
-        answer = client.post("/v1/project/export", data={"format": "coco", **form})
-        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        with fetch(client, pack(client, format="coco", **form)[0]) as archive:
             assert len(json.loads(archive.read("coco.json"))["annotations"]) == count
 
 

@@ -50,8 +50,9 @@ def export(
     project = open_project(labels)
     place = out or labels / "export"
     count = 0
-    for name, content in exported(project, form, place, everything=everything, instances=instances):
-        write_whole(place / name, content)
-        count += 1
+    for files in exported(project, form, place, everything=everything, instances=instances):
+        for name, content in files.items():
+            write_whole(place / name, content)
+        count += len(files)
     console.say(f"{count} files.")
     console.result(str(place))

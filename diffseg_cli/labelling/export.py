@@ -1,14 +1,17 @@
 """What a person has decided in a project, for other tools: COCO, YOLO, LabelMe, VOC or plain masks."""
 
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffseg_cli.errors import InputError, UsageError
+from diffseg_cli.files import replacing, unwritable
 from diffseg_cli.labelling.project import Mask, Project
-from diffseg_cli.labelling.review_log import State
+from diffseg_cli.labelling.review_log import Review, State
 from diffseg_cli.reading.image_files import open_image
 from diffseg_cli.reading.input_files import as_file
 from diffseg_cli.results.formats import (
@@ -32,8 +35,8 @@ def exported(
     *,
     everything: bool = False,
     instances: bool | None = None,
-) -> Iterator[tuple[str, bytes]]:
-    """The files of an export, one by one: (path below the folder, content).
+) -> Iterator[Mapping[str, bytes]]:
+    """The files of an export, image by image, then those of all images: path below the folder -> content.
 
     Args:
         project: what was decided.
@@ -48,36 +51,77 @@ def exported(
     """
     if form not in FORMATS:
         raise UsageError(f"Unknown format '{form}'.", f"Use {', '.join(FORMATS)}.")
-    run = RunContents(project.classes, {})
-    for key, masks, score in _labelled(project, everything=everything):
-        found = _found(project.classes, masks, score)
-        if project.instances if instances is None else instances:
-            found = number_instances(found)
-        scene = Scene(project.item(key).path, np.zeros((*masks[0].shape, 3), dtype=np.uint8), found)
-        for what, pattern in image_patterns([form], project.classes).items():
-            name = image_name(pattern, key)
-            yield name, encode_image(what, place / name, scene)
-        run.add(key, {"size_hw": masks[0].shape}, shapes_of([form], scene))
-    if not run.keys:
+    run, reviews = RunContents(project.classes, {}), _leaving(project, everything=everything)
+    if not reviews:
         raise InputError(
             f"No image in {project.out} is accepted, corrected or known to be empty yet.",
             "Review some first, or export proposals as well with --all.",
         )
-    yield from encode_run([form], run).items()
+    for review in reviews:
+        key, masks = review.image, _masks(project, review)
+        found = _found(project.classes, masks, 1.0 if review.is_reviewed else 1.0 - (review.doubt or 0.0))
+        if project.instances if instances is None else instances:
+            found = number_instances(found)
+        scene = Scene(project.item(key).path, np.zeros((*masks[0].shape, 3), dtype=np.uint8), found)
+        names = {
+            what: image_name(pattern, key)
+            for what, pattern in image_patterns([form], project.classes).items()
+        }
+        yield {name: encode_image(what, place / name, scene) for what, name in names.items()}
+        run.add(key, {"size_hw": masks[0].shape}, shapes_of([form], scene))
+    yield encode_run([form], run)
 
 
-def _labelled(project: Project, *, everything: bool) -> Iterator[tuple[str, list[Mask], float]]:
-    """Key, masks (H W) and score of each image that leaves; what a person decided has score 1."""
-    for review in project.reviews():
-        if review.is_reviewed or (everything and review.state is State.PROPOSED):
-            masks = project.masks(review.image)
-            if masks is None:
-                raise InputError(
-                    f"{review.image} is {review.state.value}, but {project.mask_path(review.image)} is gone.",
-                    "Put it back from a backup, or label the image again.",
-                )
-            _check_size(project, review.image, masks[0])
-            yield review.image, masks, 1.0 if review.is_reviewed else 1.0 - (review.doubt or 0.0)
+def pack_steps(
+    project: Project, form: str, packed: Path, *, everything: bool, instances: bool | None
+) -> Iterator[dict[str, Any]]:
+    """Write an export as a ZIP file, as `exported` says.
+
+    Args:
+        project: what was decided.
+        form: as in `exported`, as are everything and instances.
+        packed: the file; it appears when it is complete.
+        everything: see there.
+        instances: see there.
+
+    Yields:
+        After each image the stage (packing), and how many images are done of the total.
+
+    Raises:
+        UsageError: as `exported`.
+        InputError: as `exported`, or the file cannot be written.
+    """
+    total = len(_leaving(project, everything=everything))
+    files = exported(project, form, project.out / "export", everything=everything, instances=instances)
+    try:
+        with replacing(packed) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            for done, contents in enumerate(files, start=1):
+                for name, content in contents.items():
+                    archive.writestr(name.encode("utf-8", "replace").decode(), content)
+                yield {"stage": "packing", "done": min(done, total), "total": total}
+    except OSError as error:
+        raise unwritable(packed, error) from error
+
+
+def _leaving(project: Project, *, everything: bool) -> list[Review]:
+    """Of the images that an export holds."""
+    return [
+        review
+        for review in project.reviews()
+        if review.is_reviewed or (everything and review.state is State.PROPOSED)
+    ]
+
+
+def _masks(project: Project, review: Review) -> list[Mask]:
+    """Masks (H W) of an image that leaves."""
+    masks = project.masks(review.image)
+    if masks is None:
+        raise InputError(
+            f"{review.image} is {review.state.value}, but {project.mask_path(review.image)} is gone.",
+            "Put it back from a backup, or label the image again.",
+        )
+    _check_size(project, review.image, masks[0])
+    return masks
 
 
 def _check_size(project: Project, key: str, mask: Mask) -> None:

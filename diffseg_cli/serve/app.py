@@ -143,12 +143,12 @@ def create_app(
 
     kept = KeptConcepts(engine.segmenter, concepts, limits, metrics, submit)
     private = (project.images, project.out) if project else ()
-    learning = BackgroundJob(submit, private=private)
+    learning, packing = (BackgroundJob(submit, private=private) for _ in range(2))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        for end in (kept.close, learning.cancel, worker.close):
+        for end in (kept.close, learning.cancel, packing.cancel, worker.close):
             await asyncio.to_thread(end)
 
     app = FastAPI(
@@ -172,7 +172,7 @@ def create_app(
 
         begin = partial(teach, engine.segmenter, project, queries, concepts)
         grower = ClickGrower(engine.segmenter, queries)
-        add_project(app, project, learning, begin, grower, called, limits.pixels)
+        add_project(app, project, learning, begin, grower, called, limits.pixels, packing)
     add_pages(app, labelling=project is not None)
     _add_status(app, engine.segmenter, limits, metrics)
     return Guard(app, limits, metrics, token)

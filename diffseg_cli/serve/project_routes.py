@@ -1,23 +1,23 @@
 """Routes of a labelling project: images with their states, masks, decisions, learning, exports."""
 
-import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 from fastapi import FastAPI, File, Form, Query, UploadFile
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi import Path as FilePath
+from fastapi.responses import FileResponse, JSONResponse, Response
 from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from diffseg_cli.errors import InputError, UsageError
-from diffseg_cli.labelling.export import exported, instances_of
+from diffseg_cli.labelling.export import instances_of, pack_steps
 from diffseg_cli.labelling.growing import ClickGrower, Glance
-from diffseg_cli.labelling.project import Mask, Project
+from diffseg_cli.labelling.project import HIDDEN, Mask, Project
 from diffseg_cli.labelling.review_log import Review
 from diffseg_cli.labelling.thumbnails import Thumbnails
 from diffseg_cli.reading.image_io import read_image
@@ -26,12 +26,12 @@ from diffseg_cli.results.outputs import mask_png
 from diffseg_cli.results.palette import concept_color, label_map
 from diffseg_cli.results.render import jpeg_bytes, png_bytes, shrunk, shrunk_wh
 from diffseg_cli.serve.job import BackgroundJob, Step
+from diffseg_cli.serve.refusals import Refusal
 from diffseg_cli.serve.replies import JSON, PNG, Reply
 
 JPEG = "image/jpeg"
 LONGEST = 2048  # side in pixels of an image in the editor; larger ones are corrected at this size
 QUALITY = 90
-CHUNK = 2**20
 MOST_SHOWN = 255  # instances in the editor
 
 # Runs something in the thread that owns the model, while somebody waits for the answer.
@@ -49,9 +49,11 @@ def add_project(
     grower: ClickGrower,
     answered: Answered,
     most_pixels: int,
+    packing: BackgroundJob,
 ) -> None:
     """Add the routes of a project to a server; `teach` begins to learn and propose, as `job`."""
     _add_looking(app, project, job)
+    _add_exports(app, project, packing)
     _add_deciding(app, project, most_pixels)
     _add_learning(app, job, teach)
     _add_helping(app, project, grower, answered)
@@ -140,7 +142,11 @@ def _add_deciding(app: FastAPI, project: Project, most_pixels: int) -> None:
             numbers[each.window][each.mask] = each.id
         return Response(png_bytes(numbers), media_type=PNG)
 
-    @app.post("/v1/project/export", response_class=StreamingResponse)
+
+def _add_exports(app: FastAPI, project: Project, packing: BackgroundJob) -> None:
+    folder = project.out / HIDDEN / "exports"
+
+    @app.post("/v1/project/export")
     def export(
         form: Annotated[Literal["coco", "yolo", "labelme", "voc", "mask"], Form(alias="format")],
         everything: Annotated[bool, Form(alias="all", description="Proposals as well.")] = False,
@@ -148,23 +154,30 @@ def _add_deciding(app: FastAPI, project: Project, most_pixels: int) -> None:
             bool | None, Form(description="Objects apart, not classes; by default as in the project.")
         ] = None,
     ) -> Response:
-        """What was decided as a ZIP of files for other tools."""
-        packed = tempfile.TemporaryFile()  # noqa: SIM115 - closed when it has been sent
-        try:
-            with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-                place = project.out / "export"
-                for name, content in exported(
-                    project, form, place, everything=everything, instances=instances
-                ):
-                    archive.writestr(name.encode("utf-8", "replace").decode(), content)
-        except BaseException:
-            packed.close()
-            raise
-        packed.seek(0)
-        name = f'attachment; filename="labels-{form}.zip"'
-        return StreamingResponse(
-            _chunks(packed), media_type="application/zip", headers={"Content-Disposition": name}
-        )
+        """Pack what was decided for other tools in the background, as the ZIP `file`."""
+        choices = ("all" if everything else "", {None: "", True: "instances", False: "classes"}[instances])
+        file = f"{'-'.join(('labels', form, *filter(None, choices)))}.zip"
+        steps = pack_steps(project, form, folder / file, everything=everything, instances=instances)
+        if not packing.start(steps, "packing"):
+            raise Refusal(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "The server is packing another export.",
+                "Try again when that is done.",
+                {"Retry-After": "2"},
+            )
+        return JSONResponse({"file": file})
+
+    @app.get("/v1/project/export")
+    def progress() -> Response:
+        """How far the export is that was asked for last: packing, done, or failed with an error."""
+        return JSONResponse(packing.progress)
+
+    @app.get("/v1/project/export/{file}", response_class=FileResponse)
+    def download(file: Annotated[str, FilePath(max_length=200)]) -> Response:
+        """An export that was packed."""
+        if not (folder / file).is_file():
+            raise Refusal(HTTPStatus.NOT_FOUND, f"No export is called {file}.", "Pack one first.")
+        return FileResponse(folder / file, media_type="application/zip", filename=file)
 
 
 def _add_learning(app: FastAPI, job: BackgroundJob, teach: Callable[[], Iterator[Step]]) -> None:
@@ -267,9 +280,3 @@ def _at_full_size(project: Project, key: str, labels: NDArray[np.uint8]) -> list
     drawn = cv2.resize(labels, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
     full = np.where(changed > 0, drawn, before)
     return [full == number for number in range(1, len(project.classes) + 1)]
-
-
-def _chunks(stream: Any) -> Iterator[bytes]:
-    with stream:
-        while chunk := stream.read(CHUNK):
-            yield chunk

@@ -1,6 +1,6 @@
 /** The page put together: the grid, the editor, keys, learning and export. */
 
-import { complain, post } from "../shared/api.js";
+import { Problem, call, complain, post } from "../shared/api.js";
 import { $, create, download, showProgress } from "../shared/dom.js";
 import * as editor from "./editor.js";
 import * as grid from "./grid.js";
@@ -12,6 +12,7 @@ const KEYS = {
   "B E P X": "brush, eraser, polygon, box", "C V": "add or remove the region under the tool", "Space": "use the tool", "[ ]": "size of the brush",
   "Ctrl Z": "undo (with Shift: redo)", "+ − 0": "zoom in, out, fit; the wheel and two fingers do too", "H": "hide the mask", "I": "tell the objects in it apart", "1 to 9": "class", "Page up, Page down": "previous, next image", "?": "these keys",
 };
+const LOOK_AGAIN = 300; // milliseconds
 let filter = "all";
 
 function showFilters() {
@@ -59,11 +60,24 @@ async function decideChosen(decision) {
   }
 }
 async function downloadLabels() {
+  const button = $("export"), format = $("format").value;
+  if (button.ariaBusy === "true") return;
+  button.ariaBusy = "true";
   try {
-    const format = $("format").value, answer = await post("/v1/project/export", { format, all: $("all").checked, instances: $("apart").checked });
-    download(`labels-${format}.zip`, await answer.blob());
+    const { file } = await (await post("/v1/project/export", { format, all: $("all").checked, instances: $("apart").checked })).json();
+    for (;;) {
+      const { stage, error, done, total } = await (await call("/v1/project/export")).json();
+      if (error) throw new Problem(error);
+      if (stage !== "packing") break;
+      if (total) button.textContent = `Packing ${done} of ${total}`;
+      await new Promise((then) => setTimeout(then, LOOK_AGAIN));
+    }
+    download(`labels-${format}.zip`, await (await call(`/v1/project/export/${file}`)).blob());
   } catch (error) {
     complain(error);
+  } finally {
+    button.textContent = "Download";
+    button.ariaBusy = null;
   }
 }
 
