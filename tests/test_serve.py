@@ -39,7 +39,7 @@ from diffseg_cli.results.probability import probability_levels
 from diffseg_cli.results.render import png_bytes
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.serve import app as app_module
-from diffseg_cli.serve import engine
+from diffseg_cli.serve import concepts, engine
 from diffseg_cli.serve.app import create_app
 from diffseg_cli.serve.engine import InferenceEngine, Order
 from diffseg_cli.serve.guard import is_loopback
@@ -445,6 +445,23 @@ def test_a_concept_is_adapted_in_the_background_and_used(small_segmenter: Segmen
         np.testing.assert_array_equal(pixels(found.content) > 0, expected.mask)
 
 
+def test_negatives_have_masks_as_on_the_command_line(
+    small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first masks belong to the first images; without one an image is without the object as a whole."""
+    seen = list[Any]()
+    monkeypatch.setattr(concepts, "adapt_steps", lambda *_, negatives: seen.extend(negatives) or iter(()))
+    files = parts(**{"not": [picture(8), picture(9)]}, not_mask=MASK)
+    with serve(small_segmenter) as client:
+        made = client.post("/v1/concepts", files=[*ONE, *files], data={"name": "dog", "adapt": "true"})
+    assert made.status_code == 200, made.text
+    (marked, region), (whole, nothing) = seen
+    np.testing.assert_array_equal(marked, picture(8))
+    np.testing.assert_array_equal(region, MASK > 0)
+    np.testing.assert_array_equal(whole, picture(9))
+    assert nothing is None
+
+
 def test_adapting_can_be_stopped_and_the_concept_stays(small_segmenter: Segmenter) -> None:
     files = [*ONE, *parts(**{"not": picture(9)})]
     with serve(small_segmenter) as client:
@@ -511,6 +528,13 @@ def test_what_cannot_be_adapted_to_is_refused_and_not_kept(
             ([*ONE, *parts(**{"not": QUERY})], {"name": "dog"}, 400, "The field not is for adapting"),
             ([*ONE, *parts(**{"not": b"no image"})], data, 422, "image 1 without the object is not an image"),
             ([*ONE, *parts(**{"not": [QUERY] * 17})], data, 400, "16 images without the object at most"),
+            ([*ONE, *parts(not_mask=MASK)], data, 400, "holds 0 not and 1 not_mask images"),
+            (
+                [*ONE, *parts(**{"not": [SUPPORT, QUERY]}, not_mask=[MASK, box((20, 30))])],
+                data,
+                422,
+                "mask of image 2 without the object is 30 x 20",
+            ),
         ):
             answer = adapting.post("/v1/concepts", files=files, data=fields)
             assert answer.status_code == status and text in answer.json()["error"], answer.text

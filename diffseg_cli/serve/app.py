@@ -296,6 +296,15 @@ def _add_concepts(app: FastAPI, kept: KeptConcepts, answered: Answered, limits: 
             list[UploadFile],
             File(alias="not", default_factory=list, description="With adapt: images without the object."),
         ],
+        negative_masks: Annotated[
+            list[UploadFile],
+            File(
+                alias="not_mask",
+                default_factory=list,
+                description="What in an image of `not` is not the object; the rest of it may be. In the "
+                "order of the images, of which those after the last mask are without the object as a whole.",
+            ),
+        ],
         adapt: Annotated[
             bool, Form(description="Adapt the model to the supports, in the background.")
         ] = False,
@@ -305,13 +314,19 @@ def _add_concepts(app: FastAPI, kept: KeptConcepts, answered: Answered, limits: 
             raise UsageError("There is no support image.", "Send the fields support and mask.")
         if negatives and not adapt:
             raise UsageError("The field not is for adapting.", "Send adapt=true with it, or leave it out.")
+        if len(negative_masks) > len(negatives):
+            raise UsageError(
+                f"The request holds {len(negatives)} not and {len(negative_masks)} not_mask images.",
+                "Send one not for each not_mask, in the same order.",
+            )
         absent = [await _read(each) for each in negatives]
+        regions = [await _read(each) for each in negative_masks]
         _check_count(supports.images, "supports", limits.supports)
         _check_count(absent, "images without the object", limits.supports)
         checked = check_name(name)
 
         def make() -> Reply:
-            return json_reply(kept.record(kept.make(checked, supports, absent, adapt=adapt)))
+            return json_reply(kept.record(kept.make(checked, supports, absent, regions, adapt=adapt)))
 
         return await answered(request, CallOrder(make))
 

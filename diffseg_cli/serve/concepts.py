@@ -12,7 +12,7 @@ from diffseg_cli.serve.job import BackgroundJob, Step, Submit
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.metrics import Metrics
 from diffseg_cli.serve.refusals import Refusal
-from diffseg_cli.serve.uploads import SupportUpload, Upload, read_supports, read_uploaded
+from diffseg_cli.serve.uploads import SupportUpload, Upload, read_negatives, read_supports
 from diffseg_cli.supports.concept import Concept, SupportSet
 
 if TYPE_CHECKING:
@@ -82,13 +82,22 @@ class KeptConcepts:
             "adaptation": adaptation,
         }
 
-    def make(self, name: str, support: SupportUpload, negatives: Sequence[Upload], *, adapt: bool) -> Concept:
+    def make(
+        self,
+        name: str,
+        support: SupportUpload,
+        negatives: Sequence[Upload],
+        negative_masks: Sequence[Upload],
+        *,
+        adapt: bool,
+    ) -> Concept:
         """Encode supports and keep them; with `adapt` the modules are adapted to them in the background.
 
         Args:
             name: of the concept.
             support: of a request.
             negatives: images without the concept.
+            negative_masks: of what is not the concept in the first of them, whose rest may be.
             adapt: whether to adapt; until that is done the modules as they are answer for the concept.
 
         Raises:
@@ -107,12 +116,9 @@ class KeptConcepts:
             )
         pixels = self._limits.pixels
         pairs, notes = read_supports(support, pixels)
-        absent = [
-            (read_uploaded(each, f"image {number} without the object", pixels), None)
-            for number, each in enumerate(negatives, start=1)
-        ]
+        absent, more = read_negatives(negatives, negative_masks, pixels, fit=support.choice.fit)
         steps = adapt_steps(self._segmenter, pairs, negatives=absent) if adapt else None
-        concept = SupportSet(name, pairs, notes=notes).concept(self._segmenter)
+        concept = SupportSet(name, pairs, notes=[*notes, *more]).concept(self._segmenter)
         self._concepts[name] = concept
         self._metrics.add("diffseg_concepts")
         if steps is not None:

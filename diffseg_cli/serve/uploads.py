@@ -6,12 +6,14 @@ annotation file, and never a path.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffseg_cli.adaptation import Negative
 from diffseg_cli.choices import MaskChoice
 from diffseg_cli.errors import InputError
 from diffseg_cli.reading.image_io import check_image, read_image, read_pairs
@@ -56,6 +58,36 @@ def read_uploaded(upload: Upload, name: str, most_pixels: int) -> NDArray[np.uin
         InputError: as `read_image`.
     """
     return read_image(InputFile(name, upload.content), most_pixels)
+
+
+def read_negatives(
+    images: Sequence[Upload], masks: Sequence[Upload], most_pixels: int, *, fit: bool
+) -> tuple[list[Negative], list[str]]:
+    """Read what is not the concept: in the first images what their masks mark, the others as a whole.
+
+    Args:
+        images: without the concept.
+        masks: of the first of them.
+        most_pixels: an image or mask may have.
+        fit: whether masks are resized to their images.
+
+    Returns:
+        The images with their regions, and notes as `read_supports`.
+
+    Raises:
+        InputError: one cannot be used, or a mask has another size than its image.
+    """
+    named = [
+        InputFile(f"image {number} without the object", each.content)
+        for number, each in enumerate(images, start=1)
+    ]
+    marked, whole = named[: len(masks)], named[len(masks) :]
+    regions = [
+        InputFile(f"mask of {image.name}", mask.content) for image, mask in zip(marked, masks, strict=True)
+    ]
+    with collected_notes() as notes:
+        pairs = read_pairs(marked, regions, MaskChoice(fit=fit), most_pixels)
+    return [*pairs, *((read_image(each, most_pixels), None) for each in whole)], notes
 
 
 def read_supports(support: SupportUpload, most_pixels: int) -> tuple[list[Pair], list[str]]:
