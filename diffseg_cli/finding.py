@@ -111,7 +111,7 @@ def find_in(
         seconds = {stage: spent / len(images) for stage, spent in query.seconds.items()}
         for stage in predictions[0].seconds.keys() - query.seconds.keys():
             seconds[stage] = sum(p.seconds[stage] for p in predictions)
-        settled = settle(found)
+        settled = settle(found, answer.min_area)
         if answer.instances:
             settled = number_instances(settled)
         answers.append(Answer(Scene(path, image, settled, tiles), notes, seconds))

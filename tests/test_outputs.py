@@ -308,9 +308,30 @@ def test_presence_weighs_a_claim() -> None:
     both = drawn("rectangle", 20, 20, 80, 80)
     maps: Any = [np.full(HW, value, dtype=np.float32) for value in (0.9, 0.7)]
     found = [ConceptResult(n, both, p, p, seen) for n, p, seen in zip(NAMES, maps, (0.5, 0.95), strict=True)]
-    assert [each.mask.any() for each in settle(found)] == [False, True]
-    assert found[0].score == pytest.approx(0.45) and settle(found)[0].score == 0
-    assert settle(found[:1]) == found[:1]
+    assert [each.mask.any() for each in settle(found, "1%")] == [False, True]
+    assert found[0].score == pytest.approx(0.45) and settle(found, "1%")[0].score == 0
+    assert settle(found[:1], "1%") == found[:1]
+
+
+def test_the_loser_of_an_overlap_keeps_no_specks() -> None:
+    """Neither the rim of an object that the winner covers, nor what is left of a small part of its mask."""
+    winner, rim = drawn("rectangle", 20, 20, 80, 80), drawn("rectangle", 19, 20, 80, 80)
+    large = drawn("rectangle", 100, 10, 150, 90)
+    part = drawn("rectangle", 60, 78, 69, 84)  # over 1 % of the large one; four rows lie below the winner
+
+    def left(mask: NDArray[np.bool_], min_area: str) -> NDArray[np.bool_]:
+        maps: Any = [np.full(HW, value, dtype=np.float32) for value in (0.9, 0.7)]
+        masks = zip(NAMES, (winner, mask), maps, strict=True)
+        found = [ConceptResult(name, mask, each, each, None) for name, mask, each in masks]
+        first, second = settle(found, min_area)
+        np.testing.assert_array_equal(first.mask, winner)
+        return second.mask
+
+    assert not left(rim, "0").any()
+    np.testing.assert_array_equal(left(large | part, "1%"), large)
+    np.testing.assert_array_equal(left(large | part, "0"), large | part & ~winner)
+    hole = large & ~drawn("rectangle", 120, 40, 122, 42)  # it may be another concept's
+    np.testing.assert_array_equal(left(hole | part, "1%"), hole)
 
 
 def test_a_legend_never_grows_the_picture() -> None:

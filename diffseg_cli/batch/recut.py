@@ -132,7 +132,7 @@ class Results(ABC):
             else:
                 mask = drop_specks(probability > np.float32(cut), self._answer.min_area)
             found.append(ConceptResult(concept["name"], mask, probability, probability, presence))
-        settled = settle(found)
+        settled = settle(found, self._answer.min_area)
         return Scene(path, image, number_instances(settled) if self._answer.instances else settled)
 
     def _probabilities(self, row: Row) -> list[Any]:

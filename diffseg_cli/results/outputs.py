@@ -28,6 +28,7 @@ from diffseg_cli.results.palette import (
 )
 from diffseg_cli.results.render import heatmap, jpeg_bytes, mask_pixels, png_bytes, shrunk
 from diffseg_cli.results.sheet import Tile, draw_sheet, tile_size
+from diffseg_cli.specks import drop_specks
 from diffseg_cli.zoom import Window
 
 SPECK = 0.01  # of a mask: regions that are smaller are not counted
@@ -134,16 +135,22 @@ class Scene:
                 yield AnnotatedObject(category, found.name, mask, each.score, each.id)
 
 
-def settle(found: Sequence[ConceptResult]) -> list[ConceptResult]:
+def settle(found: Sequence[ConceptResult], min_area: str) -> list[ConceptResult]:
     """Several concepts without overlaps.
 
     A pixel that two masks claim goes to the concept that is more probably there: its probability is that of
     the pixel if the concept is in the image, times the calibrated presence that it is.
+
+    Args:
+        found: their masks, without specks.
+        min_area: as in `drop_specks`, of the parts of a mask that lost pixels.
     """
     if len(found) < 2:
         return list(found)
     claims = [each.probability * np.float32(1 if each.presence is None else each.presence) for each in found]
     masks = settle_overlaps([each.mask for each in found], claims)
+    # Only parts are dropped: what is in a hole may be another concept's.
+    masks = [mask & drop_specks(mask, min_area) for mask in masks]
     return [replace(each, mask=mask) for each, mask in zip(found, masks, strict=True)]
 
 

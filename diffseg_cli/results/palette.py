@@ -23,7 +23,7 @@ FIRST_COLORS: tuple[Color, ...] = (
     *(TINT, (0, 170, 255), (255, 196, 0), (0, 205, 130)),
     *((176, 84, 255), (255, 128, 20), (120, 235, 245), (255, 150, 215)),
 )
-SLIVER = 0.05  # of the largest piece of a part: smaller ones are cut-off remains
+SLIVER = 0.05  # of a part as it was: smaller pieces are cut-off remains
 PANEL, INK = (16, 16, 20), (245, 245, 245)  # of a legend
 TEXT_SHARE, LEAST_TEXT = 1 / 28, 11  # of the shorter side; in pixels
 
@@ -52,8 +52,8 @@ def settle_overlaps(
 ) -> list[NDArray[np.bool_]]:
     """Give each pixel that several masks (H W) claim to the one with the highest score; the first at a draw.
 
-    A connected part that lost pixels may fall apart into a main piece and slivers along the winner's border;
-    slivers become background.
+    What is left of a connected part may be no more than slivers along the winner's border; they become
+    background.
     """
     best, owner = np.full(masks[0].shape, -np.inf, dtype=np.float32), np.full(masks[0].shape, -1)
     for index, (mask, score) in enumerate(zip(masks, scores, strict=True)):
@@ -63,16 +63,14 @@ def settle_overlaps(
 
 
 def _without_slivers(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What is left of a mask, without small pieces of parts that were whole before."""
+    """What is left of a mask, without pieces that are small beside the part they come from."""
     if (before == after).all():
         return after
-    parts = cv2.connectedComponents(before.astype(np.uint8))[1]
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(after.astype(np.uint8))
-    part_of, areas = np.zeros(count, dtype=np.int64), stats[:, cv2.CC_STAT_AREA]
+    _, parts, whole, _ = cv2.connectedComponentsWithStats(before.astype(np.uint8))
+    count, pieces, left, _ = cv2.connectedComponentsWithStats(after.astype(np.uint8))
+    part_of = np.zeros(count, dtype=np.int64)
     part_of[pieces[after]] = parts[after]
-    largest = np.zeros(parts.max() + 1)
-    np.maximum.at(largest, part_of[1:], areas[1:])
-    keep = areas >= SLIVER * largest[part_of]
+    keep = left[:, cv2.CC_STAT_AREA] >= SLIVER * whole[part_of, cv2.CC_STAT_AREA]
     keep[0] = False
     kept: NDArray[np.bool_] = keep[pieces]
     return kept
