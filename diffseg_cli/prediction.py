@@ -3,6 +3,7 @@
 Letters: b queries, S image size, H W = S/8, c latent channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from diffseg_cli.results.render import overlay, png_bytes, shrunk
 from diffseg_cli.specks import drop_specks
 from diffseg_cli.zoom import Window, WindowLook
 
+BEST_SHARE = 1 / 64  # of the places: how many count as a look's best
 SHOWN = 1024  # longest side in pixels of what a notebook shows
 
 
@@ -65,6 +67,18 @@ class SegmenterOutput:
         """(b 1 S S) float32 in [0, 1]: `mask_image` clipped, on its device."""
         return self.mask_image.float().clamp(0, 1)
 
+    @property
+    def prompt_share(self) -> Tensor:
+        """(b) float32 in [0, 1]: share of their attention that the best places give to the prompt, mean."""
+        places = self.scores.cross_map.flatten(1)
+        return places.topk(max(1, int(places.shape[1] * BEST_SHARE)), dim=1).values.mean(1).float()
+
+    def at_windows(self, windows: Sequence[Window], presences: Sequence[float]) -> list[WindowLook]:
+        """The queries as looks at the windows they were cut from, on the CPU."""
+        found = self.probability.cpu().numpy()[:, 0], self.scores.cross_map.float().cpu().numpy()[:, 0]
+        each = zip(windows, found[0], presences, found[1], self.prompt_share.tolist(), strict=True)
+        return [WindowLook(*about) for about in each]
+
     def check_finite(self) -> None:
         """Raise as `check_finite` for score map, latents and image."""
         parts = [self.scores.score_map, self.mask_image]
@@ -93,8 +107,8 @@ class Prediction:
         mask: bool (h w).
         probability: float32 (h w) in [0, 1], borders refined if that was asked for.
         score_map: float32 (h w) `M_a` in [0, 1] of the look at the whole image, before PAM.
-        presence: in [0, 1], how sure it is that the concept is in the image, of all looks the highest; None
-            without calibration.
+        presence: in [0, 1], how sure it is that the concept is in the image, of the looks that
+            decided; None without calibration.
         threshold: what `mask` was cut at.
         seconds: wall time of each stage; shared stages of a batch are divided by its size.
         image: uint8 (h w 3), the query.

@@ -18,8 +18,6 @@ from torch import Tensor
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.prediction import SegmenterOutput
 
-BEST_SHARE = 1 / 64  # of the places: how many count as a look's best
-
 
 def presence_features(output: SegmenterOutput, latents: Tensor, support: SupportFeatures) -> Tensor:
     """What the score is made of.
@@ -38,10 +36,8 @@ def presence_features(output: SegmenterOutput, latents: Tensor, support: Support
     region = (latents.float() * found).sum((2, 3))  # (b c)
     wanted = (support.latents.float() * support.masks).sum((1, 3, 4))  # (1 or b c)
     similarity = F.cosine_similarity(region, wanted, dim=1)
-    places = output.scores.cross_map.flatten(1)
-    prompt = places.topk(max(1, int(places.shape[1] * BEST_SHARE)), dim=1).values.mean(1)
     confidence = found.square().sum((1, 2, 3)) / found.sum((1, 2, 3)).clamp_min(1e-6)
-    return torch.stack([similarity, prompt.float(), confidence], dim=1)
+    return torch.stack([similarity, output.prompt_share, confidence], dim=1)
 
 
 @dataclass(frozen=True)

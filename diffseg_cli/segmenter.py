@@ -32,7 +32,7 @@ from diffseg_cli.refine import refine_borders
 from diffseg_cli.results.formats import UNNAMED
 from diffseg_cli.specks import drop_specks
 from diffseg_cli.timing import Stopwatch
-from diffseg_cli.zoom import ROUND, Window, WindowLook, compose, most_looks, search, whole
+from diffseg_cli.zoom import ROUND, Window, WindowLook, deciding, join, most_looks, search, whole
 
 
 @runtime_checkable
@@ -245,14 +245,13 @@ class Segmenter(Method):
         with self.stage("resize"):
             probabilities, score_maps = output.probability.cpu(), output.scores.score_map.float().cpu()
         stopwatch.mark("look and modules")
+        plain = output.at_windows([whole(image) for image in queries.images], presences) if presences else []
         predictions = []
         for index, image in enumerate(queries.images):
             looks: list[WindowLook] = []
-            presence = None if presences is None else presences[index]
-            if presence is not None:
-                plain = WindowLook(whole(image), probabilities[index, 0].numpy(), presence)
-                looks = self.look_closer(plain, image, support, zoom=zoom, seed=seed)
-                presence = max(look.presence for look in looks)
+            if plain:
+                looks = self.look_closer(plain[index], image, support, zoom=zoom, seed=seed)
+            presence = max((look.presence for look in deciding(looks)), default=None)
             mask, probability = self.finish(
                 probabilities[index, 0],
                 image,
@@ -325,8 +324,7 @@ class Segmenter(Method):
             queries = self.encode_queries([np.ascontiguousarray(image[each.slices]) for each in batch])
             output = self.predict(queries.latents, queries.edges, support, seed)
             presences = self.score_presence(output, queries.latents, support) or []
-            found = output.probability.cpu().numpy()[:, 0]
-            looks += [WindowLook(*each) for each in zip(batch, found, presences, strict=True)]
+            looks += output.at_windows(batch, presences)
         return looks
 
     def finish(
@@ -351,16 +349,17 @@ class Segmenter(Method):
             min_area: of parts of the mask and of holes; default of `settings`.
             presence: score of the image, or None.
             min_presence: below it the mask is empty.
-            looks: of `look_closer`; several count together, in place of `probability`.
+            looks: of `look_closer`; where closer ones decide, they count in place of `probability`.
 
         Returns:
             Mask (h w), and the probability (h w) it was cut from.
         """
         size_hw = (image.shape[0], image.shape[1])
         refine = self.settings.refine if refine is None else refine
-        if len(looks) > 1:
+        closer = [look for look in deciding(looks) if look is not looks[0]]
+        if closer:
             with self.stage("zoom"):
-                found = compose(looks, image, refine=refine)
+                found = join(closer, image, refine=refine)
         else:
             with self.stage("resize"):
                 found = from_frame(probability, size_hw)

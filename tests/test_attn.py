@@ -257,7 +257,7 @@ def test_the_verb_shows_where_it_looked_again(
     assert json.loads(plain.stdout)["windows"] == []
     windows = json.loads(zoomed.stdout)["windows"]
     assert [each["box_xywh"] for each in windows[:4]] == [
-        [left, top, 220, 220] for top in (0, 80) for left in (0, 180)
+        [left, top, 250, 188] for top in (0, 112) for left in (0, 150)
     ]
     assert all(0 < each["presence"] < 1 for each in windows)
     with Image.open("plain/a_attn.png") as before, Image.open("zoomed/a_attn.png") as after:

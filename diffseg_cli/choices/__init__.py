@@ -332,8 +332,8 @@ class AdaptChoice:
 Zoom = Annotated[
     str,
     Option(
-        "Look again, closer, for objects on under 1 % of a large image: auto where the first look is not "
-        "sure (10 looks, more above 12 megapixels), off, or the most looks.",
+        "Look again, closer, for objects on under 2 % of a large image: auto where the first look does not "
+        "seem to find it (10 looks, more above 12 megapixels), off, or the most looks.",
         OUTPUT,
         metavar="auto|off|N",
         parse=zoom_choice,

@@ -32,7 +32,7 @@ from diffseg_cli.prediction import QueryFeatures, SegmenterOutput
 from diffseg_cli.reading.image_io import check_pair, read_image
 from diffseg_cli.segmenter import Segmenter
 from diffseg_cli.timing import Stages
-from diffseg_cli.zoom import WindowLook, join_slices, slices, whole
+from diffseg_cli.zoom import WindowLook, deciding, join, slices, whole
 
 PROTOTYPE_ADAPTED = "prototype-adapted"  # the prototype line, its metric fitted to the supports
 OWN_METHODS = ("model", "attention", "prototype", PROTOTYPE_ADAPTED, "slicing")
@@ -256,12 +256,12 @@ class Evaluation:
         presence = None if presences is None else presences[0]
         if method not in (ZOOM, "slicing"):
             return _Answer(output.probability, presence)
-        plain = WindowLook(whole(image), output.probability.cpu().numpy()[0, 0], presence or 0.0)
+        (plain,) = output.at_windows([whole(image)], presences or [0.0])
         if method == ZOOM:
             looks = segmenter.look_closer(plain, image, support, zoom=self.zoom, seed=seed)
-            return _Answer(output.probability, max(look.presence for look in looks), looks)
+            return _Answer(output.probability, max(look.presence for look in deciding(looks)), looks)
         looks = [plain, *segmenter.look_at(slices(plain.window), image, support, seed)]
-        return _Answer(torch.from_numpy(join_slices(looks))[None, None], looks=looks)
+        return _Answer(torch.from_numpy(join(looks, image, refine=False))[None, None], looks=looks)
 
     def _subject(self, episode: Episode, index: int, seed: int) -> tuple[LabelledImage, QueryFeatures]:
         """The image of an episode, encoded: its query, or a scene that holds the query's object."""
