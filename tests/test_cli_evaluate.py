@@ -108,6 +108,7 @@ def test_pascal_beside_published_figures(voc: Path) -> None:
         (["--root", ".", "--peer", "sam"], 2, "Unknown peer 'sam'"),
         (["--root", ".", "--zoom", "1"], 2, "neither auto nor off"),
         (["--root", ".", "--paste-into", "0"], 2, "paste-into"),
+        (["--root", ".", "--paste-into", "101"], 2, "paste-into"),
         (["--root", ".", "--fold", "1"], 2, "folder has no folds"),
         (["--dataset", "pascal-5i", "--root", ".", "--fold", "7"], 2, "There is no fold '7'"),
         (["--dataset", "coco", "--root", "."], 2, "coco"),
