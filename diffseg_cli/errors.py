@@ -34,6 +34,10 @@ class DiffsegError(Exception):
         self.message = message
         self.hint = hint
 
+    def __str__(self) -> str:
+        """Both sentences, a line each: what a traceback shows, in a notebook too."""
+        return "\n".join(filter(None, (self.message, self.hint)))
+
 
 class UsageError(DiffsegError):
     """Options that contradict each other, or ask for what is not there (a device, a model)."""

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,5 @@ def test_mistakes_have_a_sentence_and_a_hint(
         doing(small_segmenter)
     assert said in raised.value.message and hint in (raised.value.hint or "")
     assert "\n" not in raised.value.message
+    traceback_end = "".join(traceback.format_exception_only(raised.value))  # a notebook shows the same text
+    assert traceback_end.endswith(f"{raised.value.message}\n{raised.value.hint}\n")
