@@ -44,7 +44,7 @@ def load_segmenter(
         timesteps: noise levels a diffusion backbone looks at, each in [0, 999]; their maps are averaged. This
             and the next two default to what the modules were trained with, or to `LookConfig`.
         cross_map: "paper", "balanced" or "contrast", see `Method.find_maps`.
-        support_crop: "object" or "whole", what the prompt is made of.
+        support_crop: "object", "whole" or "both", how supports are seen.
 
     Raises:
         UsageError: an unknown model, device or other word, or a timestep out of range.

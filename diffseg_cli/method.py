@@ -35,7 +35,7 @@ from diffseg_cli.views import Pair
 from diffseg_cli.weights.files import tensors_digest
 
 CROSS_MAPS = ("paper", "balanced", "contrast")
-SUPPORT_CROPS = ("object", "whole")
+SUPPORT_CROPS = ("object", "whole", "both")
 Chosen = TypeVar("Chosen", bound="Method")  # typing.Self comes with Python 3.11
 
 
@@ -121,8 +121,8 @@ class Method:
 
     @property
     def _crops(self) -> bool:
-        """Whether a support is shown as its object from near, where the backbone does that."""
-        return self.settings.support_crop == "object"
+        """Whether the prompt is made of a support's object from near."""
+        return self.settings.support_crop != "whole"
 
     @property
     def _timesteps(self) -> list[int]:
@@ -303,24 +303,51 @@ class Method:
 
     @torch.inference_mode()
     def encode_pairs(self, pairs: Sequence[Pair]) -> SupportFeatures:
-        """Encode supports once: images uint8 (h w 3) and masks bool (h w) that mark something, any sizes."""
-        margin, size = self.backbone.support_margin, self.backbone.image_size
-        margin = margin if self._crops else None
+        """Encode supports once: images uint8 (h w 3) and masks bool (h w) that mark something, any sizes.
+
+        A backbone with a `support_margin` sees them as `settings.support_crop` says: the object from near,
+        the whole image, or both, in two views.
+        """
+        margin, seen = self.backbone.support_margin, self.settings.support_crop
+        if margin is None or seen == "whole":
+            return self.encode_frames(*self._to_frames(pairs), pairs)
         with self.stage("crop"):
-            seen = pairs if margin is None else [crop_to_object(*pair, margin) for pair in pairs]
-            frames = stack_frames([image for image, _ in seen], size).to(self.device)
-            masks = torch.stack([mask_to_frame(mask, size) for _, mask in seen]).to(self.device)
-        return self.encode_frames(frames, masks, pairs)
+            near = [crop_to_object(*pair, margin) for pair in pairs]
+        support = self.encode_frames(*self._to_frames(near), pairs)
+        if seen == "object":
+            return support
+        latents, grid = self._encode_support(*self._to_frames(pairs))
+        return support.seen_again(latents[None], grid[None])
 
-    def encode_frames(self, frames: Tensor, masks: Tensor, pairs: Sequence[Pair] = ()) -> SupportFeatures:
-        """Supports already in the model frame: frames (k 3 S S) and masks (k 1 S S) in [0, 1].
+    def _to_frames(self, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+        """Images (k 3 S S) and masks (k 1 S S) in [0, 1]."""
+        size = self.backbone.image_size
+        with self.stage("crop"):
+            frames = stack_frames([image for image, _ in pairs], size).to(self.device)
+            return frames, torch.stack([mask_to_frame(mask, size) for _, mask in pairs]).to(self.device)
 
-        `pairs` are the same supports as they were, if they are at hand; some backbones see more in them.
+    def _encode_support(self, frames: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents (k c H W) and share of each cell that is object (k 1 H W); arguments as `encode_frames`."""
+        with self.stage("encode"):
+            latents = self.backbone.encode(frames * masks if self.backbone.masks_support else frames)  # eq. 3
+            grid = F.interpolate(masks, size=(latents.shape[2], latents.shape[3]), mode="area").to(latents)
+        return latents, grid
+
+    def encode_frames(
+        self,
+        frames: Tensor,
+        masks: Tensor,
+        pairs: Sequence[Pair] = (),
+    ) -> SupportFeatures:
+        """Supports already in the model frame, in one view.
+
+        Args:
+            frames: (k 3 S S) in [0, 1].
+            masks: (k 1 S S) in [0, 1].
+            pairs: the same supports as they were, if they are at hand; some backbones see more in them.
         """
         backbone = self.backbone
-        with self.stage("encode"):
-            latents = backbone.encode(frames * masks if backbone.masks_support else frames)  # eq. 3
-            grid = F.interpolate(masks, size=(latents.shape[2], latents.shape[3]), mode="area").to(latents)
+        latents, grid = self._encode_support(frames, masks)
         with self.stage("embed"):
             embeds = backbone.embed_pairs(pairs, crop=self._crops) if pairs else None
             if embeds is None:

@@ -137,8 +137,9 @@ def test_a_sweep_names_the_setting_to_use(folder: Path, tmp_path: Path) -> None:
     code, text, log = run(*words)
     assert code == 0, log
     table = text.split("Settings, best first")[1]
-    names = ["--cross-map balanced", "--cross-map contrast", "--support-crop whole"]
-    names += [f"{name} --support-crop whole" for name in names[:2]]
+    crops = ["--support-crop object", "--support-crop whole"]
+    names = ["--cross-map balanced", "--cross-map contrast", *crops]
+    names += [f"{name} {crop}" for name in names[:2] for crop in crops]
     assert sorted(line.split("  ")[-1] for line in table.splitlines()[1:-1]) == sorted([*names, "as given"])
     assert table.splitlines()[-1].startswith("Use: ") and "\n--cross-map" not in text
     record = json.loads(run(*words, "--json")[1])  # from the ledger

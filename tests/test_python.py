@@ -83,7 +83,7 @@ def test_every_value_says_in_one_short_line_what_it_is(
         )
     }
     assert all(len(text) < 120 and "\n" not in text and "tensor" not in text for text in seen.values()), seen
-    assert seen["SupportFeatures"] == "SupportFeatures(2 of compact, latents 16 x 16)"
+    assert seen["SupportFeatures"] == "SupportFeatures(2 of compact, latents 32 x 16)"
     assert seen["Segmenter"] == "Segmenter(compact, head pam, 128 px, cpu, float32)"
     assert seen["Trained"] == "Trained(PAM and SCM, without a presence score)"
     assert seen["SavedConcept"].endswith("dog.dsc)") and "Concept(dog, " in seen["Concept"]

@@ -255,7 +255,7 @@ def test_import_and_public_names_are_lazy() -> None:
 
 
 def test_supports_are_seen_from_near(small_segmenter: Segmenter) -> None:
-    """What lies far from the object does not change how a support is encoded; what lies near it does."""
+    """What lies far from the object changes the whole view of a support alone; what lies near it, both."""
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (90, 120, 3), dtype=np.uint8)
     mask = np.zeros((90, 120), dtype=bool)
@@ -263,11 +263,20 @@ def test_supports_are_seen_from_near(small_segmenter: Segmenter) -> None:
     cropped, cropped_mask = crop_to_object(image, mask, 0.3)
     assert cropped.shape == (38, 48, 3)  # 9 pixels around 20 x 30
     assert cropped_mask.sum() == mask.sum()
-    support = small_segmenter.encode_support([(image, mask)])
     far, near = image.copy(), image.copy()
     far[60:], near[41:43] = 0, 0
-    assert torch.equal(small_segmenter.encode_support([(far, mask)]).latents, support.latents)
-    assert not torch.equal(small_segmenter.encode_support([(near, mask)]).latents, support.latents)
+    size = small_segmenter.backbone.image_size // 8
+    support, other, close = (small_segmenter.encode_support([(each, mask)]) for each in (image, far, near))
+    assert support.latents.shape[-2:] == (2 * size, size)
+    assert torch.equal(other.latents[..., :size, :], support.latents[..., :size, :])
+    assert not torch.equal(other.latents[..., size:, :], support.latents[..., size:, :])
+    assert torch.equal(other.image_embeds, support.image_embeds)
+    assert not torch.equal(close.latents[..., :size, :], support.latents[..., :size, :])
+    for seen, rows in (("object", slice(None, size)), ("whole", slice(size, None))):
+        settings = SegmentConfig(support_crop=seen)
+        alone = replace(small_segmenter, settings=settings).encode_support([(image, mask)])
+        assert torch.equal(alone.latents, support.latents[..., rows, :])
+        assert torch.equal(alone.masks, support.masks[..., rows, :])
 
 
 def test_gamma_moves_the_cut_and_keeps_the_ends(small_segmenter: Segmenter) -> None:

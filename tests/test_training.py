@@ -88,8 +88,11 @@ def test_supports_are_cached_as_the_segmenter_sees_them(
 ) -> None:
     sample = cache.dataset.samples[5]
     seen = small_segmenter.encode_support([(sample.image, sample.mask)])
+    support = cache.read_supports(np.array([[cache.support_row(5)]]))
+    assert support.latents.shape == seen.latents.shape
+    assert (support.latents - seen.latents).abs().mean() < 0.01
+    assert (support.masks - seen.masks).abs().max() < 0.01
     batch = cache.read([cache.support_row(5)])
-    assert (batch.latents - seen.latents[0]).abs().mean() < 0.01
     whole = cache.read([cache.row(5)])
     assert float(batch.masks.mean()) > 1.5 * float(whole.masks.mean())  # seen from near
 

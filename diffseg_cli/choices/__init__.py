@@ -152,10 +152,10 @@ CrossMap = Annotated[
     ),
 ]
 SupportCrop = Annotated[
-    Literal["object", "whole"] | None,
+    Literal["object", "whole", "both"] | None,
     Option(
-        "Prompt the model with a support's object alone, or the whole image. "
-        "Default: the checkpoint's, or object.",
+        "Show the model a support's object from near, the whole image, or both. "
+        "Default: the checkpoint's, or both.",
         ADVANCED,
     ),
 ]

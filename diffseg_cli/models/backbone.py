@@ -32,8 +32,8 @@ class Backbone(Protocol):
         latent_channels: c.
         latent_groups: widths of the groups the latent channels fall into, one a depth; they sum to c.
         scale_widths: widths of the hidden states SCM reads and writes, finest scale first.
-        support_margin: a support is encoded as the box of its object with this share of the box's longer side
-            around it (`frames.crop_to_object`); None: as the whole image.
+        support_margin: seen from near, a support is the box of its object with this share of the box's longer
+            side around it (`frames.crop_to_object`); None: it is always seen whole.
         masks_support: True when `encode` is to be given supports with their background blacked out (eq. 3);
             False when it sees the whole support image and the mask enters through prompt and PAM alone.
         adds_noise: whether `look` adds noise to the latents.

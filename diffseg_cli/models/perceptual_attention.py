@@ -147,8 +147,10 @@ class SupportConvolution(nn.Conv2d):
         super().__init__(2 * latent_channels + 1, width, 3, padding=1)
 
     def forward(self, query: Tensor, support: Tensor, masks: Tensor) -> Tensor:  # type: ignore[override]
-        """As `SupportAttention.forward`."""
-        return super().forward(torch.cat([query, support.mean(1), masks.mean(1)], dim=1))
+        """As `SupportAttention.forward`, of the first view of each support."""
+        h = query.shape[-2]
+        means = support[..., :h, :].mean(1), masks[..., :h, :].mean(1)
+        return super().forward(torch.cat([query, *means], dim=1))
 
 
 class MapAttention(nn.Module):

@@ -23,8 +23,9 @@ class SupportFeatures:
     Attributes:
         backbone: name of the backbone that encoded them.
         fingerprint: of its weights.
-        latents: (b k c H W); b is 1 when the same supports serve every query.
-        masks: (b k 1 H W) share of each latent's cell that is object, in [0, 1].
+        latents: (b k c vH W), v views of each support one below the other; b is 1 when the same supports
+            serve every query.
+        masks: (b k 1 vH W) share of each latent's cell that is object, in [0, 1].
         image_embeds: (b k t d) prompt.
     """
 
@@ -81,6 +82,11 @@ class SupportFeatures:
         """Some of the supports, in the given order."""
         chosen = list(indices)
         return self._each(lambda values: values[:, chosen])
+
+    def seen_again(self, latents: Tensor, masks: Tensor) -> "SupportFeatures":
+        """With one more view of each support below the others: latents (b k c H W), masks (b k 1 H W)."""
+        below = torch.cat([self.latents, latents], -2), torch.cat([self.masks, masks], -2)
+        return SupportFeatures(self.backbone, self.fingerprint, *below, self.image_embeds)
 
     def fused(self, fusion: str) -> "SupportFeatures":
         """Supports as the modules read them: all of them ("concat") or their mean as one ("mean")."""

@@ -210,8 +210,9 @@ class SavedConcept:
         tensors, metadata = read_safetensors(self.file)
         grid = backbone.image_size // 8
         support = SupportFeatures.of(backbone, *(tensors[what][None] for what in TENSORS))
-        expected = (1, len(self.sources), backbone.latent_channels, grid, grid)
-        whole = metadata.get("digest") == support.digest and support.latents.shape == expected
+        shape = (1, len(self.sources), backbone.latent_channels)
+        views = [(*shape, count * grid, grid) for count in (1, 2)]
+        whole = metadata.get("digest") == support.digest and support.latents.shape in views
         if not whole or not all(_is_plain(tensors[what]) for what in TENSORS):
             raise WeightsError(
                 f"{self.file} is damaged: its encoded supports are not those of a model.", AGAIN

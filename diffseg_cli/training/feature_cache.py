@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffseg_cli.compute import autocast_for
+from diffseg_cli.config import LookConfig
 from diffseg_cli.datasets import read_truth
 from diffseg_cli.datasets.episode import FewShotDataset
 from diffseg_cli.errors import InputError
@@ -107,12 +108,12 @@ class FeatureCache:
         edge_size: int | None = None,
         seed: int = 0,
         precision: str = "bf16",
-        support_crop: str = "object",
+        support_crop: str = LookConfig.support_crop,
     ) -> None:
         self.dataset, self.backbone, self.hed = dataset, backbone, hed
         self.views, self.seed = views, seed
         self.precision = precision if backbone.mixed_precision else "fp32"
-        self.crops = support_crop == "object"
+        self.crops, self.twice = support_crop != "whole", support_crop == "both"
         self.margin = backbone.support_margin if self.crops else None
         self.own_supports = self.margin is not None or backbone.masks_support
         self.stride = views + self.own_supports
@@ -259,12 +260,18 @@ class FeatureCache:
 
     def read_supports(self, rows: NDArray[np.int64]) -> SupportFeatures:
         """Supports of b episodes, rows (b k), as the segmenter reads them."""
+        embeds = self._gather("image_embeds", rows.ravel().tolist()).unflatten(0, rows.shape)
+        support = SupportFeatures.of(self.backbone, *self._view(rows), embeds)
+        if self.margin is None or not self.twice:
+            return support
+        return support.seen_again(*self._view(rows // self.stride * self.stride))  # view 0 of each sample
+
+    def _view(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Latents (b k c H W) of rows (b k), and the share of each cell that is object (b k 1 H W)."""
         flat = rows.ravel().tolist()
         latents, masks = self._latents("latents", flat), self._gather("masks", flat)
         grid = F.interpolate(masks, size=latents.shape[-2:], mode="area")
-        embeds = self._gather("image_embeds", flat)
-        latents, grid, embeds = (values.unflatten(0, rows.shape) for values in (latents, grid, embeds))
-        return SupportFeatures.of(self.backbone, latents, grid, embeds)
+        return latents.unflatten(0, rows.shape), grid.unflatten(0, rows.shape)
 
 
 def _read_rows(rows: Tensor) -> Tensor:
