@@ -1,6 +1,7 @@
 """diffseg evaluate as a user sees it: text, JSON, files and exit codes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from typer.testing import CliRunner
 
 from diffseg_cli import assembly
 from diffseg_cli.cli.main import app
+from diffseg_cli.config import SegmentConfig
+from diffseg_cli.evaluation.sweep import settings_of
 from diffseg_cli.segmenter import Segmenter
 
 H, W = 60, 80
@@ -129,6 +132,21 @@ def test_absent_peer_weights_and_other_runs(folder: Path, tmp_path: Path) -> Non
     assert run(*words, "--out", tmp_path / "out")[0] == 0
     code, _, log = run(*words, "--out", tmp_path / "out", "--seed", 4)
     assert code == 3 and "another run: seed, episodes_sha256 differ" in log and "hint:" in log
+
+
+def test_a_backbone_with_one_view_of_supports_has_two_crops(
+    small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert set(settings_of(small_segmenter, ["support-crop"])) == {
+        "--support-crop object",
+        "--support-crop whole",
+    }
+    monkeypatch.setattr(small_segmenter.backbone, "support_margin", None)
+    assert set(settings_of(small_segmenter, ["support-crop"])) == {"--support-crop whole"}
+    settings = SegmentConfig(support_crop="whole")
+    assert set(settings_of(replace(small_segmenter, settings=settings), ["support-crop"])) == {
+        "--support-crop both"
+    }
 
 
 def test_a_sweep_names_the_setting_to_use(folder: Path, tmp_path: Path) -> None:

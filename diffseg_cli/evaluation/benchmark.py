@@ -107,7 +107,7 @@ class Benchmark:
             )
         self.lines = list_lines(self.tasks, self._datasets)
         self.segmenter: Segmenter = load_chosen(plan.model)
-        self.settings = settings_of(self.segmenter.settings, axes)
+        self.settings = settings_of(self.segmenter, axes)
         ours = {ADAPTED: plan.adapt, ZOOM: plan.zoom != "off"}
         asked = [method for method, wanted in ours.items() if wanted]
         self.methods = ("model", *asked, *self.settings, *peers)

@@ -18,6 +18,7 @@ from diffseg_cli.evaluation.metrics import gain_interval
 from diffseg_cli.evaluation.summary import EpisodeResult
 from diffseg_cli.loading import backbone_kind
 from diffseg_cli.method import CROSS_MAPS, SUPPORT_CROPS
+from diffseg_cli.segmenter import Segmenter
 
 AXES: dict[str, tuple[Any, ...]] = {
     "timesteps": ((20,), (50,), (100,), (200,), (20, 50, 100)),
@@ -45,10 +46,13 @@ def choose_axes(text: str | None, model: str) -> tuple[str, ...]:
     return axes
 
 
-def settings_of(given: SegmentConfig, axes: Sequence[str]) -> dict[str, SegmentConfig]:
-    """All combinations of the values on some of `AXES`, but the given settings themselves, by name."""
-    settings = {}
-    for values in product(*(AXES[axis] for axis in axes)):
+def settings_of(segmenter: Segmenter, axes: Sequence[str]) -> dict[str, SegmentConfig]:
+    """All combinations of the values on some of `AXES`, but the segmenter's own settings, by name."""
+    given, settings, axis_values = segmenter.settings, {}, dict(AXES)
+    if segmenter.backbone.support_margin is None:  # supports have one view: "both" shows what "object" does
+        near = "object" if given.support_crop == "object" else "both"
+        axis_values["support-crop"] = (near, "whole")
+    for values in product(*(axis_values[axis] for axis in axes)):
         changed = {
             axis: value
             for axis, value in zip(axes, values, strict=True)
