@@ -43,7 +43,7 @@ from diffseg_cli.serve.app import create_app
 from diffseg_cli.serve.limits import Limits
 from diffseg_cli.serve.refusals import without_paths
 from diffseg_cli.supports.concept import Concept
-from tools.simulate_labelling import simulate
+from tools import simulate_labelling
 
 HW = (48, 64)
 TOKEN = "a-token-of-some-length"
@@ -588,7 +588,7 @@ def test_a_person_is_simulated(small_segmenter: Segmenter, project: Project) -> 
     truths = {key: labels() > 0 for key in KEYS}
     queries = QueryCache(segmenter, project.out / "cache")
     rows = list(
-        simulate(
+        simulate_labelling.simulate(
             segmenter,
             project,
             truths,
@@ -602,3 +602,45 @@ def test_a_person_is_simulated(small_segmenter: Segmenter, project: Project) -> 
     assert [row["corrected"] for row in rows] == [1, 2]
     for row in rows:  # what is corrected counts with 1, the rest as it was found
         assert row["folder"] == pytest.approx((row["corrected"] + (3 - row["corrected"]) * row["open"]) / 3)
+
+
+def test_a_simulation_goes_on_where_it_stopped(
+    small_segmenter: Segmenter,
+    project: Project,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each image is encoded once for all runs, the table has mean and spread, and no run is done twice."""
+    images = tmp_path / "classes" / "bird"
+    images.mkdir(parents=True)
+    for number, key in enumerate(KEYS):
+        shutil.copy(project.images / key, images / f"{number}.jpg")
+        Image.fromarray(labels() * 255).save(images / f"{number}.png")
+    kept = tmp_path / "rows.jsonl"
+    words = f"simulate {images.parent} --classes bird --json {kept} --runs 2 --adapt-from"
+    segmenter, put = make_swift_segmenter(small_segmenter), Mock(side_effect=DiskCache.put)
+    monkeypatch.setattr("sys.argv", words.split())
+    monkeypatch.setattr(DiskCache, "put", lambda *given: put(*given))
+    monkeypatch.setattr(simulate_labelling, "load_segmenter", lambda: segmenter)
+    monkeypatch.setattr(simulate_labelling, "MILESTONES", (1, 2))
+
+    def table() -> list[str]:
+        simulate_labelling.main()
+        return capsys.readouterr().out.splitlines()[-4:]
+
+    shown = table()
+    assert put.call_count == len(KEYS)
+    ways = [line.split()[:3] for line in shown]
+    assert ways == [[order, "False", count] for order in ("doubt", "random") for count in "12"]
+    assert all(line.count(" ± ") == 2 for line in shown)
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [row["seed"] for row in rows] == [0] * 4 + [1] * 4
+    kept.write_text(
+        "".join(f"{json.dumps(row)}\n" for row in rows[:4])
+    )  # killed before the second run was done
+    table()
+    again = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert again[:4] == rows[:4] and [row["open"] for row in again] == [row["open"] for row in rows]
+    monkeypatch.setattr(simulate_labelling, "simulate", lambda *_, **__: pytest.fail("done again"))
+    assert [line.split()[:3] for line in table()] == ways
