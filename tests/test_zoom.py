@@ -95,6 +95,19 @@ def test_tiles_cover_the_image(
     assert covered.all()
 
 
+def test_what_nearly_fills_a_tile_is_not_looked_at_again() -> None:
+    rounds: list[Sequence[Window]] = []
+
+    def look_at(windows: Sequence[Window]) -> list[WindowLook]:
+        rounds.append(windows)
+        found = [look(each, np.zeros((SIZE, SIZE), np.float32)) for each in windows]
+        found[-1].probability[:24, :24] = 1  # a look around it would be no closer, and lie mostly elsewhere
+        return found
+
+    search(look_at, look(Window(0, 0, 480, 480), np.zeros((SIZE, SIZE), np.float32)), 10)
+    assert len(rounds) == 1
+
+
 def test_looks_go_where_most_attention_is_drawn_each_framed_as_supports_are() -> None:
     """Four marks that one look shows; by size or by probability the order would be another."""
     size_hw = (1200, 1600)
