@@ -22,7 +22,7 @@ from diffseg_cli.errors import InputError
 from diffseg_cli.results.render import shrunk_wh
 
 SIDE = 384  # longest side at which a part is looked at, in pixels
-NECK = 0.8  # of the smaller peak: a wider neck joins
+NECK = 0.7  # of the smaller peak: a wider neck joins
 ALIKE = 0.5  # of the larger peak: a smaller one is a limb
 LEAST_PEAK = 3.0  # pixels: narrower places say nothing
 LEVELS = 64
