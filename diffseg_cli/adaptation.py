@@ -29,8 +29,11 @@ from diffseg_cli.losses import backward_scaled, map_loss, mask_loss
 from diffseg_cli.method import Method
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.prediction import SegmenterOutput
+from diffseg_cli.results.render import shrunk
 from diffseg_cli.trained import Trained
 from diffseg_cli.views import Pair, recoloured, zoomed_in, zoomed_out
+
+MOST_SIDES = 4  # longest side of an image that views are made of, in sides of the model frame
 
 # An image (h w 3) and its region (h w) that is not the concept, the rest being unknown; None: all of it.
 Negative = tuple[NDArray[np.uint8], NDArray[np.bool_] | None]
@@ -116,8 +119,9 @@ class SupportViews:
     def add_support(self, pair: Pair) -> None:
         """Encode the views of one more support."""
         generator = np.random.Generator(np.random.PCG64([self._seed, 0, len(self.queries)]))
-        self.queries.append(self._query_views(pair, generator, self._config.query_views))
-        seen = [pair] + [self._near(pair, generator) for _ in range(self._config.support_views - 1)]
+        small = self._shrunk(pair)
+        self.queries.append(self._query_views(small, generator, self._config.query_views))
+        seen = [pair] + [self._near(small, generator) for _ in range(self._config.support_views - 1)]
         self.supports.append([self._segmenter.encode_pairs([each]) for each in seen])
 
     def add_negative(self, negative: Negative) -> None:
@@ -125,10 +129,16 @@ class SupportViews:
         image, region = negative
         generator = np.random.Generator(np.random.PCG64([self._seed, 1, len(self.absent)]))
         marked = np.zeros(image.shape[:2], dtype=bool) if region is None else region
-        views = self._query_views((image, marked), generator, self._config.query_views)
+        views = self._query_views(self._shrunk((image, marked)), generator, self._config.query_views)
         if region is not None:
             views = [replace(view, mask=torch.zeros_like(view.mask), counts=view.mask) for view in views]
         self.absent.append(views)
+
+    def _shrunk(self, pair: Pair) -> Pair:
+        """A large image no finer than its views can show; as it is where nothing marked would be left."""
+        longest = MOST_SIDES * self._segmenter.backbone.image_size
+        mask = shrunk(pair[1].astype(np.uint8) * 255, longest) > 127
+        return (shrunk(pair[0], longest), mask) if mask.any() == pair[1].any() else pair
 
     def _query_views(self, pair: Pair, generator: np.random.Generator, count: int) -> list[_View]:
         """The image as it is, then zoomed in and out in turn: the object is seen at other sizes."""

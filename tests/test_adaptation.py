@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import make_swift_segmenter
 
 from diffseg_cli import adaptation
-from diffseg_cli.adaptation import Negative, adapt_steps
+from diffseg_cli.adaptation import Negative, SupportViews, adapt_steps
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.errors import InputError, UsageError
 from diffseg_cli.evaluation.adapted_prototype import adapt_metric
@@ -189,6 +189,27 @@ def test_views_keep_image_and_mask_together() -> None:
             assert mask.any()
             inside, outside = image[mask].std(), image[~mask].std()
             assert inside > outside  # stripes vary more than noise, wherever they went
+
+
+def test_views_of_a_large_image_are_made_of_a_smaller_one(
+    small_segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def recorded(pair: Pair, generator: np.random.Generator) -> Pair:
+        seen.append(pair[0].shape[:2])
+        return recoloured(pair, generator)
+
+    monkeypatch.setattr(adaptation, "recoloured", recorded)
+    image, mask = np.zeros((1500, 2000, 3), np.uint8), np.zeros((1500, 2000), bool)
+    mask[700:900, 900:1100] = True
+    speck = np.zeros_like(mask)
+    speck[700, 900] = True  # would be lost
+    views = SupportViews(small_segmenter, AdaptConfig(), 0)
+    views.add_support((image, mask))
+    assert seen and max(max(shape) for shape in seen) <= 4 * small_segmenter.backbone.image_size
+    views.add_support((image, speck))
+    assert max(max(shape) for shape in seen) > 4 * small_segmenter.backbone.image_size
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (10, 40_000), (40_000, 10), (3000, 4000)])
