@@ -245,13 +245,16 @@ class Segmenter(Method):
         with self.stage("resize"):
             probabilities, score_maps = output.probability.cpu(), output.scores.score_map.float().cpu()
         stopwatch.mark("look and modules")
-        plain = output.at_windows([whole(image) for image in queries.images], presences) if presences else []
+        plain: list[WindowLook] = []
+        if presences and zoom != "off":
+            plain = output.at_windows([whole(image) for image in queries.images], presences)
         predictions = []
         for index, image in enumerate(queries.images):
             looks: list[WindowLook] = []
+            presence = presences[index] if presences else None
             if plain:
                 looks = self.look_closer(plain[index], image, support, zoom=zoom, seed=seed)
-            presence = max((look.presence for look in deciding(looks)), default=None)
+                presence = max(look.presence for look in deciding(looks))
             mask, probability = self.finish(
                 probabilities[index, 0],
                 image,

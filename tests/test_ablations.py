@@ -38,6 +38,7 @@ def look_with(backbone: CompactBackbone, knowledge: str, *, channel: int = 0) ->
     frames = 0.3 * torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
     frames[:, channel] += 0.7 * masks[:, 0]
     support = asked.encode_frames(frames, masks)
+    support = support.seen_again(support.latents, support.masks)
     query = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     return asked.forward(asked.backbone.encode(query), None, support).scores.score_map
 

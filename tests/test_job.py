@@ -41,21 +41,27 @@ def test_its_end_is_the_last_step(worker: ThreadPoolExecutor) -> None:
     assert finished(job)["done"] == 2
 
 
-def test_seconds_left_are_those_of_the_stage(worker: ThreadPoolExecutor) -> None:
+def paused(
+    worker: ThreadPoolExecutor, *steps: tuple[str, int, float]
+) -> tuple[BackgroundJob, threading.Event]:
+    """A job after its last step (stage, done of 10, seconds until the next); it ends with the event."""
     go, looked = threading.Event(), threading.Event()
 
-    def steps() -> Iterator[Step]:
-        yield {"stage": "slow", "done": 1, "total": 1}
-        time.sleep(0.5)
-        yield {"stage": "fast", "done": 0, "total": 10}
-        time.sleep(0.1)
-        yield {"stage": "fast", "done": 5, "total": 10}
+    def run() -> Iterator[Step]:
+        for stage, done, seconds in steps:
+            yield {"stage": stage, "done": done, "total": 10}
+            time.sleep(seconds)
         looked.set()
         assert go.wait(10)
 
     job = BackgroundJob(worker.submit)
-    job.start(steps(), "waiting")
+    job.start(run(), "waiting")
     assert looked.wait(10)
+    return job, go
+
+
+def test_seconds_left_are_those_of_the_stage(worker: ThreadPoolExecutor) -> None:
+    job, go = paused(worker, ("slow", 10, 0.5), ("fast", 0, 0.1), ("fast", 5, 0))
     assert job.progress["stage"] == "fast" and 0.1 <= job.progress["seconds_left"] < 0.4
     assert not job.start(counted(1), "waiting")  # one at a time
     go.set()
@@ -63,20 +69,7 @@ def test_seconds_left_are_those_of_the_stage(worker: ThreadPoolExecutor) -> None
 
 
 def test_what_comes_before_the_first_step_does_not_count_as_its_time(worker: ThreadPoolExecutor) -> None:
-    go, looked = threading.Event(), threading.Event()
-
-    def steps() -> Iterator[Step]:
-        yield {"stage": "adapting", "done": 0, "total": 10}
-        time.sleep(0.5)
-        yield {"stage": "adapting", "done": 0, "total": 10}
-        time.sleep(0.01)
-        yield {"stage": "adapting", "done": 1, "total": 10}
-        looked.set()
-        assert go.wait(10)
-
-    job = BackgroundJob(worker.submit)
-    job.start(steps(), "waiting")
-    assert looked.wait(10)
+    job, go = paused(worker, ("adapting", 0, 0.5), ("adapting", 0, 0.01), ("adapting", 1, 0))
     assert job.progress["seconds_left"] < 4  # 4.6 with what came before
     go.set()
     assert finished(job)["stage"] == "done"

@@ -162,6 +162,11 @@ def test_each_attention_can_be_left_out_or_replaced(mode: str, which: int) -> No
     modes[which] = mode
     pam, name = make_pam(modes=modes), f"attention_{which + 1}"
     assert pam(*episode()).shape == (2, CHANNELS, 8, 12)
+    query, support, masks, score_map = episode()
+    once = pam(query, support, masks, score_map)
+    views = torch.cat([support, support.flip(-1)], -2), torch.cat([masks, masks], -2)
+    twice = pam(query, *views, score_map)  # supports in two views; a convolution has room for the first
+    assert torch.allclose(once, twice, atol=1e-5) == (which == 0 and mode != "attention")
     if mode == "none":
         assert getattr(pam, name) is None
     if mode == "conv":  # the names of its tensors in checkpoints

@@ -23,6 +23,7 @@ from diffseg_cli.datasets.episode import FewShotDataset, draw_episode, read_fold
 from diffseg_cli.evaluation.metrics import IouCounts, count_pixels, gain_interval
 from diffseg_cli.models.support import SupportFeatures
 from diffseg_cli.reading.image_io import read_image, read_mask
+from diffseg_cli.results.render import resized
 from diffseg_cli.segmenter import Segmenter
 
 STEP = 64  # the networks halve a frame six times
@@ -57,9 +58,7 @@ def frame(image: NDArray[np.uint8], shape: str, side: int) -> tuple[Tensor, tupl
         "padded": (max(1, round(h * scale)), max(1, round(w * scale))),
         "nearest size": nearest_size((h, w), side),
     }[shape]
-    shrinks = h >= inner[0] and w >= inner[1]
-    resized = cv2.resize(image, inner[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    seen = torch.from_numpy(resized).permute(2, 0, 1).float() / 255
+    seen = torch.from_numpy(resized(image, inner)).permute(2, 0, 1).float() / 255
     if shape != "padded":
         return seen[None], (slice(None), slice(None))
     whole = torch.full((1, 3, side, side), GREY)
