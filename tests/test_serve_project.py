@@ -2,6 +2,7 @@
 
 import errno
 import io
+import itertools
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from diffseg_cli import files
-from diffseg_cli.adaptation import adapt_steps
+from diffseg_cli.adaptation import Adapted, AdaptStep, adapt_steps
 from diffseg_cli.config import AdaptConfig
 from diffseg_cli.errors import InputError
 from diffseg_cli.labelling import export, teaching
@@ -200,12 +201,13 @@ def test_learning_adapts_the_modules_that_are_trained(small_segmenter: Segmenter
     project.correct("a.png", 0, [labels() > 0])
     project.say_nothing("b.png", 0)
     before = small_segmenter.trained.digest
-    steps = list(teach_steps(small_segmenter, project, adapt=AdaptConfig(steps=2)))
+    queries = QueryCache(small_segmenter, project.out / "cache")
+    steps = list(teach_steps(small_segmenter, project, queries, adapt=AdaptConfig(steps=2)))
     assert [(step.step, step.steps) for step in steps] == [(0, 2), (0, 2), (1, 2), (2, 2), (2, 2)]
     taught = steps[-1].taught
     assert taught is not None and taught.concepts[0].adapted is not None and taught.supports == 1
     assert small_segmenter.trained.digest == before
-    review = propose(project, taught, QueryCache(small_segmenter, project.out / "cache"), "day1/c.png")
+    review = propose(project, taught, queries, "day1/c.png")
     assert review.state.value == "proposed" and review.doubt is not None
 
 
@@ -213,16 +215,17 @@ def test_what_was_learned_is_there_after_a_restart(
     small_segmenter: Segmenter, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def teach(project: Project, given: Sequence[Concept] = ()) -> Taught:
-        *_, last = teach_steps(small_segmenter, project, given, adapt=AdaptConfig(steps=2, found_enough=2.0))
+        config = AdaptConfig(steps=2, found_enough=2.0)
+        *_, last = teach_steps(small_segmenter, project, queries, given, adapt=config)
         assert last.taught is not None
         return last.taught
 
     def again() -> Project:
         return Project(project.images, project.out)
 
+    queries = QueryCache(small_segmenter, project.out / "cache")
     for key in ("a.png", "b.png"):
         project.correct(key, 0, [labels() > 0])
-    queries = QueryCache(small_segmenter, project.out / "cache")
     first = teach(project)
     adapted = first.concepts[0].adapted
     assert adapted is not None and adapted.reach > 0
@@ -246,6 +249,45 @@ def test_what_was_learned_is_there_after_a_restart(
         monkeypatch.setattr(teaching, "adapt_steps", counted := Mock(side_effect=adapt_steps))
         teach(again())
         assert counted.call_count == 1
+
+
+@pytest.mark.parametrize("better", ["adapted", "plain"])
+def test_later_decisions_judge_what_was_learned(
+    small_segmenter: Segmenter, project: Project, monkeypatch: pytest.MonkeyPatch, better: str
+) -> None:
+    """Modules that mark everything are closer to a person's mask than those that mark nothing.
+
+    Those that lose go on being learned and judged, beside what answers and what the concept's file holds.
+    """
+    everything = project.read("b.png"), np.ones(HW, dtype=bool)
+    config = AdaptConfig(steps=20, lr=0.01, found_enough=2.0, reach=1.0)
+    *_, last = adapt_steps(small_segmenter, [everything] * 2, config=config)
+    assert last.adapted is not None and last.adapted.reach == 1
+    eager = last.adapted.trained
+    plain, adapted = (
+        (small_segmenter.trained, eager) if better == "adapted" else (eager, small_segmenter.trained)
+    )
+    segmenter = small_segmenter.with_trained(plain)
+    learned = AdaptStep(1, 1, 0.0, Adapted(adapted, 1.0, 0.5, 0.5))
+    monkeypatch.setattr(teaching, "adapt_steps", lambda *_, **__: iter([learned]))
+    queries = QueryCache(segmenter, project.out / "cache")
+
+    def taught(project: Project) -> Concept:
+        *_, last = teach_steps(segmenter, project, queries)
+        assert last.taught is not None
+        return last.taught.concepts[0]
+
+    project.correct("a.png", 0, [labels() > 0])
+    assert taught(project).adapted is not None
+    years = itertools.count(2100)
+    monkeypatch.setattr("diffseg_cli.labelling.project.now", lambda: f"{next(years)}-01-01T00:00:00Z")
+    project.correct("day1/c.png", 0, [labels() > 0])
+    for concept in (taught(project), taught(Project(project.images, project.out))):
+        assert (concept.adapted is None) == (better == "plain")
+    project.correct("b.png", 0, [labels() > 0])
+    assert (taught(project).adapted is None) == (better == "plain")
+    trial = project.remembered("bird")["trial"]
+    assert trial[better] > 0.4 and sum(trial.values()) == trial[better]  # twice 750 of 3072 pixels
 
 
 def test_what_is_proposed_already_is_not_proposed_again(client: TestClient, project: Project) -> None:

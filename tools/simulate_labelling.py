@@ -54,7 +54,8 @@ def learn(
         Seconds to learn, and seconds an image to propose.
     """
     began, taught = time.process_time(), None
-    for step in teach_steps(segmenter, project, adapt=ADAPT if adapt else None, most_supports=most_supports):
+    way = ADAPT if adapt else None
+    for step in teach_steps(segmenter, project, queries, adapt=way, most_supports=most_supports):
         taught = step.taught
     assert taught is not None
     learned, still_open = time.process_time(), [each for each in project.reviews() if not each.is_reviewed]

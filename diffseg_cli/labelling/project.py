@@ -210,20 +210,23 @@ class Project:
         Raises:
             InputError: the folder leads elsewhere.
         """
-        path = self.out / CONCEPTS / f"{name}.dsc"
-        self._check_inside(path)
-        return path
+        return self._inside(self.out / CONCEPTS / f"{name}.dsc")
 
-    def remember(self, name: str, learned_from: str) -> None:
-        """Note what the concept at `concept_path` was learned from."""
-        known = {"learned_from": learned_from, "sha256": _sha256_of(self.concept_path(name)), "time": now()}
+    def rejected_path(self, name: str) -> Path:
+        """Where the same is with adapted modules that do not answer; raises as `concept_path`."""
+        return self._inside(self.out / HIDDEN / CONCEPTS / f"{name}.dsc")
+
+    def remember(self, name: str, learned_from: str, trial: dict[str, float]) -> None:
+        """Note what the concept at `concept_path` was learned from, and how earlier ones did."""
+        made = {"sha256": _sha256_of(self.concept_path(name)), "time": now()}
+        known = {"learned_from": learned_from, "trial": trial, **made}
         with self._log.writing():
             taught = {**self._log.project.get("taught", {}), name: known}
             self._log.append({**self._log.project, "taught": taught})
 
-    def remembered(self, name: str) -> dict[str, str]:
-        """What was noted of a concept, `learned_from` and `time`; empty where its file is another one."""
-        known = self._log.project.get("taught", {}).get(name)
+    def remembered(self, name: str) -> dict[str, Any]:
+        """What was noted of a concept, with its `time`; empty where its file is another one."""
+        known: dict[str, Any] | None = self._log.project.get("taught", {}).get(name)
         return known if known and known["sha256"] == _sha256_of(self.concept_path(name)) else {}
 
     # --- deciding ---
@@ -335,7 +338,7 @@ class Project:
             if mask is None:
                 self._log.append(review)
             else:
-                self._check_inside(self.mask_path(key))
+                self._inside(self.mask_path(key))
                 staged = self._staged / f"{digest}.png"
                 write_whole(staged, mask)
                 self._log.append(review)
@@ -355,13 +358,14 @@ class Project:
 
     def _publish(self, key: str, mask: bytes) -> None:
         path = self.mask_path(key)
-        self._check_inside(path)
+        self._inside(path)
         write_whole(path, mask)
 
-    def _check_inside(self, path: Path) -> None:
+    def _inside(self, path: Path) -> Path:
         folder = path.parent.resolve()
         if self.out.resolve() not in (folder, *folder.parents):
             raise InputError(f"{path} leads out of {self.out}.", "Remove the link.")
+        return path
 
 
 def open_project(out: Path) -> Project:

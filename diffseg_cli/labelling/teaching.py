@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +10,11 @@ import numpy as np
 from diffseg_cli.adaptation import adapt_steps
 from diffseg_cli.choices import AnswerChoice
 from diffseg_cli.config import AdaptConfig
-from diffseg_cli.errors import DiffsegError, InputError, UsageError
+from diffseg_cli.errors import DiffsegError, InputError, UsageError, WeightsError
 from diffseg_cli.finding import find_in
 from diffseg_cli.labelling.disk_cache import name_of, stamp_of
 from diffseg_cli.labelling.doubt import doubt_of
-from diffseg_cli.labelling.project import Project
+from diffseg_cli.labelling.project import Mask, Project
 from diffseg_cli.labelling.query_cache import QueryCache
 from diffseg_cli.labelling.review_log import Outdated, Review, State, now
 from diffseg_cli.supports.concept import Concept, Source, SupportSet, open_concept, source_of, write_concept
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MOST_SUPPORTS = 10  # per class: a look takes longer with each
 ADAPT = AdaptConfig()
 MOST_NEGATIVES = 5  # images without a class that it is learned from
+MOST_JUDGED = 10  # images decided since the last learning that judge its modules; the last ones
 PRESENT = 0.5  # presence below which nothing is proposed, where there is a calibrated score
 
 
@@ -112,12 +113,72 @@ def lesson_of(project: Project, index: int, most_supports: int = MOST_SUPPORTS) 
     return Lesson(index, name, supports, negatives)
 
 
+# --- judging -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How adapted modules did on images that were decided after they were learned, and so took no part in it.
+
+    Adaptation helps most classes and harms some, and a few supports cannot tell which: later decisions can.
+
+    Attributes:
+        adapted: sum of the IoU of what they marked with what was decided, over all rounds of learning.
+        plain: the same of the modules as they were given, with the same supports.
+    """
+
+    adapted: float = 0.0
+    plain: float = 0.0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the modules as they were given answer better."""
+        return self.adapted < self.plain
+
+
+def _trial_of(project: Project, lesson: Lesson) -> Trial:
+    """As it stood when the class was last learned."""
+    return Trial(**project.remembered(lesson.name).get("trial", {}))
+
+
+def _judge(segmenter: "Segmenter", project: Project, queries: QueryCache, lesson: Lesson) -> Iterator[Trial]:
+    """The trial of a class with the decisions since it was last learned, one after the other."""
+    known, trial = project.remembered(lesson.name), _trial_of(project, lesson)
+    if not known:
+        return
+    rejected, answering = project.rejected_path(lesson.name), project.concept_path(lesson.name)
+    try:
+        concept = open_concept(rejected if rejected.exists() else answering).concept(segmenter)
+    except WeightsError:  # made by another model
+        return
+    since = [review for review in project.reviews() if review.is_reviewed and review.time > known["time"]]
+    since.sort(key=lambda review: review.time)
+    for review in since[-MOST_JUDGED:] if concept.adapted else []:
+        masks, path = project.masks(review.image), project.item(review.image).path
+        if masks is None or not masks[lesson.index].any():
+            continue
+        with suppress(InputError):  # an image that is gone judges nothing
+            query, truth = queries.encode(path), masks[lesson.index]
+            adapted, plain = (
+                each.answering(segmenter).segment_encoded(query, each.support)[0].mask
+                for each in (concept, replace(concept, adapted=None))
+            )
+            trial = Trial(trial.adapted + _iou(adapted, truth), trial.plain + _iou(plain, truth))
+            yield trial
+
+
+def _iou(found: Mask, truth: Mask) -> float:
+    """Of two masks (H W), the second of which marks something."""
+    return float((found & truth).sum() / (found | truth).sum())
+
+
 # --- learning ------------------------------------------------------------------------------------------
 
 
 def teach_steps(
     segmenter: "Segmenter",
     project: Project,
+    queries: QueryCache,
     given: Sequence[Concept] = (),
     *,
     adapt: AdaptConfig | None = ADAPT,
@@ -126,11 +187,12 @@ def teach_steps(
     """Learn the classes of a project from what a person decided.
 
     What is learned of a class is kept as a concept in the project, and read again as long as it would be
-    learned from the same.
+    learned from the same. Adapted modules answer unless those of earlier rounds were a loss.
 
     Args:
         segmenter: that learns; it stays as it is.
         project: what was decided.
+        queries: encodes its images.
         given: concepts to begin with, by the names of classes.
         adapt: how the trained modules are adapted, where there are any; with None the images are supports
             and no more.
@@ -154,15 +216,22 @@ def teach_steps(
     for lesson, digest, kept, is_new in zip(lessons, digests, known, new, strict=True):
         if is_new:
             supports = _supports(project, lesson)
-            adapted = None
+            adapted, trial = None, _trial_of(project, lesson)
             if config:
+                for judged in _judge(segmenter, project, queries, lesson):
+                    trial = judged
+                    yield TeachStep(done, steps)
                 absent = [(project.read(key), None) for key in lesson.negatives]
                 for step in adapt_steps(segmenter, supports.pairs, negatives=absent, config=config):
                     adapted = step.adapted
                     yield TeachStep(done + step.step, steps)
                 done += config.steps
-            saved = write_concept(project.concept_path(lesson.name), segmenter, supports, adapted)
-            project.remember(lesson.name, digest)
+            answering, rejected = project.concept_path(lesson.name), project.rejected_path(lesson.name)
+            saved = write_concept(answering, segmenter, supports, None if trial.is_lost else adapted)
+            project.remember(lesson.name, digest, asdict(trial))
+            rejected.unlink(missing_ok=True)
+            if trial.is_lost and adapted:  # they are judged again, and may do better
+                write_concept(rejected, segmenter, supports, adapted)
             learned.append(saved.concept(segmenter))
             times.append(project.remembered(lesson.name)["time"])
         elif kept:
@@ -256,7 +325,7 @@ def teach(
         UsageError: as `teach_steps`, as is InputError.
     """
     taught = None
-    for step in teach_steps(segmenter, project, given):
+    for step in teach_steps(segmenter, project, queries, given):
         yield {"stage": "learning", "done": step.step, "total": step.steps}
         taught = step.taught
     if taught is None:
