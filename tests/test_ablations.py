@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffseg_cli.assembly import load_segmenter
+from diffseg_cli.choices.training import FormChoice
 from diffseg_cli.cli.main import app
 from diffseg_cli.config import PamConfig, ScmConfig
 from diffseg_cli.errors import UsageError, WeightsError
@@ -73,18 +74,17 @@ def test_features_find_a_copied_object(small_segmenter: Segmenter, knowledge: st
 
 
 def test_switches_become_modules() -> None:
-    pam = PamConfig(width=16)
-    full = choose_modules("scm+pam", "self+cross", "attention,attention,attention", "all", False, pam=pam)
-    assert full.scm == ScmConfig() and full.pam == pam
-    alone = choose_modules("pam", "self+cross", "attention,attention,conv", "all", False, pam=pam)
+    full = choose_modules(FormChoice(channel_dropout=0.1))
+    assert full.scm == ScmConfig() and full.pam == PamConfig(channel_dropout=0.1)
+    alone = choose_modules(FormChoice(modules="pam", pam_attentions="attention,attention,conv"))
     assert alone.scm is None and alone.pam and alone.pam.modes == ("attention", "none", "conv")
-    scm = choose_modules("scm", "cross", "attention,attention,attention", "1", True, pam=pam, image_size=256)
+    scm = choose_modules(FormChoice(modules="scm", scm_scales="1", scm_separate=True, image_size=256))
     assert scm.pam is None and scm.scm == ScmConfig(shared=False, scales=(1,)) and scm.image_size == 256
-    blind = choose_modules("scm+pam", "cross", "none,conv,attention", "none", False, pam=pam)
+    blind = choose_modules(FormChoice(pam_attentions="none,conv,attention", scm_scales="none"))
     assert blind.scm is None and blind.pam and blind.pam.modes == ("none", "conv", "attention")
-    for attentions, scales in (("attention,conv", "all"), ("a,b,c", "all"), ("none,none,none", "fine")):
+    for wrong in ({"pam_attentions": "attention,conv"}, {"pam_attentions": "a,b,c"}, {"scm_scales": "fine"}):
         with pytest.raises(UsageError, match="'"):
-            choose_modules("scm+pam", "self", attentions, scales, False, pam=pam)
+            choose_modules(FormChoice(**wrong))
 
 
 def make_classes(root: Path, pictures: int = 3) -> None:

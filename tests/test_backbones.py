@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from diffseg_cli import load_segmenter
-from diffseg_cli.config import ModulesConfig
+from diffseg_cli.choices.training import FormChoice, TrainPlan
 from diffseg_cli.errors import UsageError
 from diffseg_cli.loading import BACKBONES, BackboneKind, BackboneRequest, build_compact, load_edge_detector
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.compact import CompactBackbone
 from diffseg_cli.models.hed import HED
-from diffseg_cli.training.jobs import TrainPlan, check_plan
+from diffseg_cli.training.jobs import check_plan, modules_of, start_of
 from tests.conftest import SMALL
 
 
@@ -51,19 +51,19 @@ def test_a_third_backbone_is_a_row_of_the_table() -> None:
 
 def test_training_asks_the_backbone_what_it_can(tmp_path: Path) -> None:
     plan = TrainPlan(tmp_path, tmp_path / "out", model="third")
-    assert plan.start is None  # nothing is shipped for it, so random weights are the default
-    check_plan(plan)
+    assert start_of(plan) is None  # nothing is shipped for it, so random weights are the default
+    check_plan(plan, modules_of(plan))
     for what, wrong in (
-        ("own size only", replace(plan, modules=ModulesConfig(image_size=256))),
+        ("own size only", replace(plan, form=FormChoice(image_size=256))),
         ("No trained modules are shipped", replace(plan, init="shipped")),
         (
             "stands in for a diffusion model",
-            replace(plan, model="kandinsky-2-2", modules=ModulesConfig(knowledge="resnet")),
+            replace(plan, model="kandinsky-2-2", form=FormChoice(knowledge="resnet")),
         ),
         ("Unknown model", replace(plan, model="fourth")),
     ):
         with pytest.raises(UsageError, match=what):
-            check_plan(wrong)
+            check_plan(wrong, modules_of(wrong))
 
 
 def test_blocks_are_the_latents() -> None:

@@ -24,6 +24,7 @@ from diffseg_cli.choices import (
     SupportChoice,
 )
 from diffseg_cli.choices.evaluation import EvaluationPlan
+from diffseg_cli.choices.training import FormChoice, TrainPlan
 from diffseg_cli.cli import inputs, main
 from diffseg_cli.cli.options import FormatChoice
 from diffseg_cli.config import LookConfig, ModulesConfig, PamConfig, ScmConfig, SegmentConfig
@@ -324,18 +325,25 @@ def test_train_ignores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         "--support-crop whole"
     )
     run(f"train --root classes --out runs {options}")
-    pam = PamConfig(modes=("conv", "none", "attention"), channel_dropout=0.25, query_dropout=0.125)
-    plan = jobs.TrainPlan(
+    form = FormChoice(
+        **{"modules": "pam", "knowledge": "cross", "pam_attentions": "conv,none,attention"},
+        **{"image_size": 128, "channel_dropout": 0.25, "query_dropout": 0.125},
+        **{"timesteps": (10, 50), "cross_map": "balanced", "support_crop": "whole"},
+    )
+    plan = TrainPlan(
         **{"root": Path("classes"), "out": Path("runs"), "dataset": "pascal-5i", "fold": 2, "split": "trn"},
         **{"val_split": "test", "val_sources": "a,b", "views": 3, "cache": Path("c"), "init": "none"},
         **{"recipe": "paper", "steps": 5, "lr": 0.5, "batch_size": 2, "validate_every": 4, "save_every": 3},
         **{"seed": 9, "precision": "fp32", "tensorboard": True},
         **{"model": "kandinsky-2-2", "device": "cuda:3", "dtype": "float16"},
-        modules=ModulesConfig(None, pam, "cross", 128, LookConfig((10, 50), "balanced", "whole")),
+        form=form,
     )
     assert seen == [vars(plan)]
+    pam = PamConfig(modes=("conv", "none", "attention"), channel_dropout=0.25, query_dropout=0.125)
+    look = LookConfig((10, 50), "balanced", "whole")
+    assert jobs.modules_of(plan) == ModulesConfig(None, pam, "cross", 128, look)
     run("train --root classes --out runs --scm-scales 0,2 --scm-separate")
-    assert seen[1]["modules"].scm == ScmConfig(shared=False, scales=(0, 2))
+    assert jobs.modules_of(TrainPlan(**seen[1])).scm == ScmConfig(shared=False, scales=(0, 2))
 
 
 def test_evaluate_ignores_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

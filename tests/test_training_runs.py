@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 
 from diffseg_cli import compute
 from diffseg_cli.assembly import load_segmenter
+from diffseg_cli.choices.training import TrainPlan
 from diffseg_cli.cli.main import app
 from diffseg_cli.config import FineTuneConfig, TrainConfig
 from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.errors import InputError, MissingDependency, UsageError
 from diffseg_cli.loading import load_compact
 from diffseg_cli.training.feature_cache import FeatureCache
-from diffseg_cli.training.jobs import TrainPlan, modules_job
+from diffseg_cli.training.jobs import modules_job, start_of, train_config
 from diffseg_cli.training.own_classes import hold_out
 from diffseg_cli.training.plots import BOARD, CURVES
 from diffseg_cli.training.process_group import ProcessGroup
@@ -231,11 +232,11 @@ def test_another_run_in_the_same_folder_is_refused(classes: Path, tmp_path: Path
 
 
 def test_fine_tuning_has_numbers_of_its_own(classes: Path, tmp_path: Path) -> None:
-    tuned = TrainPlan(classes, tmp_path).train_config()
-    fresh = TrainPlan(classes, tmp_path, init="none").train_config()
+    tuned = train_config(TrainPlan(classes, tmp_path))
+    fresh = train_config(TrainPlan(classes, tmp_path, init="none"))
     assert (tuned.steps, tuned.lr) == (FineTuneConfig.steps, FineTuneConfig.lr)
     assert (fresh.steps, fresh.lr) == (TrainConfig.steps, TrainConfig.lr)
-    assert TrainPlan(classes, tmp_path, model="kandinsky-2-2").start is None
+    assert start_of(TrainPlan(classes, tmp_path, model="kandinsky-2-2")) is None
 
 
 def test_a_fold_of_pascal_is_trained_with_nothing_to_validate_on(tmp_path: Path) -> None:

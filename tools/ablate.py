@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffseg_cli.config import ModulesConfig, PamConfig, TrainConfig
+from diffseg_cli.choices.training import FormChoice
+from diffseg_cli.config import ModulesConfig, TrainConfig
 from diffseg_cli.datasets.episode import read_folder
 from diffseg_cli.evaluation.metrics import RESAMPLES
 from diffseg_cli.evaluation.summary import EpisodeResult, summarise
@@ -53,9 +54,9 @@ def _attentions(name: str, text: str, modes: str, paper: tuple[float, float]) ->
 
 TABLES = {
     3: (
-        Row("neither", "neither: `M_a` of the untrained look", {"which": "none"}),
-        Row("scm", "look with SCM, answer `M_a`", {"which": "scm"}),
-        Row("pam", "PAM, no attention maps", {"which": "pam"}),
+        Row("neither", "neither: `M_a` of the untrained look", {"modules": "none"}),
+        Row("scm", "look with SCM, answer `M_a`", {"modules": "scm"}),
+        Row("pam", "PAM, no attention maps", {"modules": "pam"}),
         Row(FULL, "look with SCM, and PAM", {}),
     ),
     4: (
@@ -88,15 +89,7 @@ TABLES = {
 
 def modules_of(row: Row, image_size: int) -> ModulesConfig:
     """The switches of `diffseg train` a row stands for."""
-    switches = {
-        "which": "scm+pam",
-        "knowledge": "self+cross",
-        "pam_attentions": "attention,attention,attention",
-        "scm_scales": "all",
-        "scm_separate": False,
-        **row.switches,
-    }
-    return choose_modules(**switches, pam=PamConfig(), image_size=image_size)
+    return choose_modules(FormChoice(**row.switches, image_size=image_size))
 
 
 def build(cache: FeatureCache, name: str) -> FeatureCache:

@@ -1,12 +1,13 @@
 """The two training runs from images to weights, as generators of progress."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from diffseg_cli.choices.training import FormChoice, TrainPlan
 from diffseg_cli.compute import resolve_device, resolve_dtype
-from diffseg_cli.config import FineTuneConfig, LookConfig, ModulesConfig, PamConfig, TrainConfig
+from diffseg_cli.config import FineTuneConfig, ModulesConfig, TrainConfig
 from diffseg_cli.datasets import PROTOCOLS, load_dataset
 from diffseg_cli.datasets.episode import FewShotDataset, read_folder
 from diffseg_cli.errors import UsageError
@@ -17,6 +18,7 @@ from diffseg_cli.loading import (
     load_backbone,
     load_edge_detector,
     load_encoder,
+    trained_look,
 )
 from diffseg_cli.models.backbone import Backbone
 from diffseg_cli.models.knowledge import FEATURE_KNOWLEDGE
@@ -27,10 +29,13 @@ from diffseg_cli.training.plots import RELIABILITY, Board, write_curves, write_r
 from diffseg_cli.training.presence_fit import calibrate_checkpoint
 from diffseg_cli.training.process_group import ProcessGroup, find_group, local_device
 from diffseg_cli.training.run_state import MODULES
+from diffseg_cli.training.switches import choose_modules
 from diffseg_cli.training.trainer import Trainer, new_segmenter
 from diffseg_cli.weights.checkpoint import CheckpointInfo
 from diffseg_cli.weights.files import file_sha256, find_weights
 
+# Switches under which weights do not fit modules of another setting.
+SHAPE = ("modules", "knowledge", "pam_attentions", "scm_scales", "scm_separate", "image_size")
 RECIPES, PRECISIONS = ("default", "paper"), ("bf16", "fp32")
 
 
@@ -45,92 +50,42 @@ class Progress:
     milestone: bool = False  # worth a line of its own where there is no bar
 
 
-@dataclass(frozen=True)
-class TrainPlan:
-    """What to train, on what, from where.
+def start_of(plan: TrainPlan) -> str | None:
+    """What the weights start from: a checkpoint, "shipped", or None for random ones."""
+    as_shipped = all(getattr(plan.form, switch) == getattr(FormChoice, switch) for switch in SHAPE)
+    if plan.init is None and plan.own_classes and as_shipped and backbone_kind(plan.model).modules:
+        return "shipped"
+    return None if plan.init in (None, "none") else plan.init
 
-    Attributes:
-        root: where the data set lies.
-        out: for state, log and checkpoint; a run that was stopped goes on from it.
-        dataset: a key of `datasets.PROTOCOLS`.
-        fold: of the data set, where it has folds.
-        split: part to train on; None: "train", or all of a folder.
-        val_split: part to validate on; None: "val" where the protocol has one, of a folder without index.csv
-            a quarter of each class's images, elsewhere nothing.
-        val_sources: of a folder with index.csv, validate on these sources only.
-        model: "compact", "kandinsky-2-2" or a folder that holds it.
-        modules: which modules, and what they read.
-        init: "shipped", a checkpoint, or "none" for random weights; None: "shipped" for a folder of one's own
-            where modules of this form are shipped for the backbone, else "none".
-        recipe: "default" or "paper".
-        steps: None: as `TrainConfig`, or as `FineTuneConfig` from given weights.
-        lr: highest, of the default recipe; None as `steps`.
-        batch_size: episodes a step, of all processes together.
-        seed: of every draw.
-        views: cached views per image.
-        save_every: steps between states; None as `TrainConfig`.
-        validate_every: None as `steps`.
-        precision: of autocast, "bf16" or "fp32"; see `compute.autocast_for`.
-        device: "auto", "cpu", "cuda" or "mps".
-        dtype: of a frozen diffusion backbone; None what suits the device.
-        cache: folder of frozen results, may be shared by runs; None: `out/cache`.
-        tensorboard: write its scalars.
+
+def modules_of(plan: TrainPlan) -> ModulesConfig:
+    """What is trained; it looks as the checkpoint did that it starts from, unless the plan says otherwise.
+
+    Raises:
+        UsageError: a switch that means nothing.
+        WeightsError: the checkpoint cannot be read.
     """
-
-    root: Path
-    out: Path
-    dataset: str = "folder"
-    fold: int | None = None
-    split: str | None = None
-    val_split: str | None = None
-    val_sources: str | None = None
-    model: str = "compact"
-    modules: ModulesConfig = field(default_factory=ModulesConfig)
-    init: str | None = None
-    recipe: str = "default"
-    steps: int | None = None
-    lr: float | None = None
-    batch_size: int = TrainConfig.batch_size
-    seed: int = 0
-    views: int = 2
-    save_every: int | None = None
-    validate_every: int | None = None
-    precision: str = "bf16"
-    device: str = "auto"
-    dtype: str | None = None
-    cache: Path | None = None
-    tensorboard: bool = False
-
-    @property
-    def own_classes(self) -> bool:
-        """Whether the images are a folder of one's own, without an index of splits."""
-        return self.dataset == "folder" and not (self.root / "index.csv").is_file()
-
-    @property
-    def start(self) -> str | None:
-        """What the weights start from, None for random ones."""
-        as_shipped = replace(self.modules, pam=PamConfig(), look=LookConfig()) == ModulesConfig()
-        if self.init is None and self.own_classes and as_shipped and backbone_kind(self.model).modules:
-            return "shipped"
-        return None if self.init in (None, "none") else self.init
-
-    def train_config(self) -> TrainConfig:
-        """The numbers of the training."""
-        usual = FineTuneConfig() if self.start else TrainConfig()
-        return TrainConfig(
-            recipe=self.recipe,
-            steps=self.steps or usual.steps,
-            batch_size=self.batch_size,
-            lr=self.lr or usual.lr,
-            warmup_steps=usual.warmup_steps,
-            validate_every=self.validate_every or usual.validate_every,
-            save_every=self.save_every or TrainConfig.save_every,
-            precision=self.precision,
-            seed=self.seed,
-        )
+    given = plan.init not in (None, "none", "shipped")
+    return choose_modules(plan.form, trained_look(Path(str(plan.init))) if given else None)
 
 
-def check_plan(plan: TrainPlan) -> None:
+def train_config(plan: TrainPlan) -> TrainConfig:
+    """The numbers of the training."""
+    usual = FineTuneConfig() if start_of(plan) else TrainConfig()
+    return TrainConfig(
+        recipe=plan.recipe,
+        steps=plan.steps or usual.steps,
+        batch_size=plan.batch_size,
+        lr=plan.lr or usual.lr,
+        warmup_steps=usual.warmup_steps,
+        validate_every=plan.validate_every or usual.validate_every,
+        save_every=plan.save_every,
+        precision=plan.precision,
+        seed=plan.seed,
+    )
+
+
+def check_plan(plan: TrainPlan, modules: ModulesConfig) -> None:
     """Refuse what cannot work before anything slow starts.
 
     Raises:
@@ -139,7 +94,7 @@ def check_plan(plan: TrainPlan) -> None:
     for what, value, known in (("recipe", plan.recipe, RECIPES), ("precision", plan.precision, PRECISIONS)):
         if value not in known:
             raise UsageError(f"Unknown {what} '{value}'.", f"Use {' or '.join(known)}.")
-    if plan.modules.scm is None and plan.modules.pam is None:
+    if modules.scm is None and modules.pam is None:
         raise UsageError(
             "Without SCM and PAM there is nothing to train.", "Measure it: diffseg evaluate --head attention."
         )
@@ -158,20 +113,20 @@ def check_plan(plan: TrainPlan) -> None:
         raise UsageError(f"{plan.dataset} is trained one fold at a time.", f"Give --fold 0 to {folds - 1}.")
     if plan.fold is not None and not 0 <= plan.fold < max(folds, 1):
         raise UsageError(f"{plan.dataset} has no fold {plan.fold}.", "Leave --fold out, or give 0 to 3.")
-    _check_model(plan)
+    _check_model(plan, modules)
 
 
-def _check_model(plan: TrainPlan) -> None:
+def _check_model(plan: TrainPlan, modules: ModulesConfig) -> None:
     """Refuse what this backbone cannot give, before it is loaded."""
     kind = backbone_kind(plan.model)
-    if kind.network.adds_noise and plan.modules.knowledge in FEATURE_KNOWLEDGE:
+    if kind.network.adds_noise and modules.knowledge in FEATURE_KNOWLEDGE:
         raise UsageError(
-            f"Knowledge '{plan.modules.knowledge}' stands in for a diffusion model, and {plan.model} is one.",
+            f"Knowledge '{modules.knowledge}' stands in for a diffusion model, and {plan.model} is one.",
             "Use self+cross, cross or self.",
         )
-    if plan.modules.image_size and not kind.network.resizable:
+    if modules.image_size and not kind.network.resizable:
         raise UsageError(f"{plan.model} sees images at its own size only.", "Leave --image-size out.")
-    if plan.start == "shipped" and kind.modules is None:
+    if start_of(plan) == "shipped" and kind.modules is None:
         raise UsageError(f"No trained modules are shipped for {plan.model}.", "Give --init none or a file.")
 
 
@@ -196,14 +151,13 @@ def read_datasets(plan: TrainPlan) -> tuple[FewShotDataset, FewShotDataset | Non
     return dataset, load_dataset(plan.dataset, plan.root, fold=plan.fold, split=val_split, sources=sources)
 
 
-def backbone_job(
-    root: Path, out: Path, *, split: str | None, steps: int, seed: int, device: str
-) -> Iterator[Progress]:
+def backbone_job(plan: TrainPlan) -> Iterator[Progress]:
     """Fit what the compact backbone needs beside its ImageNet encoder; writes `out/decoder.safetensors`."""
-    backbone = build_compact().to(resolve_device(device))
+    backbone = build_compact().to(resolve_device(plan.device))
     load_encoder(backbone, find_weights(COMPACT_ENCODER))
-    dataset = read_folder(root, split=split)
-    for step in fit_backbone(backbone, dataset, out, decoder_steps=steps, seed=seed):
+    dataset = read_folder(plan.root, split=plan.split)
+    steps = plan.steps or TrainConfig.steps
+    for step in fit_backbone(backbone, dataset, plan.out, decoder_steps=steps, seed=plan.seed):
         yield Progress(step.stage, step.step, step.steps, {"loss": step.loss}, step.step == step.steps)
 
 
@@ -218,23 +172,24 @@ def modules_job(plan: TrainPlan) -> Iterator[Progress]:
         WeightsError: weights that are missing or do not fit.
         MissingDependency: accelerate or tensorboard is needed and not installed.
     """
-    check_plan(plan)
-    config, group = plan.train_config(), find_group()
+    modules = modules_of(plan)
+    check_plan(plan, modules)
+    config, group = train_config(plan), find_group()
     group.share(config.batch_size)
     board = Board(plan.out) if plan.tensorboard and group.leads else None
     dataset, held_out = read_datasets(plan)
     device = resolve_device(local_device(plan.device))
     mixed = backbone_kind(plan.model).network.mixed_precision
     dtype = resolve_dtype("float32" if mixed else plan.dtype, device)
-    backbone = load_backbone(plan.model, device, dtype, False, plan.modules.image_size)
-    _check_scales(plan.modules, backbone)
+    backbone = load_backbone(plan.model, device, dtype, False, modules.image_size)
+    _check_scales(modules, backbone)
     hed, folder = load_edge_detector(backbone), plan.cache or plan.out / "cache"
     frozen = partial(
         FeatureCache,
         folder,
         seed=plan.seed,
         precision=plan.precision,
-        support_crop=plan.modules.look.support_crop,
+        support_crop=modules.look.support_crop,
     )
     cache, validation = frozen(dataset, backbone, hed, views=plan.views), None
     if held_out is not None:
@@ -243,7 +198,7 @@ def modules_job(plan: TrainPlan) -> Iterator[Progress]:
         for done, rows in each.build() if each and group.leads else ():
             yield Progress(name, done, rows, {}, done == rows)
     group.wait()
-    trainer = _make_trainer(plan, config, cache, validation, group)
+    trainer = _make_trainer(plan, modules, config, cache, validation, group)
     for step in trainer.run():
         if board:
             board.add(step)
@@ -263,17 +218,18 @@ def modules_job(plan: TrainPlan) -> Iterator[Progress]:
 
 def _make_trainer(
     plan: TrainPlan,
+    modules: ModulesConfig,
     config: TrainConfig,
     cache: FeatureCache,
     validation: FeatureCache | None,
     group: ProcessGroup,
 ) -> Trainer:
     """Modules with their first weights, and all the checkpoint will say about them."""
-    backbone, start = cache.backbone, None
-    if plan.start is not None:
+    backbone, start, file = cache.backbone, start_of(plan), None
+    if start is not None:
         shipped = backbone_kind(plan.model).modules
-        start = find_weights(shipped) if shipped and plan.start == "shipped" else Path(plan.start)
-    segmenter, settings = new_segmenter(cache, plan.modules, plan.seed, start)
+        file = find_weights(shipped) if shipped and start == "shipped" else Path(start)
+    segmenter, settings = new_segmenter(cache, modules, plan.seed, file)
     record = {
         "data": plan.root.name,
         "dataset": plan.dataset,
@@ -284,8 +240,8 @@ def _make_trainer(
         "held_out_images": len(validation.dataset.samples) if validation else 0,
         "views": plan.views,
         "processes": group.size,
-        "init": Path(plan.start).name if plan.start else None,
-        "init_sha256": file_sha256(start) if start else None,
+        "init": Path(start).name if start else None,
+        "init_sha256": file_sha256(file) if file else None,
     }
     info = CheckpointInfo(backbone.name, backbone.fingerprint, settings, record)
     return Trainer(segmenter, cache, validation, config, plan.out, info, group)
