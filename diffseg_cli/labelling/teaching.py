@@ -151,9 +151,10 @@ def _judge(segmenter: "Segmenter", project: Project, queries: QueryCache, lesson
         concept = open_concept(rejected if rejected.exists() else answering).concept(segmenter)
     except WeightsError:  # made by another model
         return
+    if not (concept.adapted and concept.adapted.reach):
+        return
     since = [review for review in project.reviews() if review.is_reviewed and review.time > known["time"]]
-    since.sort(key=lambda review: review.time)
-    for review in since[-MOST_JUDGED:] if concept.adapted else []:
+    for review in sorted(since, key=lambda each: each.time)[-MOST_JUDGED:]:
         masks, path = project.masks(review.image), project.item(review.image).path
         if masks is None or not masks[lesson.index].any():
             continue
