@@ -112,7 +112,7 @@ class AdaptConfig:
     steps: int = 60
     batch_size: int = 3
     lr: float = 1e-3  # falls to zero in a straight line
-    most_shots: int = 2  # supports of an episode; 4 gain nothing for a quarter more time
+    most_shots: int = 2  # supports of an episode; 4 gain nothing for a third more time
     most_supports: int = 20
     query_views: int = 6  # of each support: whole, zoomed in, zoomed out
     support_views: int = 3

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from diffseg_cli import compute
 from diffseg_cli.assembly import load_segmenter
-from diffseg_cli.choices.training import TrainPlan
+from diffseg_cli.choices.training import FormChoice, TrainPlan
 from diffseg_cli.cli.main import app
 from diffseg_cli.config import FineTuneConfig, TrainConfig
 from diffseg_cli.datasets.episode import read_folder
@@ -237,6 +237,8 @@ def test_fine_tuning_has_numbers_of_its_own(classes: Path, tmp_path: Path) -> No
     assert (tuned.steps, tuned.lr) == (FineTuneConfig.steps, FineTuneConfig.lr)
     assert (fresh.steps, fresh.lr) == (TrainConfig.steps, TrainConfig.lr)
     assert start_of(TrainPlan(classes, tmp_path, model="kandinsky-2-2")) is None
+    for form in (FormChoice(modules="scm"), FormChoice(pam_attentions="conv,attention,attention")):
+        assert start_of(TrainPlan(classes, tmp_path, form=form)) is None  # shipped weights do not fit these
 
 
 def test_a_fold_of_pascal_is_trained_with_nothing_to_validate_on(tmp_path: Path) -> None:

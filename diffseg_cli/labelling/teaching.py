@@ -141,9 +141,11 @@ def _trial_of(project: Project, lesson: Lesson) -> Trial:
     return Trial(**project.remembered(lesson.name).get("trial", {}))
 
 
-def _judge(segmenter: "Segmenter", project: Project, queries: QueryCache, lesson: Lesson) -> Iterator[Trial]:
-    """The trial of a class with the decisions since it was last learned, one after the other."""
-    known, trial = project.remembered(lesson.name), _trial_of(project, lesson)
+def _judge(
+    segmenter: "Segmenter", project: Project, queries: QueryCache, lesson: Lesson, trial: Trial
+) -> Iterator[Trial]:
+    """A trial with the decisions since the class was last learned, one after the other."""
+    known = project.remembered(lesson.name)
     if not known:
         return
     rejected, answering = project.rejected_path(lesson.name), project.concept_path(lesson.name)
@@ -219,7 +221,7 @@ def teach_steps(
             supports = _supports(project, lesson)
             adapted, trial = None, _trial_of(project, lesson)
             if config:
-                for judged in _judge(segmenter, project, queries, lesson):
+                for judged in _judge(segmenter, project, queries, lesson, trial):
                     trial = judged
                     yield TeachStep(done, steps)
                 absent = [(project.read(key), None) for key in lesson.negatives]
